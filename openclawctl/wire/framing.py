@@ -1,0 +1,181 @@
+"""Frames: a `uint32` big-endian length, then one msgpack map.
+
+Owns the limits on what a peer may make us allocate. Knows nothing of message types.
+
+Invariants: a declared length is refused before any of the body is kept; nesting depth and the
+number of items are checked before the containers exist, because a four-byte msgpack header can
+declare a list of four billion entries; any bytes at all give payload maps or `RemoteProtocolError`.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING, Any, Final
+
+import msgpack
+
+from openclawctl.wire.errors import LocalProtocolError, RemoteProtocolError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+HELLO_FRAME_BYTES: Final = 64 * 1024
+"""Largest frame before `hello` is accepted: an unknown caller gets no more memory than this."""
+
+MAX_FRAME_BYTES: Final = 16 * 1024 * 1024
+"""Default largest frame afterwards: about four million words of text."""
+
+MAX_DEPTH: Final = 32
+"""Deepest nesting. JSON schemas and tool definitions, the deepest honest input, stay under 20."""
+
+MAX_ITEMS: Final = 65_536
+"""Most list entries and map pairs in one frame, all levels together. Decoding that many takes about
+20 ms (measured 2026-11-23), the longest that one frame may hold up the daemon's loop."""
+
+_LENGTH = struct.Struct(">I")
+
+
+def encode_frame(message: dict[str, Any], *, max_bytes: int = MAX_FRAME_BYTES) -> bytes:
+    """One frame. Raises `LocalProtocolError` when the message is larger than the peer accepts."""
+    payload: bytes = msgpack.packb(message, use_bin_type=True)
+    if len(payload) > max_bytes:
+        raise LocalProtocolError(
+            f"a message of {len(payload)} bytes is over the frame limit of {max_bytes} bytes"
+        )
+    return _LENGTH.pack(len(payload)) + payload
+
+
+class FrameReader:
+    """Cuts a byte stream into payload maps. `max_bytes` may be raised while frames are waiting."""
+
+    def __init__(self, *, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self._buffer = bytearray()
+
+    @property
+    def num_buffered_bytes(self) -> int:
+        """Bytes of a frame that is not complete yet. 0 at a clean end of the stream."""
+        return len(self._buffer)
+
+    def feed(self, data: bytes) -> None:
+        """Append received bytes. Bounded by the caller's read size plus one frame."""
+        self._buffer += data
+
+    def next_payload(self) -> dict[str, Any] | None:
+        """The next complete payload, or None when more bytes are needed.
+
+        Raises `RemoteProtocolError` for a frame that is too large, empty, or not a valid map.
+        """
+        if len(self._buffer) < _LENGTH.size:
+            return None
+        (length,) = _LENGTH.unpack_from(self._buffer)
+        if not 0 < length <= self.max_bytes:
+            raise RemoteProtocolError(
+                f"a frame declares {length} bytes; the limit is {self.max_bytes} bytes"
+            )
+        end = _LENGTH.size + length
+        if len(self._buffer) < end:
+            return None
+        payload = bytes(memoryview(self._buffer)[_LENGTH.size : end])
+        del self._buffer[:end]  # a bytearray drops its front without copying the rest
+        return decode_payload(payload)
+
+    def payloads(self) -> Iterator[dict[str, Any]]:
+        """Every payload that is complete now."""
+        while (payload := self.next_payload()) is not None:
+            yield payload
+
+
+def decode_payload(payload: bytes) -> dict[str, Any]:
+    """Decode one msgpack map under the depth and item limits, or raise `RemoteProtocolError`."""
+    try:
+        value = _decode_plain(payload) if _is_plain(payload) else _Decoder(payload).decode()
+    except (msgpack.UnpackException, ValueError, RecursionError) as error:
+        raise RemoteProtocolError(f"a frame is not valid msgpack: {error or 'cut short'}") from None
+    if not isinstance(value, dict):
+        raise RemoteProtocolError("a frame must hold one msgpack map")
+    return value
+
+
+# First bytes of containers, binaries and extensions (msgpack specification, "Formats", overview).
+_SHORT_MAPS = frozenset(range(0x80, 0x90))
+_SHORT_ARRAYS = frozenset(range(0x90, 0xA0))
+_MAPS = _SHORT_MAPS | {0xDE, 0xDF}
+_ARRAYS = _SHORT_ARRAYS | {0xDC, 0xDD}
+_EXTENSIONS = frozenset({*range(0xC7, 0xCA), *range(0xD4, 0xD9)})
+_NOT_SCALAR = _MAPS | _ARRAYS | _EXTENSIONS
+_SHORT_CONTAINER_BYTES = bytes(_SHORT_MAPS | _SHORT_ARRAYS)
+_NEEDS_CARE_BYTES = bytes({0xC4, 0xC5, 0xC6} | _EXTENSIONS | {0xDC, 0xDD, 0xDE, 0xDF})
+
+
+def _is_plain(payload: bytes) -> bool:
+    """Can msgpack's C decoder not be misused by these bytes? True when no byte could start a long
+    container, a binary or an extension, and so few could start a short container that they cannot
+    nest too deep. Most frames pass, and then decode 8 times faster (measured 2026-11-23)."""
+    if payload.translate(None, _NEEDS_CARE_BYTES) != payload:
+        return False
+    return len(payload) - len(payload.translate(None, _SHORT_CONTAINER_BYTES)) <= MAX_DEPTH
+
+
+def _decode_plain(payload: bytes) -> Any:
+    return msgpack.unpackb(payload, raw=False, strict_map_key=True)
+
+
+class _Decoder:
+    """Walks containers in Python, so that each is as large as what is really there, and leaves
+    scalars to msgpack's C code."""
+
+    def __init__(self, payload: bytes) -> None:
+        self._payload = payload
+        self._unpacker = msgpack.Unpacker(
+            max_buffer_size=len(payload), read_size=len(payload), raw=False
+        )
+        self._unpacker.feed(payload)
+        self._tell: Callable[[], int] = self._unpacker.tell
+        self._scalar: Callable[[], Any] = self._unpacker.unpack
+        self._items_left = MAX_ITEMS
+
+    def decode(self) -> Any:
+        value = self._value(MAX_DEPTH)
+        if self._tell() != len(self._payload):
+            raise RemoteProtocolError("a frame holds more than one msgpack value")
+        return value
+
+    def _value(self, depth_left: int) -> Any:
+        first = self._first_byte()
+        return self._compound(first, depth_left) if first in _NOT_SCALAR else self._scalar()
+
+    def _first_byte(self) -> int:
+        offset = self._tell()
+        if offset >= len(self._payload):
+            raise msgpack.OutOfData
+        return self._payload[offset]
+
+    def _compound(self, first: int, depth_left: int) -> Any:
+        if first in _EXTENSIONS:
+            raise RemoteProtocolError("msgpack extension types are not part of the protocol")
+        if depth_left <= 0:
+            raise RemoteProtocolError(f"a frame is nested deeper than {MAX_DEPTH} levels")
+        return self._map(depth_left - 1) if first in _MAPS else self._array(depth_left - 1)
+
+    def _take(self, num_items: int) -> int:
+        self._items_left -= num_items
+        if self._items_left < 0:
+            raise RemoteProtocolError(f"a frame holds more than {MAX_ITEMS} items")
+        return num_items
+
+    def _map(self, depth_left: int) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        for _ in range(self._take(self._unpacker.read_map_header())):
+            if not isinstance(key := self._value(0), str):
+                raise RemoteProtocolError("map keys must be strings")
+            result[key] = self._value(depth_left)
+        return result
+
+    def _array(self, depth_left: int) -> list[Any]:
+        result: list[Any] = []
+        for _ in range(self._take(self._unpacker.read_array_header())):
+            first = self._first_byte()
+            is_compound = first in _NOT_SCALAR
+            result.append(self._compound(first, depth_left) if is_compound else self._scalar())
+        return result

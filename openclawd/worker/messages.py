@@ -1,0 +1,338 @@
+"""What the daemon and a worker say to each other over their socketpair.
+
+Owns the fields of every message of that link; framing is the wire's. The worker may have read a
+hostile model file, so what it sends is checked like a client's bytes; what the daemon sends is not.
+
+`rid` is the daemon's integer for one request in one worker. A request has one or more sequences,
+told apart by `index` (the inputs of an `embed`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, ClassVar, Final
+
+from openclawctl.wire.errors import (
+    Code,
+    ModelFailed,
+    Problem,
+    RemoteProtocolError,
+    problem_from_wire,
+)
+from openclawctl.wire.fields import Fields
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+EXIT_STOPPED: Final = 0
+EXIT_LOAD_FAILED: Final = 70
+"""The model cannot load until its file or the configuration changes (EX_SOFTWARE in sysexits.h)."""
+EXIT_LOAD_FAILED_FOR_NOW: Final = 75
+"""The model could not load for want of memory or a device (EX_TEMPFAIL in sysexits.h)."""
+
+_MAX_ID: Final = 2**63 - 1
+_MAX_LIST: Final = 65_536
+
+
+# ---- daemon → worker ----
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """The first message: which model, with what. `threads` and `gpu_layers` None mean automatic.
+
+    `context` is tokens per sequence, `kv_tokens` for all together; `batch_tokens` bounds one step.
+    """
+
+    type: ClassVar[str] = "load"
+    name: str
+    path: str
+    parallel: int
+    context: int
+    kv_tokens: int
+    batch_tokens: int
+    threads: int | None = None
+    gpu_layers: int | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Prepare:
+    """Tokenise a request. `op` and `params` as on the wire (`openclawctl.wire.operations`)."""
+
+    type: ClassVar[str] = "prepare"
+    rid: int
+    op: str
+    params: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Compute a prepared request. `sampling` has no None left; `max_tokens` is 0 for `embed`."""
+
+    type: ClassVar[str] = "start"
+    rid: int
+    max_tokens: int
+    sampling: dict[str, Any]
+    stop: list[str] = field(default_factory=list)
+    priority: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """Forget a prepared request that will not start."""
+
+    type: ClassVar[str] = "drop"
+    rid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Abort:
+    """End a started request at the next step. Answered by its `ended` like any other end."""
+
+    type: ClassVar[str] = "abort"
+    rid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Exit now with status 0."""
+
+    type: ClassVar[str] = "stop"
+
+
+# ---- worker → daemon ----
+
+
+@dataclass(frozen=True, slots=True)
+class Loading:
+    """How far a load is: `phase` is `read` or `warm-up`, `fraction` 0 to 1 within it."""
+
+    type: ClassVar[str] = "loading"
+    phase: str
+    fraction: float
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """The model answered a warm-up call. `info` is what `models` and `status` show of it."""
+
+    type: ClassVar[str] = "loaded"
+    info: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadFailed:
+    """The model did not load; the worker exits next. `permanent`: trying again cannot help."""
+
+    type: ClassVar[str] = "load-failed"
+    message: str
+    hint: str
+    permanent: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Exact prompt tokens of a request, over all its sequences. Nothing is computed yet."""
+
+    type: ClassVar[str] = "prepared"
+    rid: int
+    prompt_tokens: int
+    longest: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The whole result of `tokenize` (`tokens`) or `detokenize` (`text`)."""
+
+    type: ClassVar[str] = "answer"
+    rid: int
+    result: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A request that cannot be prepared, with the fields of an `error` message."""
+
+    type: ClassVar[str] = "refused"
+    rid: int
+    error: dict[str, Any]
+
+    def to_problem(self) -> Problem:
+        source = Fields(self.error, where="refused", error=RemoteProtocolError)
+        return problem_from_wire(
+            source.text("code"),
+            source.text("kind"),
+            source.text("message"),
+            hint=source.text("hint"),
+            retry_after_s=source.number_or_none("retry_after_s", low=0, high=1e9),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What one step added to one sequence: sampled tokens, or the vector of an embedding."""
+
+    rid: int
+    index: int
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    embedding: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A request's end: a finish reason per sequence, and exact usage over all of them.
+
+    `error` holds the fields of an `error` message when the finish reason is `error`.
+    """
+
+    rid: int
+    finish_reasons: list[str]
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    error: dict[str, Any] | None = None
+
+    def to_problem(self) -> Problem:
+        if self.error is None:
+            return ModelFailed("the model failed without saying why")
+        return Refused(self.rid, self.error).to_problem()
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Everything one engine step produced, in one frame. `gauges` are the engine's counters."""
+
+    type: ClassVar[str] = "step"
+    outputs: list[Output] = field(default_factory=list)
+    ended: list[Ended] = field(default_factory=list)
+    gauges: dict[str, int] = field(default_factory=dict)
+
+
+ToWorker = Load | Prepare | Start | Drop | Abort | Stop
+FromWorker = Loading | Loaded | LoadFailed | Prepared | Answer | Refused | Step
+
+_TO_WORKER: Final[dict[str, type[ToWorker]]] = {
+    cls.type: cls for cls in (Load, Prepare, Start, Drop, Abort, Stop)
+}
+
+
+def encode(message: ToWorker | FromWorker) -> dict[str, Any]:
+    """The map of a message."""
+    return {"type": message.type, **_plain(message)}
+
+
+def decode_to_worker(payload: dict[str, Any]) -> ToWorker:
+    """What the daemon sent; both sides are the same release, so nothing is checked twice."""
+    name = payload.pop("type")
+    return _TO_WORKER[name](**payload)
+
+
+def decode_from_worker(payload: dict[str, Any]) -> FromWorker:
+    """What a worker sent. Raises `RemoteProtocolError` for anything that is not a message."""
+    source = Fields(payload, where="worker message", error=RemoteProtocolError)
+    decoder = _FROM_WORKER.get(source.text("type"))
+    if decoder is None:
+        raise RemoteProtocolError("unknown worker message type")
+    return decoder(source)
+
+
+def error_fields(problem: Problem) -> dict[str, Any]:
+    """`Refused.error` and `Ended.error` for a problem."""
+    assert problem.code in {code.value for code in Code}
+    return problem.as_dict()
+
+
+def _plain(record: Any) -> dict[str, Any]:
+    """A dataclass as a map, lists of dataclasses included. `dataclasses.asdict` copies deeply, which
+    costs more than the rest of a step's bookkeeping together."""
+    result = {}
+    for entry in fields(record):
+        value = getattr(record, entry.name)
+        if isinstance(value, list) and value and hasattr(value[0], "__dataclass_fields__"):
+            value = [_plain(item) for item in value]
+        result[entry.name] = value
+    return result
+
+
+def _loading(source: Fields) -> Loading:
+    return Loading(source.text("phase"), source.number("fraction", low=0, high=1))
+
+
+def _loaded(source: Fields) -> Loaded:
+    return Loaded(source.mapping("info"))
+
+
+def _load_failed(source: Fields) -> LoadFailed:
+    return LoadFailed(
+        message=source.text("message"),
+        hint=source.text("hint"),
+        permanent=source.boolean("permanent", default=True),
+    )
+
+
+def _prepared(source: Fields) -> Prepared:
+    return Prepared(
+        rid=_count(source, "rid"),
+        prompt_tokens=_count(source, "prompt_tokens"),
+        longest=_count(source, "longest"),
+    )
+
+
+def _answer(source: Fields) -> Answer:
+    return Answer(_count(source, "rid"), source.mapping("result"))
+
+
+def _refused(source: Fields) -> Refused:
+    return Refused(_count(source, "rid"), source.mapping("error"))
+
+
+def _step(source: Fields) -> Step:
+    return Step(
+        outputs=[
+            _output(source.nested(value, "output"))
+            for value in source.items("outputs", max_items=_MAX_LIST)
+        ],
+        ended=[
+            _ended(source.nested(value, "ended"))
+            for value in source.items("ended", max_items=_MAX_LIST)
+        ],
+        gauges=source.mapping("gauges"),
+    )
+
+
+def _output(source: Fields) -> Output:
+    return Output(
+        rid=_count(source, "rid"),
+        index=_count(source, "index"),
+        text=source.text("text"),
+        token_ids=source.integers("token_ids", max_items=_MAX_LIST, low=0, high=_MAX_ID),
+        embedding=source.binary_or_none("embedding"),
+    )
+
+
+def _ended(source: Fields) -> Ended:
+    return Ended(
+        rid=_count(source, "rid"),
+        finish_reasons=source.texts("finish_reasons", max_items=_MAX_LIST),
+        prompt_tokens=_count(source, "prompt_tokens"),
+        cached_tokens=_count(source, "cached_tokens"),
+        completion_tokens=_count(source, "completion_tokens"),
+        error=source.mapping("error") or None,
+    )
+
+
+def _count(source: Fields, name: str) -> int:
+    return source.integer(name, low=0, high=_MAX_ID)
+
+
+_FROM_WORKER: Final[dict[str, Callable[[Fields], FromWorker]]] = {
+    Loading.type: _loading,
+    Loaded.type: _loaded,
+    LoadFailed.type: _load_failed,
+    Prepared.type: _prepared,
+    Answer.type: _answer,
+    Refused.type: _refused,
+    Step.type: _step,
+}

@@ -52,6 +52,20 @@ class Op(enum.Enum):
     USAGE = "usage"
 
 
+SAMPLING_RANGES: Final[dict[str, tuple[float, float]]] = {
+    "temperature": (0, 100),
+    "top_k": (0, MAX_TOKEN_ID),
+    "top_p": (0, 1),
+    "min_p": (0, 1),
+    "repeat_penalty": (0.01, 10),
+    "repeat_last_n": (0, 65_536),
+    "frequency_penalty": (-10, 10),
+    "presence_penalty": (-10, 10),
+    "seed": (0, MAX_SEED),
+}
+"""Lowest and highest value of each sampling parameter, for requests and configuration alike."""
+
+
 class FinishReason(enum.Enum):
     """Why a result ended. `length`: `max_tokens` or the context is used up."""
 
@@ -83,15 +97,15 @@ class Sampling:
     @classmethod
     def decode(cls, source: Fields) -> Sampling:
         return cls(
-            temperature=source.number_or_none("temperature", low=0, high=100),
-            top_k=source.integer_or_none("top_k", low=0, high=MAX_TOKEN_ID),
-            top_p=source.number_or_none("top_p", low=0, high=1),
-            min_p=source.number_or_none("min_p", low=0, high=1),
-            repeat_penalty=source.number_or_none("repeat_penalty", low=0.01, high=10),
-            repeat_last_n=source.integer_or_none("repeat_last_n", low=0, high=65_536),
-            frequency_penalty=source.number_or_none("frequency_penalty", low=-10, high=10),
-            presence_penalty=source.number_or_none("presence_penalty", low=-10, high=10),
-            seed=source.integer_or_none("seed", low=0, high=MAX_SEED),
+            temperature=_sampling_number(source, "temperature"),
+            top_k=_sampling_integer(source, "top_k"),
+            top_p=_sampling_number(source, "top_p"),
+            min_p=_sampling_number(source, "min_p"),
+            repeat_penalty=_sampling_number(source, "repeat_penalty"),
+            repeat_last_n=_sampling_integer(source, "repeat_last_n"),
+            frequency_penalty=_sampling_number(source, "frequency_penalty"),
+            presence_penalty=_sampling_number(source, "presence_penalty"),
+            seed=_sampling_integer(source, "seed"),
             logit_bias=_decode_logit_bias(source) if source.has("logit_bias") else None,
         )
 
@@ -104,6 +118,16 @@ class Sampling:
     def over(self, defaults: Sampling) -> Sampling:
         """These values, and `defaults` where they are None."""
         return Sampling(**{**_present(defaults), **_present(self)})
+
+
+def _sampling_number(source: Fields, name: str) -> float | None:
+    low, high = SAMPLING_RANGES[name]
+    return source.number_or_none(name, low=low, high=high)
+
+
+def _sampling_integer(source: Fields, name: str) -> int | None:
+    low, high = SAMPLING_RANGES[name]
+    return source.integer_or_none(name, low=int(low), high=int(high))
 
 
 def _decode_logit_bias(source: Fields) -> dict[int, float]:

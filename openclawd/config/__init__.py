@@ -1,0 +1,34 @@
+"""Configuration: the schema, where it is read from, and errors that name file, line and key.
+
+Knows files and the schema. Must not know what the daemon does with a setting.
+
+Invariants: a `Config` is complete and consistent; a setting whose feature does not exist yet is
+refused, never accepted and ignored; every mistake in a file is reported at once.
+"""
+
+from openclawd.config.errors import ConfigError, Finding
+from openclawd.config.loading import config_from_models, load_config
+from openclawd.config.model_files import find_model_file, model_files_by_stem
+from openclawd.config.schema import (
+    Config,
+    InferenceSettings,
+    LlamaOptions,
+    LoggingConfig,
+    ModelConfig,
+    ResourceLimits,
+)
+
+__all__ = [
+    "Config",
+    "ConfigError",
+    "Finding",
+    "InferenceSettings",
+    "LlamaOptions",
+    "LoggingConfig",
+    "ModelConfig",
+    "ResourceLimits",
+    "config_from_models",
+    "find_model_file",
+    "load_config",
+    "model_files_by_stem",
+]

@@ -1,0 +1,42 @@
+"""What is wrong with a configuration, as sentences for the person who wrote it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One mistake. `place` is `file:line`, the file alone, or the option it came from."""
+
+    place: str
+    key_path: str
+    message: str
+
+    def __str__(self) -> str:
+        return ": ".join(part for part in (self.place, self.key_path, self.message) if part)
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used. `str()` is every finding on a line of its own."""
+
+    def __init__(self, findings: list[Finding]) -> None:
+        super().__init__("\n".join(str(finding) for finding in findings))
+        self.findings = findings
+
+
+def shown(value: object) -> str:
+    """A value as the file wrote it, short enough for one line."""
+    match value:
+        case None:
+            return "nothing"
+        case bool():
+            return "true" if value else "false"
+        case str():
+            return repr(value if len(value) <= 60 else value[:57] + "...")
+        case dict():
+            return "a map"
+        case list() | tuple():
+            return "a list"
+        case _:
+            return str(value)

@@ -1,0 +1,165 @@
+"""From a file, or from `--models`, to a checked `Config`, or to every finding at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from pydantic import ValidationError
+
+from openclawctl.wire.fields import suggestion
+from openclawd.config import reference
+from openclawd.config.errors import ConfigError, Finding, shown
+from openclawd.config.model_files import model_files_by_stem
+from openclawd.config.schema import NAME_TEXT, Config
+from openclawd.config.source import KeyPath, Source, key_path, read_source
+from openclawd.config.values import NotBuiltError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pydantic_core import ErrorDetails
+
+DEFAULT_STATE_DIR: Final = Path("/var/lib/openclawd")
+_KEY_ITSELF: Final = "[key]"
+"""What pydantic appends to the location of a map's key that is itself wrong."""
+
+
+def load_config(
+    path: Path, *, workers: int | None = None, state_dir: Path = DEFAULT_STATE_DIR
+) -> Config:
+    """The configuration in a YAML or JSON file. `workers` overrides every model's.
+
+    Raises `ConfigError` with all findings. Blocks on the disk.
+    """
+    source = read_source(path)
+    data = dict(source.data)
+    _set_workers(data, workers)
+    return _validated(Source(source.name, data, source.lines), state_dir)
+
+
+def config_from_models(
+    models: str, *, workers: int | None = None, state_dir: Path = DEFAULT_STATE_DIR
+) -> Config:
+    """The configuration for `--models NAME[=PATH],…`: these models, preloaded, all else default.
+
+    Raises `ConfigError`. Blocks on the disk.
+    """
+    found: dict[str, Any] = {}
+    findings = []
+    for entry in models.split(","):
+        name, has_path, path = entry.strip().partition("=")
+        try:
+            file = Path(path).absolute() if has_path else _file_of(name, state_dir)
+            if name in found:
+                raise ValueError("the name stands twice")
+            if has_path and not path:
+                raise ValueError("there is no path after '='; write NAME=PATH")
+            found[name] = {"path": str(file), "preload": True}
+        except ValueError as error:
+            findings.append(Finding("--models", name, str(error)))
+    if findings:
+        raise ConfigError(findings)
+    data = {"models": found}
+    _set_workers(data, workers)
+    return _validated(Source("--models", data), state_dir)
+
+
+def _file_of(name: str, state_dir: Path) -> Path:
+    if not name:
+        raise ValueError("a name is missing; write NAME=PATH, or NAME[=PATH],NAME[=PATH]")
+    folder = state_dir / "models"
+    files = model_files_by_stem([str(folder)])
+    if name not in files:
+        known = ", ".join(sorted(files)) or "none"
+        raise ValueError(
+            f"no file {name}.gguf in {folder} (there: {known}); write {name}=PATH"
+            + suggestion(name, files)
+        )
+    return files[name]
+
+
+def _set_workers(data: dict[str, Any], workers: int | None) -> None:
+    models = data.get("models")
+    if workers is None or not isinstance(models, dict):
+        return
+    data["models"] = {
+        name: {**model, "workers": workers} if isinstance(model, dict) else model
+        for name, model in models.items()
+    }
+
+
+def _validated(source: Source, state_dir: Path) -> Config:
+    try:
+        config = Config.model_validate(source.data)
+    except ValidationError as error:
+        mistakes = [(_path(detail), _message(detail)) for detail in error.errors()]
+        raise _error(source, mistakes) from None
+    if mistakes := list(_contradictions(config)):
+        raise _error(source, mistakes)
+    if "model_paths" in config.model_fields_set:
+        return config
+    return config.model_copy(update={"model_paths": [str(state_dir / "models")]})
+
+
+def _contradictions(config: Config) -> Iterator[tuple[KeyPath, str]]:
+    """What single keys cannot show: settings that do not fit each other."""
+    yield from _wrong_names(config)
+    for name, model in config.models.items():
+        if model.kv_tokens < model.context:
+            message = f"found {model.kv_tokens}; one whole context of {model.context} must fit"
+            yield ("models", name, "kv_tokens"), message
+    limits = config.resource_limits
+    reserved, most = limits.reserved_admin_connections, limits.max_connections
+    if reserved >= most:
+        message = f"found {reserved}; it must be less than max_connections, which is {most}"
+        yield ("resource_limits", "reserved_admin_connections"), message
+
+
+def _wrong_names(config: Config) -> Iterator[tuple[KeyPath, str]]:
+    known = [*config.models, *config.aliases]
+    if config.default_model is not None and config.default_model not in known:
+        yield ("default_model",), _no_model(config.default_model, known)
+    for alias, target in config.aliases.items():
+        if alias in config.models:
+            yield ("aliases", alias), "a model has this name already; choose another"
+        if target not in config.models:
+            yield ("aliases", alias), _no_model(target, list(config.models))
+
+
+def _no_model(name: str, known: list[str]) -> str:
+    return f"found {shown(name)}, which is no model; allowed: {', '.join(known) or 'none'}" + (
+        suggestion(name, known)
+    )
+
+
+def _error(source: Source, mistakes: list[tuple[KeyPath, str]]) -> ConfigError:
+    mistakes.sort(key=lambda mistake: source.line(mistake[0]))
+    return ConfigError(
+        [Finding(source.place(path), key_path(path), message) for path, message in mistakes]
+    )
+
+
+def _path(detail: ErrorDetails) -> KeyPath:
+    return tuple(step for step in detail["loc"] if step != _KEY_ITSELF)
+
+
+def _message(detail: ErrorDetails) -> str:
+    """What was found and what is allowed, for anything the schema does not like."""
+    path = _path(detail)
+    if detail["type"] == "extra_forbidden":
+        section = reference.section_at(path[:-1])
+        assert section is not None, "only sections forbid unknown keys"
+        known = list(reference.keys_of(section))
+        return "unknown key" + (
+            suggestion(str(path[-1]), known) or f"; allowed: {', '.join(known)}"
+        )
+    cause = detail.get("ctx", {}).get("error")
+    if isinstance(cause, NotBuiltError):
+        return str(cause)
+    allowed = reference.allowed_at(path)
+    if detail["type"] == "missing":
+        return f"missing; write {allowed}"
+    if detail["loc"][-1] == _KEY_ITSELF:
+        return f"found the name {shown(detail['input'])}; allowed: {NAME_TEXT}"
+    return f"found {shown(detail['input'])}; allowed: {allowed}"

@@ -1,0 +1,425 @@
+"""Every configuration key: its type, default, range and meaning. The only module using pydantic.
+
+Owns the documented keys. `docs/configuration.md` is made from the texts here and
+`etc/openclawd.yaml` is checked against them. Must not know files or lines.
+
+Durations are seconds and sizes are bytes once validated. What belongs together but depends on more
+than one key (defaults that follow other keys) is a property, so that no caller works it out again.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    StringConstraints,
+)
+
+from openclawctl.wire.framing import MAX_FRAME_BYTES
+from openclawctl.wire.operations import SAMPLING_RANGES, Sampling
+from openclawd.config import values
+
+MODEL_NAME_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._:-]*$"
+DEFAULT_KEEP_ALIVE_S: Final = 300.0
+DEFAULT_MAX_OUTPUT_TOKENS: Final = 1024
+DEFAULT_SAMPLING: Final = Sampling(
+    temperature=0.8,
+    top_k=40,
+    top_p=0.95,
+    min_p=0.05,
+    repeat_penalty=1.0,
+    repeat_last_n=64,
+    frequency_penalty=0.0,
+    presence_penalty=0.0,
+)
+"""llama.cpp's own defaults (common/common.h, `common_params_sampling`). No seed: each request gets
+a random one."""
+
+_MAX_CONTEXT: Final = 16_777_216
+_MAX_SEQUENCES: Final = 256
+"""LLAMA_MAX_SEQ in llama.cpp's llama-cparams.h."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=()
+    )
+
+
+def _key(
+    default: Any,
+    *,
+    meaning: str,
+    allowed: str,
+    default_text: str | None = None,
+    alias: str | None = None,
+    **constraints: Any,
+) -> Any:
+    """A field. `allowed` is what an error message and the documentation say may stand there."""
+    notes = {"allowed": allowed, "default": default_text}
+    return Field(
+        default, description=meaning, alias=alias, json_schema_extra=dict(notes), **constraints
+    )
+
+
+def _count(default: int | None, *, low: int, high: int, meaning: str, **more: Any) -> Any:
+    allowed = f"a whole number from {low} to {high}"
+    return _key(default, meaning=meaning, allowed=allowed, ge=low, le=high, **more)
+
+
+def _sampling(name: str, meaning: str) -> Any:
+    low, high = SAMPLING_RANGES[name]
+    default = getattr(DEFAULT_SAMPLING, name)
+    kind = "a whole number" if isinstance(default, int) or name == "seed" else "a number"
+    return _key(
+        None,
+        meaning=meaning,
+        allowed=f"{kind} from {low} to {high}",
+        default_text="random for each request" if default is None else str(default),
+        ge=low,
+        le=high,
+    )
+
+
+Unbuilt = Annotated[
+    dict[str, Any], BeforeValidator(values.empty_if_nil), AfterValidator(values.nothing_yet)
+]
+ModelName = Annotated[str, StringConstraints(pattern=MODEL_NAME_PATTERN, max_length=256)]
+Duration = Annotated[float, PlainValidator(values.duration_s)]
+CacheType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
+_CACHE_TYPES: Final = "f32, f16, bf16, q8_0, q5_1, q5_0, q4_1 or q4_0"
+NAME_TEXT: Final = "letters, digits and . _ : -, beginning with a letter or digit"
+
+
+class InferenceSettings(_Section):
+    """Defaults and limits of requests, for the daemon or for one model. None: not set here."""
+
+    max_input_tokens: int | None = _count(
+        None,
+        low=1,
+        high=_MAX_CONTEXT,
+        meaning="Most prompt tokens of a request. Longer prompts are refused, never cut.",
+        default_text="what the model's context holds",
+    )
+    max_output_tokens: int | None = _count(
+        None,
+        low=1,
+        high=_MAX_CONTEXT,
+        meaning="Most completion tokens of a request, and what a request that does not say gets.",
+        default_text=str(DEFAULT_MAX_OUTPUT_TOKENS),
+    )
+    temperature: float | None = _sampling(
+        "temperature", "How freely tokens are chosen; 0 always takes the likeliest."
+    )
+    top_k: int | None = _sampling("top_k", "Choose among this many likeliest tokens; 0 is off.")
+    top_p: float | None = _sampling(
+        "top_p", "Choose among the likeliest tokens that together have this probability; 1 is off."
+    )
+    min_p: float | None = _sampling(
+        "min_p", "Drop tokens less likely than this share of the likeliest one; 0 is off."
+    )
+    repeat_penalty: float | None = _sampling(
+        "repeat_penalty", "Make tokens that came before less likely; 1 is off."
+    )
+    repeat_last_n: int | None = _sampling(
+        "repeat_last_n", "How many tokens back the penalties look."
+    )
+    frequency_penalty: float | None = _sampling(
+        "frequency_penalty", "Lower a token's chance each time it came before; 0 is off."
+    )
+    presence_penalty: float | None = _sampling(
+        "presence_penalty", "Lower a token's chance once it came before; 0 is off."
+    )
+    seed: int | None = _sampling("seed", "Seed of the random choice, for repeatable answers.")
+
+    def sampling(self) -> Sampling:
+        """The sampling settings alone; None where this section says nothing."""
+        names = [name for name in SAMPLING_RANGES if getattr(self, name) is not None]
+        return Sampling(**{name: getattr(self, name) for name in names})
+
+
+class LlamaOptions(_Section):
+    """Options of the llama.cpp backend. None: llama.cpp decides."""
+
+    flash_attn: Annotated[bool | None, PlainValidator(values.auto_or_flag)] = _key(
+        None,
+        meaning="Flash attention: less memory for long contexts; a quantised value cache needs it.",
+        allowed="auto, true or false",
+        default_text="auto",
+    )
+    cache_type_k: CacheType = _key(
+        "f16", meaning="Number format of the key cache.", allowed=_CACHE_TYPES
+    )
+    cache_type_v: CacheType = _key(
+        "f16", meaning="Number format of the value cache.", allowed=_CACHE_TYPES
+    )
+    mlock: bool = _key(
+        default=False,
+        meaning="Keep the model's memory from being swapped out (needs LimitMEMLOCK=infinity).",
+        allowed="true or false",
+    )
+    mmap: bool = _key(
+        default=True,
+        meaning="Map the model file instead of reading it: starts faster, shares the page cache.",
+        allowed="true or false",
+    )
+    batch_tokens: int = _count(
+        512,
+        low=8,
+        high=65_536,
+        meaning="Token budget of one step. Smaller keeps streams even while long prompts are read.",
+    )
+
+    def for_backend(self) -> dict[str, Any]:
+        """The options the backend is to be told; those left to llama.cpp are absent."""
+        return self.model_dump(exclude_none=True, exclude={"batch_tokens"})
+
+
+class ModelConfig(_Section):
+    """One model: where it is, how much of the machine it gets, when it is loaded."""
+
+    path: Annotated[str, AfterValidator(values.file_path)] = _key(
+        ...,
+        meaning="The model file: absolute, or a name looked up in `model_paths`.",
+        allowed="the path of a GGUF file",
+        default_text="(required)",
+    )
+    backend: Annotated[Literal["auto", "llama", "torch"], AfterValidator(values.no_torch)] = _key(
+        "auto",
+        meaning="What runs the model. `auto` goes by the file.",
+        allowed="auto or llama (torch is not built yet)",
+    )
+    preload: bool = _key(
+        default=False,
+        meaning="Load at start and warm up before the daemon is ready, instead of at first use.",
+        allowed="true or false",
+    )
+    required: bool = _key(
+        default=False,
+        meaning="Fail the start of the daemon when this model cannot be preloaded.",
+        allowed="true or false",
+    )
+    workers: Annotated[int, AfterValidator(values.one_worker)] = _count(
+        1, low=1, high=64, meaning="Replicas of the model (more than 1 is not built yet)."
+    )
+    parallel: int = _count(
+        8, low=1, high=_MAX_SEQUENCES, meaning="Sequences computed in one batch."
+    )
+    context: int = _count(
+        2048, low=16, high=_MAX_CONTEXT, meaning="Tokens per sequence, prompt and completion."
+    )
+    configured_kv_tokens: int | None = _count(
+        None,
+        low=16,
+        high=_MAX_CONTEXT * _MAX_SEQUENCES,
+        alias="kv_tokens",
+        meaning="Tokens of KV cache for all sequences together; it must hold one whole `context`.",
+        default_text="parallel * context",
+    )
+    configured_keep_alive_s: Annotated[float | None, PlainValidator(values.keep_alive_s)] = _key(
+        None,
+        alias="keep_alive",
+        meaning="How long the model stays loaded after its last use.",
+        allowed="a duration such as 5m, or forever (-1)",
+        default_text="5m; forever with `preload` or `pinned`",
+    )
+    pinned: bool = _key(
+        default=False,
+        meaning="Never unload this model to make room for another.",
+        allowed="true or false",
+    )
+    devices: list[Annotated[str, PlainValidator(values.device)]] = _key(
+        [],
+        meaning="GPUs the model may use; none named means all.",
+        allowed="a list of GPU indexes, GPU-… UUIDs or MIG-… UUIDs",
+    )
+    gpu_layers: Annotated[int | None, PlainValidator(values.auto_or_count)] = _key(
+        None,
+        meaning="Layers computed on the GPU; 0 keeps the model on the CPU.",
+        allowed="auto, or a whole number from 0 to 1024",
+        default_text="auto",
+    )
+    threads: Annotated[int | None, PlainValidator(values.auto_or_threads)] = _key(
+        None,
+        meaning="CPU threads of the model.",
+        allowed="auto, or a whole number from 1 to 1024",
+        default_text="auto: `cpu_cores_per_worker`, or the physical cores",
+    )
+    system_prompts: Annotated[list[str], AfterValidator(values.no_system_prompts)] = _key(
+        [],
+        meaning="Prompts computed at load and kept (not built yet).",
+        allowed="an empty list",
+    )
+    inference_settings: Annotated[InferenceSettings, BeforeValidator(values.empty_if_nil)] = _key(
+        InferenceSettings(),
+        meaning="Overrides of the daemon's `inference_settings` for this model.",
+        allowed="a map with the keys of inference_settings",
+    )
+    options: Annotated[LlamaOptions, BeforeValidator(values.empty_if_nil)] = _key(
+        LlamaOptions(),
+        meaning="Options of the backend.",
+        allowed="a map",
+    )
+
+    @property
+    def kv_tokens(self) -> int:
+        """Tokens of KV cache for all sequences together."""
+        return self.configured_kv_tokens or self.parallel * self.context
+
+    @property
+    def keep_alive_s(self) -> float:
+        """Seconds to stay loaded after the last use; infinity is for ever."""
+        if self.configured_keep_alive_s is not None:
+            return self.configured_keep_alive_s
+        return math.inf if self.preload or self.pinned else DEFAULT_KEEP_ALIVE_S
+
+
+class ResourceLimits(_Section):
+    """What one daemon hands out at most."""
+
+    gpu_memory_per_model: Annotated[None, PlainValidator(values.refuse_unbuilt)] = _key(
+        None,
+        meaning="GPU memory a model may take (not built yet).",
+        allowed="nothing yet",
+        default_text="no limit",
+    )
+    cpu_cores_per_worker: int | None = _count(
+        None,
+        low=1,
+        high=4096,
+        meaning="CPU cores a model's worker is bound to, and its threads unless it says otherwise.",
+        default_text="all cores",
+    )
+    max_connections: int = _count(
+        512,
+        low=1,
+        high=100_000,
+        meaning="Most open connections, `reserved_admin_connections` included.",
+    )
+    reserved_admin_connections: int = _count(
+        8, low=0, high=1000, meaning="Connections of `max_connections` that only admins may use."
+    )
+    max_connections_per_user: int = _count(
+        256, low=1, high=100_000, meaning="Most open connections of one user."
+    )
+    max_requests_per_connection: int = _count(
+        256, low=1, high=65_536, meaning="Most open requests on one connection."
+    )
+    max_requests_per_user: int = _count(
+        1024, low=1, high=1_000_000, meaning="Most open requests of one user."
+    )
+    max_queued_requests: int = _count(
+        1024,
+        low=1,
+        high=1_000_000,
+        meaning="Most requests waiting for their turn; more are refused as `overloaded`.",
+    )
+    hello_timeout_s: Duration = _key(
+        10.0,
+        alias="hello_timeout",
+        meaning="How long a new connection may take to say `hello`.",
+        allowed="a duration such as 10s",
+        default_text="10s",
+    )
+    drain_timeout_s: Duration = _key(
+        30.0,
+        alias="drain_timeout",
+        meaning="How long accepted requests may take to finish when the daemon stops.",
+        allowed="a duration such as 30s",
+        default_text="30s",
+    )
+    max_frame_bytes: Annotated[int, PlainValidator(values.frame_bytes)] = _key(
+        MAX_FRAME_BYTES,
+        meaning="Largest message in either direction.",
+        allowed="a size from 64KiB to 1GiB",
+        default_text="16MiB",
+    )
+
+
+class LoggingConfig(_Section):
+    """What is logged, how and where. Prompts and completions never are."""
+
+    level: Literal["debug", "info", "warning", "error"] = _key(
+        "info", meaning="Least severe messages to log.", allowed="debug, info, warning or error"
+    )
+    format: Literal["auto", "journald", "json", "console"] = _key(
+        "auto",
+        meaning="`auto` is journald when stderr goes to the journal, else console.",
+        allowed="auto, journald, json or console",
+    )
+    file: Annotated[str, AfterValidator(values.absolute)] | None = _key(
+        None,
+        meaning="Also log to this file, one JSON object a line; reopened on SIGHUP.",
+        allowed="an absolute path",
+        default_text="none",
+    )
+    syslog: bool = _key(default=False, meaning="Also log to syslog.", allowed="true or false")
+
+
+class Config(_Section):
+    """The whole configuration."""
+
+    models: Annotated[dict[ModelName, ModelConfig], BeforeValidator(values.empty_if_nil)] = _key(
+        {}, meaning="The models by name.", allowed=f"a map of names ({NAME_TEXT}) to model settings"
+    )
+    default_model: str | None = _key(
+        None,
+        meaning="The model of requests that name none.",
+        allowed="a name of models or aliases",
+        default_text="the only model, if there is one",
+    )
+    aliases: Annotated[dict[ModelName, str], BeforeValidator(values.empty_if_nil)] = _key(
+        {},
+        meaning="Other names of models.",
+        allowed=f"a map of names ({NAME_TEXT}) to names of models",
+    )
+    model_paths: list[Annotated[str, AfterValidator(values.absolute)]] = _key(
+        ["/var/lib/openclawd/models"],
+        meaning="Folders in which model files are looked up, in this order.",
+        allowed="a list of absolute paths",
+        default_text="the folder `models` of the state directory",
+    )
+    resource_limits: Annotated[ResourceLimits, BeforeValidator(values.empty_if_nil)] = _key(
+        ResourceLimits(), meaning="What the daemon hands out at most.", allowed="a map"
+    )
+    inference_settings: Annotated[InferenceSettings, BeforeValidator(values.empty_if_nil)] = _key(
+        InferenceSettings(), meaning="Defaults and limits of every request.", allowed="a map"
+    )
+    logging: Annotated[LoggingConfig, BeforeValidator(values.empty_if_nil)] = _key(
+        LoggingConfig(), meaning="What is logged, how and where.", allowed="a map"
+    )
+    monitoring: Unbuilt = _key({}, meaning="Metrics (not built yet).", allowed="an empty map")
+    security: Unbuilt = _key({}, meaning="Roles and keys (not built yet).", allowed="an empty map")
+    caching: Unbuilt = _key({}, meaning="Response caches (not built yet).", allowed="an empty map")
+
+    def default_name(self) -> str | None:
+        """The model of a request that names none: the default, or the only one."""
+        if self.default_model is not None:
+            return self.aliases.get(self.default_model, self.default_model)
+        return next(iter(self.models)) if len(self.models) == 1 else None
+
+    def sampling_for(self, model: ModelConfig) -> Sampling:
+        """A model's sampling: its own settings, else the daemon's, else the defaults.
+
+        Only `seed` may be None in it.
+        """
+        daemon_wide = self.inference_settings.sampling().over(DEFAULT_SAMPLING)
+        return model.inference_settings.sampling().over(daemon_wide)
+
+    def max_input_tokens_for(self, model: ModelConfig) -> int | None:
+        """Most prompt tokens of a request to this model; None leaves it to the context."""
+        own = model.inference_settings.max_input_tokens
+        return own if own is not None else self.inference_settings.max_input_tokens
+
+    def max_output_tokens_for(self, model: ModelConfig) -> int:
+        """Most completion tokens of a request to this model."""
+        own = model.inference_settings.max_output_tokens
+        daemon_wide = self.inference_settings.max_output_tokens
+        return own or daemon_wide or DEFAULT_MAX_OUTPUT_TOKENS

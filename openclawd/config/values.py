@@ -1,0 +1,122 @@
+"""How single values are read: sizes, durations, `auto`, and what is refused as not built yet.
+
+Every function takes what the file holds and gives what the daemon works with, or raises
+`ValueError`; the schema says in its own words what would have been allowed.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from openclawctl.wire.framing import HELLO_FRAME_BYTES
+from openclawctl.wire.units import parse_duration_s, parse_size_bytes
+
+
+class NotBuiltError(ValueError):
+    """A documented key whose feature does not exist yet."""
+
+
+def empty_if_nil(value: object) -> object:
+    """A section whose every line is commented out reads as nil."""
+    return {} if value is None else value
+
+
+def nothing_yet(value: object) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError("not a map")
+    if value:
+        raise NotBuiltError("the settings of this section are not built yet; leave it empty")
+    return value
+
+
+def refuse_unbuilt(value: object) -> None:
+    if value is not None:
+        raise NotBuiltError("this setting is not built yet; remove it")
+
+
+def one_worker(value: int) -> int:
+    if value != 1:
+        raise NotBuiltError("more than one worker per model is not built yet; write 1")
+    return value
+
+
+def no_torch(value: str) -> str:
+    if value == "torch":
+        raise NotBuiltError("the torch backend is not built yet; write auto or llama")
+    return value
+
+
+def no_system_prompts(value: list[str]) -> list[str]:
+    if value:
+        raise NotBuiltError("system prompts are not built yet; remove them")
+    return value
+
+
+def duration_s(value: object) -> float:
+    if isinstance(value, str | int | float):
+        return parse_duration_s(value)
+    raise ValueError("not a duration")
+
+
+def keep_alive_s(value: object) -> float:
+    if value in ("forever", "-1") or (value == -1 and not isinstance(value, bool)):
+        return math.inf
+    return duration_s(value)
+
+
+def size_bytes(value: object) -> int:
+    if isinstance(value, str | int):
+        return parse_size_bytes(value)
+    raise ValueError("not a size")
+
+
+def frame_bytes(value: object) -> int:
+    size = size_bytes(value)
+    if not HELLO_FRAME_BYTES <= size <= 2**30:
+        raise ValueError("out of range")
+    return size
+
+
+def auto_or_count(value: object) -> int | None:
+    if value == "auto" or value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 1024:
+        raise ValueError("not a count")
+    return value
+
+
+def auto_or_threads(value: object) -> int | None:
+    if value == 0:
+        raise ValueError("no threads")
+    return auto_or_count(value)
+
+
+def auto_or_flag(value: object) -> bool | None:
+    if value == "auto" or value is None:
+        return None
+    if isinstance(value, bool):
+        return value
+    raise ValueError("not a flag")
+
+
+def device(value: object) -> str:
+    """A GPU index, or the UUID of a GPU or MIG slice, as `CUDA_VISIBLE_DEVICES` takes them."""
+    text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    if not isinstance(text, str) or not (text.isdecimal() or text.startswith(("GPU-", "MIG-"))):
+        raise ValueError("not a device")
+    if not text.replace("-", "").replace("/", "").isalnum():
+        raise ValueError("not a device")
+    return text
+
+
+def absolute(value: str) -> str:
+    if not value.startswith("/") or "\0" in value:
+        raise ValueError("not an absolute path")
+    return value
+
+
+def file_path(value: str) -> str:
+    if not value or "\0" in value:
+        raise ValueError("not a path")
+    return value

@@ -1,0 +1,71 @@
+"""`etc/openclawd.yaml` loads, and shows every key of the schema and no other."""
+
+import re
+from pathlib import Path
+
+import yaml
+
+from openclawd.config import load_config
+from openclawd.config.reference import all_keys
+from openclawd.config.schema import Config
+
+SHIPPED = Path(__file__).parents[2] / "etc" / "openclawd.yaml"
+
+
+def uncommented() -> str:
+    lines = SHIPPED.read_text().splitlines()
+    return "\n".join("" if line.startswith("##") else line.removeprefix("#") for line in lines)
+
+
+def key_paths(value: object, path: str = "") -> set[str]:
+    if not isinstance(value, dict) or path in ("aliases", "models.NAME.inference_settings"):
+        return {path}
+    below = {"NAME": value["smollm2"]} if path == "models" else value
+    names = (f"{path}.{name}" if path else name for name in below)
+    return {path}.union(*map(key_paths, below.values(), names))
+
+
+def test_as_shipped_it_sets_nothing():
+    assert load_config(SHIPPED).model_dump() == Config().model_dump()
+
+
+def test_with_every_setting_uncommented_it_loads(tmp_path):
+    (tmp_path / "openclawd.yaml").write_text(uncommented())
+    config = load_config(tmp_path / "openclawd.yaml")
+    assert config.models["smollm2"].preload
+    assert config.default_name() == "smollm2"
+
+
+def test_every_key_is_in_it_and_no_other():
+    schema = {info.path for info in all_keys()}
+    per_model = "models.NAME.inference_settings."  # the same keys as inference_settings
+    wanted = {path for path in schema if not path.startswith(per_model)}
+    assert key_paths(yaml.safe_load(uncommented())) - {"", "models.NAME"} == wanted
+
+
+def test_every_setting_is_explained():
+    explained = re.compile(r"^## +\S")
+    lines = SHIPPED.read_text().splitlines()
+    for number, line in enumerate(lines):
+        if re.match(r"^# *\w+:", line) and not re.match(r"^#  smollm2:|^#      cache_type_v", line):
+            assert explained.match(lines[number - 1]), line
+
+
+def test_the_defaults_it_shows_are_the_defaults(tmp_path):
+    (tmp_path / "openclawd.yaml").write_text(uncommented())
+    shown = load_config(tmp_path / "openclawd.yaml")
+    examples = {"cpu_cores_per_worker"}
+    exclude = {"resource_limits": examples, "logging": {"file"}}
+    for section in ("resource_limits", "logging"):
+        without = exclude[section]
+        assert getattr(shown, section).model_dump(exclude=without) == getattr(
+            Config(), section
+        ).model_dump(exclude=without)
+    sampling = shown.inference_settings.model_dump(exclude={"seed", "max_input_tokens"})
+    defaults = Config().sampling_for(
+        shown.models["smollm2"].model_copy(
+            update={"inference_settings": Config().inference_settings}
+        )
+    )
+    assert sampling.pop("max_output_tokens") == 1024
+    assert sampling == {name: getattr(defaults, name) for name in sampling}

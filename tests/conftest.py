@@ -1,0 +1,65 @@
+"""Fixtures for every test: a warm daemon, daemons of one's own, and the check for leaks."""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+from typing import TYPE_CHECKING
+
+import psutil
+import pytest
+from harness import Daemon, running_daemon, short_folder, smollm2_argument, smollm2_path
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@pytest.fixture(scope="session")
+def model_path() -> Path:
+    """SmolLM2-135M-Instruct as a GGUF file."""
+    return smollm2_path()
+
+
+@pytest.fixture(scope="session")
+def daemon() -> Iterator[Daemon]:
+    """One warm daemon with SmolLM2, shared by all tests that leave it as they found it."""
+    with running_daemon(*smollm2_argument()) as running:
+        yield running.wait_ready()
+
+
+@pytest.fixture
+def own_daemon() -> Iterator[Daemon]:
+    """A warm daemon with SmolLM2 that the test may break."""
+    with running_daemon(*smollm2_argument()) as running:
+        yield running.wait_ready()
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A temporary directory with a short path, for sockets."""
+    with short_folder() as path:
+        yield path
+
+
+@pytest.fixture(autouse=True)
+def no_leaks() -> Iterator[None]:
+    """Fail a test that leaves a child process, a descriptor or a thread behind."""
+    before = _open_things()
+    yield
+    gc.collect()
+    left = _open_things() - before
+    assert not left, f"the test left behind: {sorted(left)}"
+
+
+def _open_things() -> set[str]:
+    descriptors = set()
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            descriptors.add(f"descriptor {name} -> {os.readlink(f'/proc/self/fd/{name}')}")
+        except OSError:
+            continue  # the listing's own descriptor
+    children = {f"child {child.pid}" for child in psutil.Process().children()}
+    threads = {f"thread {thread.name}" for thread in threading.enumerate()}
+    return descriptors | children | threads

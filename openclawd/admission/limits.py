@@ -1,0 +1,77 @@
+"""How many tokens a request may take and make. Pure: exact counts in, a plan or a refusal out.
+
+Rules (design, "Names, places, defaults"): prompt + explicit `max_tokens` over the context is
+refused with the numbers; an unset `max_tokens` becomes min(`max_output_tokens`, what is left).
+Nothing is ever cut without a word.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from openclawctl.wire.errors import LimitExceeded, PromptTooLong
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLimits:
+    """The limits of one model. `context` is tokens per sequence; None means no further limit."""
+
+    model: str
+    context: int
+    max_input_tokens: int | None
+    max_output_tokens: int
+
+
+def check_prompt_bytes(num_bytes: int, *, longest_token_bytes: int, limits: TokenLimits) -> None:
+    """Refuse a prompt that must be too long before anything is loaded or tokenised: no token is
+    longer than `longest_token_bytes`, so this many bytes are at least so many tokens."""
+    at_least = num_bytes // longest_token_bytes
+    if at_least > limits.context:
+        raise PromptTooLong(
+            f"the prompt has {num_bytes} bytes, which is more than {at_least} tokens; the context "
+            f"of model {limits.model} holds {limits.context} tokens",
+            hint="shorten the prompt",
+        )
+
+
+def check_prompt_tokens(prompt_tokens: int, limits: TokenLimits) -> None:
+    """Refuse a prompt over `max_input_tokens` or one that leaves the context no room to answer."""
+    if limits.max_input_tokens is not None and prompt_tokens > limits.max_input_tokens:
+        raise PromptTooLong(
+            f"the prompt has {prompt_tokens} tokens; model {limits.model} allows "
+            f"{limits.max_input_tokens} (max_input_tokens)",
+            hint="shorten the prompt, or ask the administrator to raise max_input_tokens",
+        )
+    if prompt_tokens > limits.context:
+        raise PromptTooLong(
+            f"the prompt has {prompt_tokens} tokens; the context of model {limits.model} holds "
+            f"{limits.context} tokens",
+            hint="shorten the prompt, or ask the administrator for a larger context",
+        )
+
+
+def plan_completion(prompt_tokens: int, asked: int | None, limits: TokenLimits) -> int:
+    """The `max_tokens` that applies. Raises `PromptTooLong` or `LimitExceeded` with the numbers."""
+    check_prompt_tokens(prompt_tokens, limits)
+    left = limits.context - prompt_tokens
+    if left < 1:
+        raise PromptTooLong(
+            f"the prompt's {prompt_tokens} tokens fill the context of model {limits.model} "
+            f"({limits.context} tokens), so that there is no room for an answer",
+            hint="shorten the prompt",
+        )
+    if asked is None:
+        return min(limits.max_output_tokens, left)
+    if asked > limits.max_output_tokens:
+        raise LimitExceeded(
+            f"max_tokens is {asked}; model {limits.model} allows {limits.max_output_tokens} "
+            "(max_output_tokens)",
+            hint=f"ask for at most {limits.max_output_tokens} tokens",
+        )
+    if asked > left:
+        raise PromptTooLong(
+            f"{prompt_tokens} prompt tokens + max_tokens {asked} = {prompt_tokens + asked}; "
+            f"the context of model {limits.model} holds {limits.context} tokens",
+            hint=f"ask for at most {left} tokens, or leave max_tokens out",
+        )
+    return asked

@@ -1,0 +1,71 @@
+"""Where the daemon's directories and files are (design, "Names, places, defaults").
+
+A flag wins over what systemd set, that over root's directories, those over the user's own (XDG).
+Reads the environment it is given and looks whether one file exists; creates nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import platformdirs
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+NAME = "openclawd"
+CONFIG_FILE = "openclawd.yaml"
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """`config_file` is None when none was named and none is in its usual place. `uses_root_dirs`:
+    started as root by hand, without systemd."""
+
+    socket: Path
+    state_dir: Path
+    config_file: Path | None
+    uses_root_dirs: bool
+
+    @property
+    def ledger_file(self) -> Path:
+        return self.state_dir / "ledger.sqlite3"
+
+
+def find_places(
+    environ: Mapping[str, str],
+    *,
+    is_root: bool,
+    socket: Path | None = None,
+    state_dir: Path | None = None,
+    config_file: Path | None = None,
+) -> Places:
+    """The places of a daemon started in `environ`, absolute. The keyword paths are its flags."""
+    runtime_dir = _place(environ, "RUNTIME_DIRECTORY", is_root, Path("/run") / NAME)
+    states = state_dir or _place(environ, "STATE_DIRECTORY", is_root, Path("/var/lib") / NAME)
+    if config_file is None:
+        folder = _place(environ, "CONFIGURATION_DIRECTORY", is_root, Path("/etc") / NAME)
+        usual = folder / CONFIG_FILE
+        config_file = usual if usual.exists() else None
+    return Places(
+        socket=(socket or runtime_dir / f"{NAME}.sock").absolute(),
+        state_dir=states.absolute(),
+        config_file=config_file and config_file.absolute(),
+        uses_root_dirs=is_root and "STATE_DIRECTORY" not in environ and state_dir is None,
+    )
+
+
+def _place(environ: Mapping[str, str], variable: str, is_root: bool, root_dir: Path) -> Path:  # noqa: FBT001 - private
+    given = environ.get(variable, "").split(":")[0]  # systemd lists several with colons
+    if given:
+        return Path(given)
+    return root_dir if is_root else _XDG[variable]()
+
+
+_XDG = {
+    "RUNTIME_DIRECTORY": lambda: platformdirs.user_runtime_path(NAME, appauthor=False),
+    "STATE_DIRECTORY": lambda: platformdirs.user_state_path(NAME, appauthor=False),
+    "CONFIGURATION_DIRECTORY": lambda: platformdirs.user_config_path(NAME, appauthor=False),
+}

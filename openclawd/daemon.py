@@ -1,0 +1,243 @@
+"""The composition root: one TaskGroup, signals, and the order of start and stop.
+
+Start: locks, ledger, socket, models; READY when every preloaded model has answered a warm-up call
+or failed. Stop: no new requests, drain, cancel what is left, stop the workers, close the ledger.
+A second SIGTERM or SIGINT skips the drain.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import platform
+import pwd
+import resource
+import signal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from openclawctl.wire.errors import ShuttingDown, Unavailable
+from openclawctl.wire.units import format_duration
+from openclawd.fleet.model import Model, ModelState
+from openclawd.fleet.registry import Fleet
+from openclawd.ledger import Ledger
+from openclawd.observe import logs
+from openclawd.server.listener import StartError, hold_lock, open_socket
+from openclawd.server.peer import Peer
+from openclawd.server.service import Service
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Iterator
+
+    from openclawd.config import Config
+    from openclawd.config.places import Places
+    from openclawd.observe.systemd import Notifier
+
+logger = logging.getLogger(__name__)
+
+CANCEL_GRACE_S = 5.0
+"""How long cancelled requests get to record their usage, after the drain's own limit."""
+
+FLUSH_GRACE_S = 1.0
+STATUS_INTERVAL_S = 0.5
+LOAD_PATIENCE_S = 60.0
+"""How long systemd is asked to wait for the next sign of progress of a load."""
+
+_SPARE_DESCRIPTORS = 256
+"""Beside one a connection: workers' pipes, the ledger, logs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything the daemon is started with."""
+
+    config: Config
+    places: Places
+    version: str
+    names: dict[int, str]
+
+
+def run(settings: Settings, notifier: Notifier) -> None:
+    """Run until a signal ends it. Raises `StartError` with what stood in the way."""
+    _raise_descriptor_limit(settings.config.resource_limits.max_connections)
+    with contextlib.ExitStack() as stack:
+        state_dir = settings.places.state_dir
+        stack.enter_context(
+            hold_lock(state_dir / "openclawd.lock", what=f"the state directory {state_dir}")
+        )
+        sock = stack.enter_context(open_socket(settings.places.socket))
+        asyncio.run(_Daemon(settings, notifier).run(sock))
+
+
+class _Daemon:
+    """One run of the daemon, inside its event loop."""
+
+    def __init__(self, settings: Settings, notifier: Notifier) -> None:
+        self._settings = settings
+        self._notifier = notifier
+        self._stop = asyncio.Event()
+        self._failure: StartError | None = None
+        self._drain_limit: asyncio.Timeout | None = None
+        self._status_timer: asyncio.TimerHandle | None = None
+        self._service: Service
+        self._fleet: Fleet
+
+    async def run(self, sock: socket.socket) -> None:
+        settings = self._settings
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._ask_to_stop)
+        loop.add_signal_handler(signal.SIGHUP, logs.reopen)
+        self._fleet = Fleet(settings.config, on_change=self._note_change)
+        with self._open_ledger() as ledger:
+            self._service = Service(
+                settings.config,
+                self._fleet,
+                ledger,
+                version=settings.version,
+                socket_path=settings.places.socket,
+                names=settings.names,
+            )
+            await self._serve(sock)
+        if self._failure is not None:
+            raise self._failure
+        logger.info("stopped")
+
+    @contextlib.contextmanager
+    def _open_ledger(self) -> Iterator[Ledger]:
+        path = self._settings.places.ledger_file
+        post = asyncio.get_running_loop().call_soon_threadsafe
+        try:
+            ledger = Ledger.open(path, node=platform.node(), post=post)
+        except Unavailable as problem:
+            raise StartError(str(problem)) from None
+        if ledger.recovered:
+            logger.warning(
+                "%d requests were open when the daemon was killed; the ledger has them as failed, "
+                "with estimated usage",
+                ledger.recovered,
+            )
+        with contextlib.closing(ledger):
+            yield ledger
+
+    async def _serve(self, sock: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        async with asyncio.TaskGroup() as tasks:
+            self._fleet.start(tasks)
+            self._service.start(tasks)
+            listener = await loop.create_unix_server(lambda: Peer(self._service), sock=sock)
+            logger.info("listening on %s", self._settings.places.socket)
+            readiness = tasks.create_task(self._become_ready())
+            await self._stop.wait()
+            readiness.cancel()
+            listener.close()
+            await self._drain()
+            await self._fleet.stop()
+
+    # ---- start ----
+
+    async def _become_ready(self) -> None:
+        """Load what is to be preloaded, and say READY when each has succeeded or failed."""
+        preloads = self._fleet.preloads()
+        async with asyncio.TaskGroup() as tasks:
+            for model in preloads:
+                tasks.create_task(model.wait_settled())
+        for model in preloads:
+            if model.spec.required and model.state is not ModelState.READY:
+                self._failure = StartError(
+                    f"the required model {model.name} did not load: {model.reason}"
+                )
+                self._stop.set()
+                return
+        self._service.is_ready = True
+        self._notifier.ready()
+        self._show_status()
+        logger.info("ready: %s", self._summary())
+
+    def _note_change(self, model: Model) -> None:
+        """A model's state or load progress changed."""
+        if model.state is ModelState.LOADING and not self._service.is_ready:
+            self._notifier.extend_timeout(LOAD_PATIENCE_S)
+        if self._status_timer is None:
+            loop = asyncio.get_running_loop()
+            self._status_timer = loop.call_later(STATUS_INTERVAL_S, self._show_status)
+
+    def _show_status(self) -> None:
+        self._status_timer = None
+        if not self._stop.is_set():
+            self._notifier.status(self._summary())
+
+    def _summary(self) -> str:
+        """What an administrator wants to know in one line."""
+        models = list(self._fleet.models)
+        if not models:
+            return "no model configured; put a GGUF file into " + " or ".join(
+                self._settings.config.model_paths
+            )
+        return ", ".join(_describe(model) for model in models)
+
+    # ---- stop ----
+
+    def _ask_to_stop(self) -> None:
+        if self._drain_limit is not None and not self._drain_limit.expired():
+            self._drain_limit.reschedule(asyncio.get_running_loop().time())
+        self._stop.set()
+
+    async def _drain(self) -> None:
+        """Let requests finish, within the limit; then end them."""
+        limit_s = self._settings.config.resource_limits.drain_timeout_s
+        self._notifier.stopping()
+        self._notifier.status(f"draining, at most {format_duration(limit_s)}")
+        logger.info("stopping: requests get up to %s to finish", format_duration(limit_s))
+        self._service.drain("the daemon is stopping")
+        if not await self._wait_idle(limit_s):
+            await self._cancel_rest()
+        self._service.close_connections()
+        asyncio.get_running_loop().call_later(FLUSH_GRACE_S, self._service.abort_connections)
+
+    async def _wait_idle(self, limit_s: float) -> bool:
+        """Until nothing is open (True), or the limit is over or a second signal came (False)."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(limit_s) as self._drain_limit:
+                await self._service.wait_idle()
+                return True
+        return False
+
+    async def _cancel_rest(self) -> None:
+        problem = ShuttingDown("the daemon stopped before this request was finished")
+        num_open = self._service.cancel_all(problem)
+        logger.warning("%d requests did not finish in time and are cancelled", num_open)
+        if not await self._wait_idle(CANCEL_GRACE_S):
+            logger.warning("some workers do not answer and are killed")
+            for model in self._fleet.models:
+                model.abandon()
+
+
+def _describe(model: Model) -> str:
+    if model.state is ModelState.LOADING:
+        return f"{model.name} loading {model.progress.fraction:.0%}"
+    return f"{model.name} {model.state.value}"
+
+
+def _raise_descriptor_limit(max_connections: int) -> None:
+    """Connections take descriptors; the soft limit is often 1024. Raises `StartError`."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = max_connections + _SPARE_DESCRIPTORS
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        if hard != resource.RLIM_INFINITY and hard < wanted:
+            raise StartError(
+                f"resource_limits.max_connections is {max_connections}, but this process may open "
+                f"only {hard} files; lower it, or raise LimitNOFILE= in the unit"
+            )
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def user_names(own_uid: int) -> dict[int, str]:
+    """The names of those who may connect, looked up once: a directory service may be slow."""
+    names = {}
+    for uid in {0, own_uid}:
+        with contextlib.suppress(KeyError):
+            names[uid] = pwd.getpwuid(uid).pw_name
+    return names

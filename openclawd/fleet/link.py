@@ -1,0 +1,184 @@
+"""The daemon's end of the socketpair to one worker.
+
+Owns which requests a worker holds, and gives each of them what the worker says about it. Knows
+worker messages; knows nothing of clients, of processes, or of why a worker ended.
+
+Invariants: every call ends exactly once, with `Ended` or with a problem; nothing here waits, so one
+slow reader can never hold up the link. When the link is lost, every open call ends with the problem
+that `close()` was given.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, assert_never
+
+from openclawctl.wire.errors import Internal, Problem, RemoteProtocolError
+from openclawctl.wire.framing import MAX_FRAME_BYTES, FrameReader, encode_frame
+from openclawd.worker.messages import (
+    Abort,
+    Answer,
+    Drop,
+    Ended,
+    FromWorker,
+    Loaded,
+    LoadFailed,
+    Loading,
+    Output,
+    Prepare,
+    Prepared,
+    Refused,
+    Start,
+    Step,
+    ToWorker,
+    decode_from_worker,
+    encode,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+logger = logging.getLogger(__name__)
+
+LINK_FRAME_BYTES = 4 * MAX_FRAME_BYTES
+"""Largest frame on the link: a client's largest request, with room for what is added to it."""
+
+
+@dataclass(slots=True, eq=False)
+class Call:
+    """One request inside one worker. The owner awaits `prepared`, then maybe `ended`."""
+
+    rid: int
+    prepared: asyncio.Future[Prepared | Answer]
+    ended: asyncio.Future[Ended]
+    on_output: Callable[[Output], None] | None = None
+    is_started: bool = field(default=False)
+
+    def fail(self, problem: Problem) -> None:
+        """End the call with a problem, wherever it is."""
+        for future in (self.prepared, self.ended):
+            if not future.done():
+                future.set_exception(problem)
+                future.exception()  # whoever awaits it is told; nobody having to is no warning
+
+
+class Link(asyncio.Protocol):
+    """A connected worker. `on_load_message` gets what is about the model and not about a request;
+    `on_lost` is called once when the pipe has closed."""
+
+    def __init__(
+        self,
+        *,
+        on_load_message: Callable[[Loading | Loaded | LoadFailed], None],
+        on_lost: Callable[[], None],
+    ) -> None:
+        self._on_load_message = on_load_message
+        self._on_lost = on_lost
+        self._reader = FrameReader(max_bytes=LINK_FRAME_BYTES)
+        self._transport: asyncio.WriteTransport | None = None
+        self._calls: dict[int, Call] = {}
+        self._next_rid = 1
+        self.gauges: dict[str, int] = {}
+        self.num_steps = 0
+
+    # ---- what the daemon asks ----
+
+    def send(self, message: ToWorker) -> None:
+        """Queue a message for the worker; nothing happens when the link is closed already."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(encode_frame(encode(message), max_bytes=LINK_FRAME_BYTES))
+
+    def prepare(self, op: str, params: dict[str, Any]) -> Call:
+        """Have a request tokenised. `call.prepared` gets the exact counts, or a problem."""
+        loop = asyncio.get_running_loop()
+        call = Call(self._next_rid, loop.create_future(), loop.create_future())
+        self._next_rid += 1
+        self._calls[call.rid] = call
+        self.send(Prepare(call.rid, op, params))
+        return call
+
+    def start(self, call: Call, start: Start, on_output: Callable[[Output], None]) -> None:
+        """Compute a prepared request. `on_output` is called for every step that adds to it, and
+        must neither wait nor raise."""
+        call.on_output = on_output
+        call.is_started = True
+        self.send(start)
+
+    def abort(self, call: Call) -> None:
+        """Stop computing at the next step; `call.ended` then gets the exact usage."""
+        if call.is_started and call.rid in self._calls:
+            self.send(Abort(call.rid))
+
+    def drop(self, call: Call) -> None:
+        """Forget a call that will not be started (or was answered). Harmless after its end."""
+        if self._calls.pop(call.rid, None) is not None and not call.is_started:
+            self.send(Drop(call.rid))
+
+    def close(self, problem: Problem) -> None:
+        """End every open call with `problem` and close the pipe."""
+        calls, self._calls = self._calls, {}
+        for call in calls.values():
+            call.fail(problem)
+        if self._transport is not None:
+            self._transport.close()
+
+    # ---- asyncio.Protocol ----
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.WriteTransport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._reader.feed(data)
+        try:
+            for payload in self._reader.payloads():
+                self._handle(decode_from_worker(payload))
+        except RemoteProtocolError as error:
+            logger.error("a worker broke its protocol and is stopped: %s", error)
+            self.close(Internal("the model's worker broke its protocol", hint="see the log"))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        del exc  # a reset pipe and a closed one mean the same: the worker is gone
+        self._transport = None
+        self._on_lost()
+
+    # ---- what the worker says ----
+
+    def _handle(self, message: FromWorker) -> None:
+        match message:
+            case Step():
+                self._take_step(message)
+            case Prepared(rid=rid) | Answer(rid=rid):
+                if (call := self._calls.get(rid)) and not call.prepared.done():
+                    call.prepared.set_result(message)
+            case Refused(rid=rid):
+                if call := self._calls.pop(rid, None):
+                    call.fail(message.to_problem())
+            case Loading() | Loaded() | LoadFailed():
+                self._on_load_message(message)
+            case _:
+                assert_never(message)
+
+    def _take_step(self, step: Step) -> None:
+        self.num_steps += 1
+        self.gauges = step.gauges
+        for output in step.outputs:
+            if call := self._calls.get(output.rid):
+                self._deliver(call, output)
+        for ended in step.ended:
+            if (call := self._calls.pop(ended.rid, None)) and not call.ended.done():
+                call.ended.set_result(ended)
+
+    def _deliver(self, call: Call, output: Output) -> None:
+        """Hand over one output. A bug in one request's delivery ends that request alone."""
+        if call.on_output is None:
+            return
+        try:
+            call.on_output(output)
+        except Exception:
+            logger.exception("delivering output of call %d failed; the call is ended", call.rid)
+            call.on_output = None
+            self.abort(call)
+            call.fail(Internal("delivering the result failed", hint="see the log of the daemon"))

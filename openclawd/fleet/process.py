@@ -1,0 +1,160 @@
+"""One worker process: a fresh interpreter, its pipe and its standard error.
+
+Owns how a worker is started, watched and ended. Knows nothing of what it computes.
+
+Times: `stop()` asks over the pipe, waits `STOP_TIMEOUT_S`, then kills. Workers ignore SIGTERM, so
+there is no step in between. A worker dies with the daemon: it asks the kernel for SIGKILL on the
+parent's death and sees its pipe close.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import re
+import socket
+import sys
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from openclawd.worker.messages import Stop
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping, Sequence
+
+    from openclawd.fleet.link import Link
+
+logger = logging.getLogger(__name__)
+
+STOP_TIMEOUT_S: Final = 5.0
+WORKER_NICENESS: Final = 5
+"""Workers yield to the daemon, so that `status` and cancels are answered while all cores decode."""
+
+_MAX_STDERR_LINE: Final = 4096
+_STDERR_LINES_KEPT: Final = 20
+_PRIORITY_PREFIX = re.compile(r"<([0-7])>")
+_LEVELS: Final = {
+    **dict.fromkeys(range(4), logging.ERROR),
+    4: logging.WARNING,
+    5: logging.INFO,
+    6: logging.INFO,
+    7: logging.DEBUG,
+}
+
+# What systemd or a caller gave the daemon and no worker may have.
+_PRIVATE_VARIABLES: Final = frozenset(
+    {
+        "NOTIFY_SOCKET",
+        "WATCHDOG_USEC",
+        "WATCHDOG_PID",
+        "LISTEN_FDS",
+        "LISTEN_PID",
+        "LISTEN_FDNAMES",
+        "CREDENTIALS_DIRECTORY",
+        "OPENCLAWD_API_KEY_FILE",
+    }
+)
+
+
+@dataclass(slots=True)
+class WorkerProcess:
+    """A running worker. `link` is its pipe; `last_words` the end of its standard error."""
+
+    model: str
+    process: asyncio.subprocess.Process
+    link: Link
+    last_words: deque[str]
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    async def wait_exit(self) -> int:
+        """Log its standard error until it ends; returns the exit status (negative: a signal)."""
+        assert self.process.stderr is not None
+        while line := await _read_line(self.process.stderr):
+            self._log_line(line.decode(errors="replace").rstrip())
+        return await self.process.wait()
+
+    async def stop(self) -> None:
+        """Ask it to exit, and kill it when it has not done so in `STOP_TIMEOUT_S`."""
+        self.link.send(Stop())
+        try:
+            async with asyncio.timeout(STOP_TIMEOUT_S):
+                await self.process.wait()
+        except TimeoutError:
+            logger.warning(
+                "model %s: worker %d did not stop within %.0f s and is killed",
+                self.model,
+                self.pid,
+                STOP_TIMEOUT_S,
+            )
+            self.kill()
+            await self.process.wait()
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self.process.kill()
+
+    def _log_line(self, line: str) -> None:
+        match = _PRIORITY_PREFIX.match(line)
+        level = _LEVELS[int(match[1])] if match else logging.WARNING
+        text = line[match.end() :] if match else line
+        if level >= logging.WARNING:
+            self.last_words.append(text)
+        logger.log(level, "model %s: worker %d: %s", self.model, self.pid, text)
+
+
+async def spawn(
+    model: str, link: Link, *, devices: Sequence[str], cores: Collection[int]
+) -> WorkerProcess:
+    """Start a worker for a model and connect `link` to it. `cores` empty leaves it all of them.
+
+    Raises `OSError`.
+    """
+    ours, theirs = socket.socketpair()
+    with theirs, contextlib.ExitStack() as on_failure:
+        on_failure.callback(ours.close)
+        ours.settimeout(0)  # asyncio wants it non-blocking
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-P",  # the directory the daemon was started in is no place to import from
+            "-m",
+            "openclawd.worker",
+            "--fd",
+            str(theirs.fileno()),
+            pass_fds=[theirs.fileno()],
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+            limit=_MAX_STDERR_LINE,
+            env=_environment(os.environ, devices),
+            start_new_session=True,  # Ctrl-C on a terminal is for the daemon, which drains
+        )
+        on_failure.pop_all()
+    with contextlib.suppress(OSError):  # it may have died already; its exit status tells
+        os.setpriority(os.PRIO_PROCESS, process.pid, WORKER_NICENESS)
+        if cores:
+            os.sched_setaffinity(process.pid, cores)
+    await asyncio.get_running_loop().create_unix_connection(lambda: link, sock=ours)
+    return WorkerProcess(model, process, link, deque(maxlen=_STDERR_LINES_KEPT))
+
+
+def _environment(inherited: Mapping[str, str], devices: Sequence[str]) -> dict[str, str]:
+    environment = {k: v for k, v in inherited.items() if k not in _PRIVATE_VARIABLES}
+    if devices:
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
+    return environment
+
+
+async def _read_line(stream: asyncio.StreamReader) -> bytes:
+    """One line, cut at `_MAX_STDERR_LINE`; empty at the end."""
+    try:
+        return await stream.readuntil(b"\n")
+    except asyncio.IncompleteReadError as error:
+        return error.partial
+    except asyncio.LimitOverrunError as error:
+        return await stream.read(max(error.consumed, 1))

@@ -1,0 +1,307 @@
+"""One inference request from its parameters to its result: the way described in docs/structure.md.
+
+Owns the order of the steps (limits, load, prepare, reserve, queue, start, settle) and what is
+recorded at each. How a model runs is the fleet's and the worker's; what is allowed is admission's.
+
+Invariants: nothing is computed before the reservation is on disk; usage is on disk before the
+result is given back; a request that reached `prepare` has exactly one ledger row, whatever becomes
+of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import time
+import uuid
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from openclawctl.wire.errors import Internal, Problem
+from openclawctl.wire.messages import Delta
+from openclawctl.wire.operations import (
+    ChatParams,
+    Choice,
+    DetokenizeParams,
+    EmbedParams,
+    FinishReason,
+    GenerateParams,
+    InferenceResult,
+    Op,
+    Timings,
+    TokenizeParams,
+    Usage,
+)
+from openclawd.admission.limits import (
+    TokenLimits,
+    check_prompt_bytes,
+    check_prompt_tokens,
+    plan_completion,
+)
+from openclawd.server.recording import reserve, settle
+from openclawd.worker.messages import Answer, Ended, Output, Prepared, Start
+
+if TYPE_CHECKING:
+    from openclawd.fleet.link import Call, Link
+    from openclawd.fleet.model import Model
+    from openclawd.server.peer import Exchange
+    from openclawd.server.service import Service
+    from openclawd.worker.messages import Loading
+
+InferenceParams = GenerateParams | ChatParams | EmbedParams
+
+LONGEST_TOKEN_BYTES = 1024
+"""No vocabulary in use has longer tokens (the longest seen are runs of 128 spaces or dashes)."""
+
+
+async def infer(service: Service, exchange: Exchange, params: InferenceParams) -> dict[str, Any]:
+    """Serve `generate`, `chat` or `embed`. Raises `Problem` with what stood in the way."""
+    model = service.fleet.resolve(params.model)
+    limits = service.limits_of(model)
+    num_bytes = sum(len(text.encode(errors="replace")) for text in _longest_inputs(params))
+    check_prompt_bytes(num_bytes, longest_token_bytes=LONGEST_TOKEN_BYTES, limits=limits)
+    inference = Inference(service, exchange, params, model, limits)
+    async with model.lease(inference.on_loading) as link:
+        inference.load_s = inference.elapsed_s()
+        call = link.prepare(exchange.request.op, exchange.request.params)
+        try:
+            await inference.run(link, call)
+        finally:
+            link.drop(call)
+    return inference.result()
+
+
+async def ask_tokenizer(
+    service: Service, exchange: Exchange, params: TokenizeParams | DetokenizeParams
+) -> dict[str, Any]:
+    """Serve `tokenize` or `detokenize`: no sequence, no queue, no ledger row."""
+    model = service.fleet.resolve(params.model)
+    async with model.lease(lambda progress: _tell_loading(exchange, progress)) as link:
+        call = link.prepare(exchange.request.op, exchange.request.params)
+        try:
+            answer = await call.prepared
+        finally:
+            link.drop(call)
+    if not isinstance(answer, Answer):
+        raise Internal(f"the worker of model {model.name} gave no answer to {exchange.request.op}")
+    return answer.result
+
+
+@dataclass(slots=True)
+class _Part:
+    """What one sequence has produced so far."""
+
+    texts: list[str] = field(default_factory=list)
+    num_tokens: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Inference:
+    """The state of one inference request. Times are seconds since its arrival."""
+
+    service: Service
+    exchange: Exchange
+    params: InferenceParams
+    model: Model
+    limits: TokenLimits
+    request_id: str = field(default_factory=lambda: str(new_request_id()))
+    load_s: float = 0.0
+    queue_s: float = 0.0
+    ttft_s: float | None = None
+    total_s: float = 0.0
+    prompt_tokens: int = 0
+    max_tokens: int = 0
+    parts: dict[int, _Part] = field(default_factory=dict)
+    is_reserved: bool = False
+    ended: Ended | None = None
+
+    def elapsed_s(self) -> float:
+        return self.service.now() - self.exchange.arrived_at
+
+    # ---- the steps ----
+
+    async def run(self, link: Link, call: Call) -> None:
+        """Everything between tokenising and the last token, recorded however it ends."""
+        try:
+            self._plan(await call.prepared)
+            await reserve(self)
+            self.is_reserved = True
+            queued_at = self.elapsed_s()
+            async with self.model.turn(self._on_queued):
+                self.queue_s = self.elapsed_s() - queued_at
+                self.ended = await self._compute(link, call)
+            if self.ended.error is not None:
+                raise self.ended.to_problem()
+        except BaseException as error:
+            self.total_s = self.elapsed_s()
+            await settle(self, self._problem_of(error))
+            raise
+        self.total_s = self.elapsed_s()
+        await settle(self, None)
+
+    def _plan(self, prepared: Prepared | Answer) -> None:
+        """Decide on exact counts whether the request may run, and how far."""
+        if not isinstance(prepared, Prepared):
+            raise Internal(f"the worker of model {self.model.name} did not count the prompt")
+        self.prompt_tokens = prepared.prompt_tokens
+        if isinstance(self.params, EmbedParams):
+            check_prompt_tokens(prepared.longest, self.limits)
+        else:
+            self.max_tokens = plan_completion(
+                prepared.prompt_tokens, self.params.max_tokens, self.limits
+            )
+
+    async def _compute(self, link: Link, call: Call) -> Ended:
+        self.exchange.on_cancel = lambda: link.abort(call)
+        self.exchange.event(
+            "started", {"request_id": self.request_id, "prompt_tokens": self.prompt_tokens}
+        )
+        link.start(call, self._start_message(call.rid), self._on_output)
+        return await call.ended
+
+    def _start_message(self, rid: int) -> Start:
+        if isinstance(self.params, EmbedParams):
+            return Start(rid, max_tokens=0, sampling={})
+        sampling = self.params.sampling.over(self.service.sampling_of(self.model)).encode()
+        sampling.setdefault("seed", secrets.randbits(32))
+        return Start(rid, max_tokens=self.max_tokens, sampling=sampling, stop=self.params.stop)
+
+    # ---- news ----
+
+    def on_loading(self, progress: Loading) -> None:
+        _tell_loading(self.exchange, progress)
+
+    def _on_queued(self, position: int, eta_s: float | None) -> None:
+        self.exchange.event("queued", {"position": position, "eta_s": eta_s})
+
+    def _on_output(self, output: Output) -> None:
+        if self.ttft_s is None:
+            self.ttft_s = self.elapsed_s()
+        part = self.parts.setdefault(output.index, _Part())
+        part.texts.append(output.text)
+        part.num_tokens += len(output.token_ids)
+        if output.token_ids:
+            self.service.note_tokens(len(output.token_ids))
+            self.service.ledger.progress(self.request_id, self.completion_tokens)
+        if self._is_streamed:
+            self.exchange.delta(
+                Delta(
+                    self.exchange.request.id,
+                    output.index,
+                    output.text,
+                    output.token_ids,
+                    output.embedding,
+                )
+            )
+
+    @property
+    def _is_streamed(self) -> bool:
+        return isinstance(self.params, EmbedParams) or self.params.stream
+
+    # ---- the end ----
+
+    @property
+    def completion_tokens(self) -> int:
+        """Tokens that have arrived here."""
+        return sum(part.num_tokens for part in self.parts.values())
+
+    @property
+    def op(self) -> Op:
+        return Op(self.exchange.request.op)
+
+    @property
+    def finish_reason(self) -> str | None:
+        """That of the first sequence; None when it never ended."""
+        return self.ended.finish_reasons[0] if self.ended else None
+
+    @property
+    def usage(self) -> Usage:
+        """Exact counts once the worker has ended the request; before, what has arrived here."""
+        if self.ended is not None:
+            return Usage(
+                prompt_tokens=self.ended.prompt_tokens,
+                cached_tokens=self.ended.cached_tokens,
+                completion_tokens=self.ended.completion_tokens,
+            )
+        prompt_tokens = self.prompt_tokens if self.parts else 0
+        counts = "estimated" if self.is_reserved else "exact"
+        return Usage(prompt_tokens, 0, self.completion_tokens, counts)
+
+    @property
+    def timings(self) -> Timings:
+        return Timings(
+            load_s=round(self.load_s, 6),
+            queue_s=round(self.queue_s, 6),
+            ttft_s=None if self.ttft_s is None else round(self.ttft_s, 6),
+            total_s=round(self.total_s, 6),
+        )
+
+    def result(self) -> dict[str, Any]:
+        """`done.result`. A request that a problem cut short has none: that problem is raised."""
+        if self.finish_reason == FinishReason.CANCELLED.value:
+            self._raise_unless_asked_for()
+        return InferenceResult(
+            request_id=self.request_id,
+            model=self.model.name,
+            usage=self.usage,
+            timings=self.timings,
+            choices=self._choices(),
+            context={
+                "policy": "error",
+                "prompt_tokens_in": self.prompt_tokens,
+                "dropped": 0,
+                "max_tokens": self.max_tokens,
+            },
+        ).encode()
+
+    def _raise_unless_asked_for(self) -> None:
+        """A client's own cancel gives it the partial result; any other reason is its error."""
+        problem = self.exchange.cancel_problem
+        if problem is not None and problem.code != "cancelled":
+            raise problem
+
+    def _choices(self) -> list[Choice]:
+        assert self.ended is not None
+        if isinstance(self.params, EmbedParams):
+            return []
+        return [self._choice(i, reason) for i, reason in enumerate(self.ended.finish_reasons)]
+
+    def _choice(self, index: int, finish_reason: str) -> Choice:
+        text = "".join(self.parts.get(index, _Part()).texts)
+        if isinstance(self.params, ChatParams):
+            message = {"role": "assistant", "content": text}
+            return Choice(index, finish_reason, message=message)
+        return Choice(index, finish_reason, text=text)
+
+    def _problem_of(self, error: BaseException) -> Problem:
+        """What the ledger and the log call this end."""
+        if isinstance(error, Problem):
+            return error
+        if isinstance(error, asyncio.CancelledError) and self.exchange.cancel_problem is not None:
+            return self.exchange.cancel_problem
+        return Internal("the daemon failed or ended")
+
+
+def new_request_id() -> uuid.UUID:
+    """A UUIDv7 (RFC 9562, section 5.7): 48 bits of Unix milliseconds, the rest random, so that ids
+    sort by time."""
+    value = int(time.time() * 1000) << 80 | int.from_bytes(os.urandom(10))
+    value = value & ~(0xF << 76) | 7 << 76  # version
+    value = value & ~(0x3 << 62) | 2 << 62  # variant
+    return uuid.UUID(int=value)
+
+
+def _tell_loading(exchange: Exchange, progress: Loading) -> None:
+    exchange.event("loading", {"phase": progress.phase, "fraction": progress.fraction})
+
+
+def _longest_inputs(params: InferenceParams) -> list[str]:
+    """The texts that share one context, or the longest of those that do not."""
+    match params:
+        case GenerateParams(prompt=prompt):
+            return [prompt]
+        case ChatParams(messages=messages):
+            return [message.content for message in messages]
+        case EmbedParams(input=texts):
+            return [max(texts, key=len)]

@@ -1,0 +1,113 @@
+"""The daemon's socket in the file system: made, guarded against a second daemon, removed.
+
+Invariants: a socket that another daemon answers on is never touched; a stale one is replaced; the
+socket is 0660 from its first moment.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import socket
+import stat
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+BACKLOG = 1024
+"""Connections the kernel keeps while the loop is busy; the kernel cuts it to net.core.somaxconn."""
+
+_MAX_SOCKET_PATH_BYTES = 107
+"""`sun_path` holds 108 bytes with its end (unix(7))."""
+
+
+class StartError(Exception):
+    """The daemon cannot start; `str()` is the whole sentence for the administrator."""
+
+
+@contextlib.contextmanager
+def hold_lock(path: Path, *, what: str) -> Iterator[None]:
+    """Keep other daemons off `what` until the block ends. Raises `StartError`.
+
+    The lock is the kernel's and goes with the process; the file stays, since removing it would let
+    two daemons lock two different files of the same name.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise StartError(f"cannot open the lock file {path}: {error.strerror}") from None
+    try:
+        _lock(descriptor, what)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, what: str) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        pid = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
+        raise StartError(
+            f"another openclawd (pid {pid or 'unknown'}) uses {what}; stop it first, or give this "
+            "one its own --socket and --state-dir"
+        ) from None
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+
+
+@contextlib.contextmanager
+def open_socket(path: Path) -> Iterator[socket.socket]:
+    """A listening socket at `path`, removed again when the block ends. Raises `StartError`."""
+    if len(os.fsencode(path)) > _MAX_SOCKET_PATH_BYTES:
+        raise StartError(
+            f"the socket path {path} is longer than {_MAX_SOCKET_PATH_BYTES} bytes, the most that "
+            "Linux allows; choose a shorter --socket"
+        )
+    with hold_lock(path.with_name(path.name + ".lock"), what=f"the socket {path}"):
+        _remove_stale(path)
+        sock = _bind(path)
+        with sock:
+            try:
+                yield sock
+            finally:
+                path.unlink(missing_ok=True)
+
+
+def _bind(path: Path) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    old_umask = os.umask(0o117)
+    try:
+        sock.bind(str(path))
+        sock.listen(BACKLOG)
+    except OSError as error:
+        sock.close()
+        raise StartError(f"cannot listen on {path}: {error.strerror}") from None
+    finally:
+        os.umask(old_umask)
+    return sock
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove a socket that nobody listens on. Whoever holds the lock may do that; a server that
+    does not use our lock is asked by connecting."""
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise StartError(f"{path} exists and is not a socket; move it away or choose --socket")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1)
+        result = probe.connect_ex(str(path))
+    if result == errno.ECONNREFUSED:
+        path.unlink(missing_ok=True)
+    elif result != errno.ENOENT:
+        raise StartError(
+            f"something answers on {path} already ({os.strerror(result) if result else 'open'}); "
+            "stop it first, or choose another --socket"
+        )

@@ -1,0 +1,359 @@
+"""One client connection, and the requests open on it.
+
+Owns the connection's bytes, its identity, and what happens when the client is slow or goes away.
+Knows `wire` and the asyncio transport; what a request means is `dispatch.py`'s.
+
+Flow control: while the transport's buffer is full, nothing is read from the client and the deltas
+of each result are merged, so memory stays bounded and nobody else waits. A client that takes
+nothing for `STALL_TIMEOUT_S` is disconnected.
+
+Invariants: every request is answered by exactly one `done` or `error` unless the client is gone; a
+client that is gone has all its requests cancelled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import struct
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from openclawctl.wire.connection import Connection, Role, State
+from openclawctl.wire.errors import (
+    Cancelled,
+    Problem,
+    ProtocolError,
+    RemoteProtocolError,
+    SlowConsumer,
+    Unsupported,
+)
+from openclawctl.wire.messages import (
+    PROTOCOL_VERSION,
+    Cancel,
+    Delta,
+    Done,
+    Error,
+    Event,
+    Goaway,
+    Hello,
+    Message,
+    Request,
+    Welcome,
+)
+from openclawd.admission.identity import Credentials, Principal, check_key
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Iterator
+
+logger = logging.getLogger(__name__)
+
+MESSAGES_PER_CALLBACK: Final = 64
+"""Messages handled before other connections get their turn: about 2 ms of work (measured
+2026-11-23 with refused requests, the most a hostile client can ask of one read)."""
+
+WRITE_BUFFER_BYTES: Final = 64 * 1024
+"""Unsent bytes from which on a client counts as slow: over ten times a usual burst of deltas."""
+
+MAX_MERGED_CHARS: Final = 4 * 1024 * 1024
+"""Most text that waits for one slow client, over all its requests."""
+
+STALL_TIMEOUT_S: Final = 60.0
+LINGER_S: Final = 1.0
+"""How long a refused client gets to read why, before the socket is closed under it."""
+
+_PEERCRED = struct.Struct("3i")  # pid, uid, gid: `struct ucred`, socket(7)
+
+
+class Host(Protocol):
+    """What a peer needs of the daemon."""
+
+    server_name: str
+    hello_timeout_s: float
+    max_frame_bytes: int
+
+    def admit(self, peer: Peer, caller: Credentials) -> Principal: ...
+    def welcome_limits(self) -> dict[str, Any]: ...
+    def forget(self, peer: Peer) -> None: ...
+    def begin(self, exchange: Exchange) -> Coroutine[Any, Any, None]: ...
+    def run_session(self, session: Coroutine[Any, Any, None]) -> None: ...
+
+
+@dataclass(slots=True)
+class _Merged:
+    """Deltas of one result that wait for a slow client."""
+
+    texts: list[str] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+
+
+class Exchange:
+    """One open request: the way back to its client, and how it is cancelled.
+
+    `on_cancel` is what a cancel does; the request's handler changes it as it goes on. Everything
+    sent after the client has gone disappears.
+    """
+
+    def __init__(self, peer: Peer, request: Request, arrived_at: float) -> None:
+        self.peer = peer
+        self.request = request
+        self.arrived_at = arrived_at
+        self.on_cancel: Callable[[], object] | None = None
+        self.cancel_problem: Problem | None = None
+
+    @property
+    def is_cancelled(self) -> bool:
+        return self.cancel_problem is not None
+
+    def event(self, kind: str, data: dict[str, Any]) -> None:
+        self.peer.send(Event(self.request.id, kind, data))
+
+    def warn(self, code: str, message: str) -> None:
+        self.event("warning", {"code": code, "message": message})
+
+    def delta(self, delta: Delta) -> None:
+        self.peer.send_delta(delta)
+
+    def done(self, result: dict[str, Any]) -> None:
+        self.peer.finish(Done(self.request.id, result))
+
+    def error(self, problem: Problem) -> None:
+        self.peer.finish(Error.from_problem(self.request.id, problem))
+
+    def cancel(self, problem: Problem) -> None:
+        """Ask the handler to end. `problem` is what the client gets if nothing was computed yet."""
+        if self.cancel_problem is None:
+            self.cancel_problem = problem
+            if self.on_cancel is not None:
+                self.on_cancel()
+
+
+class Peer(asyncio.Protocol):
+    """The server's end of one connection."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._loop = asyncio.get_running_loop()
+        self._connection = Connection(Role.SERVER, max_frame_bytes=host.max_frame_bytes)
+        self._exchanges: dict[int, Exchange] = {}
+        self._merged: dict[tuple[int, int], _Merged] = {}
+        self._num_merged_chars = 0
+        self._is_paused = False
+        self._gone = asyncio.Event()
+        self._timer: asyncio.TimerHandle | None = None
+        self._transport: asyncio.Transport
+        self.principal: Principal
+        self.client = ""
+        self.app = ""
+
+    @property
+    def num_open(self) -> int:
+        return len(self._exchanges)
+
+    @property
+    def exchanges(self) -> list[Exchange]:
+        return list(self._exchanges.values())
+
+    # ---- to the client ----
+
+    def send(self, message: Message) -> None:
+        """Send now, or into the transport's buffer. Nothing happens when the client is gone."""
+        is_alive = self._connection.state is not State.CLOSED and not self._gone.is_set()
+        request_id = getattr(message, "id", None)
+        is_expected = request_id is None or self._connection.is_open(request_id)
+        if is_alive and is_expected:
+            self._transport.write(self._connection.send(message))
+
+    def send_delta(self, delta: Delta) -> None:
+        """Send a piece of a result, or keep it until the client reads again."""
+        if not self._is_paused or delta.embedding is not None:
+            self.send(delta)
+            return
+        merged = self._merged.setdefault((delta.id, delta.index), _Merged())
+        merged.texts.append(delta.text)
+        merged.token_ids += delta.token_ids
+        self._num_merged_chars += len(delta.text) + 1
+        if self._num_merged_chars > MAX_MERGED_CHARS:
+            self._cancel_slow()
+
+    def finish(self, message: Done | Error) -> None:
+        """Send a request's end, after whatever of it still waits."""
+        assert message.id is not None
+        self._flush(message.id)
+        self.send(message)
+        self._exchanges.pop(message.id, None)
+
+    def say_goodbye(self, reason: str) -> None:
+        """Tell the client that no more requests are taken here."""
+        if self._connection.state is State.OPEN:
+            self.send(Goaway(reason))
+
+    def close(self) -> None:
+        """Close after what is buffered has been sent."""
+        self._transport.close()
+
+    def abort(self) -> None:
+        """Close at once, unsent bytes or not."""
+        self._transport.abort()
+
+    # ---- asyncio.Protocol ----
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
+        try:
+            self.principal = self._host.admit(self, _credentials(transport))
+        except Problem as problem:
+            logger.warning("a connection was refused: %s", problem)
+            self._refuse(problem)
+            return
+        self._set_timer(self._host.hello_timeout_s, self._time_out_hello)
+        self._host.run_session(self._session())
+
+    def data_received(self, data: bytes) -> None:
+        self._connection.receive(data)
+        self._handle_messages()
+
+    def eof_received(self) -> bool:
+        """The client has closed, or at least will say no more: what it asked is cancelled."""
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        del exc  # how the client went away makes no difference
+        self._set_timer(0, None)
+        self._merged.clear()
+        self._gone.set()
+        self._host.forget(self)
+
+    def pause_writing(self) -> None:
+        self._is_paused = True
+        self._transport.pause_reading()
+        self._set_timer(STALL_TIMEOUT_S, self._time_out_stall)
+
+    def resume_writing(self) -> None:
+        self._is_paused = False
+        self._set_timer(0, None)
+        for request_id in {request_id for request_id, _ in self._merged}:
+            self._flush(request_id)
+        self._handle_messages()
+
+    # ---- from the client ----
+
+    async def _session(self) -> None:
+        """Owns the tasks of this connection's requests; ends when the client has gone and they have
+        ended too."""
+        async with asyncio.TaskGroup() as self._tasks:
+            await self._gone.wait()
+            for exchange in self.exchanges:
+                exchange.cancel(Cancelled("the client went away"))
+
+    def _handle_messages(self) -> None:
+        """Handle what is complete, a bounded number at a time; read on when all of it is done."""
+        if self._gone.is_set() or self._is_paused:
+            return
+        try:
+            has_more = self._handle_some(self._connection.events())
+        except RemoteProtocolError as error:
+            logger.warning("client %s broke the protocol: %s", self.client or "(unnamed)", error)
+            self._refuse(ProtocolError(str(error), hint="this is a bug of the client program"))
+        except Problem as problem:
+            self._refuse(problem)
+        else:
+            if has_more:
+                self._transport.pause_reading()
+                self._loop.call_soon(self._handle_messages)
+            elif not self._is_paused:
+                self._transport.resume_reading()
+
+    def _handle_some(self, messages: Iterator[Message]) -> bool:
+        """Handle up to `MESSAGES_PER_CALLBACK`. False when that was all."""
+        for _ in range(MESSAGES_PER_CALLBACK):
+            message = next(messages, None)
+            if message is None:
+                return False
+            self._handle(message)
+        return True
+
+    def _handle(self, message: Message) -> None:
+        match message:
+            case Hello():
+                self._greet(message)
+            case Request():
+                exchange = Exchange(self, message, self._loop.time())
+                self._exchanges[message.id] = exchange
+                task = self._tasks.create_task(self._host.begin(exchange))
+                exchange.on_cancel = task.cancel
+            case Cancel(id=request_id):
+                self._exchanges[request_id].cancel(Cancelled("the request was cancelled"))
+            case _:
+                raise AssertionError(f"the connection let {message.type!r} through")
+
+    def _greet(self, hello: Hello) -> None:
+        if hello.version < PROTOCOL_VERSION:
+            raise Unsupported(f"protocol version {hello.version} is not spoken here any more")
+        check_key(hello.key)
+        self._set_timer(0, None)
+        self.client, self.app = hello.client, hello.app or ""
+        self.send(
+            Welcome(
+                version=PROTOCOL_VERSION,
+                server=self._host.server_name,
+                principal=self.principal.name,
+                limits=self._host.welcome_limits(),
+            )
+        )
+
+    def _refuse(self, problem: Problem) -> None:
+        """Tell the client why, and close once it has had the time to read it."""
+        if self._connection.state is State.CLOSED:  # after a broken frame the answer still goes out
+            self._connection = Connection(Role.SERVER)
+        if not self._transport.is_closing():
+            self._transport.write(self._connection.send(Error.from_problem(None, problem)))
+            self._set_timer(LINGER_S, self._transport.abort)
+            if self._transport.can_write_eof():
+                self._transport.write_eof()
+
+    # ---- slow clients ----
+
+    def _flush(self, request_id: int) -> None:
+        """Send what was merged for a request, whether or not the client reads."""
+        for key in [key for key in self._merged if key[0] == request_id]:
+            merged = self._merged.pop(key)
+            self._num_merged_chars -= sum(len(text) + 1 for text in merged.texts)
+            self.send(Delta(*key, text="".join(merged.texts), token_ids=merged.token_ids))
+
+    def _cancel_slow(self) -> None:
+        problem = SlowConsumer(
+            "the results of this connection were not read in time",
+            hint="read the connection continuously, or do not stream",
+        )
+        for exchange in self.exchanges:
+            exchange.cancel(problem)
+
+    def _time_out_hello(self) -> None:
+        seconds = self._host.hello_timeout_s
+        self._refuse(ProtocolError(f"no `hello` came within {seconds:.0f} s"))
+
+    def _time_out_stall(self) -> None:
+        logger.warning(
+            "client %s (%s) has read nothing for %.0f s and is disconnected",
+            self.client,
+            self.principal.name,
+            STALL_TIMEOUT_S,
+        )
+        self.abort()
+
+    def _set_timer(self, delay_s: float, callback: Callable[[], object] | None) -> None:
+        """One timer at a time: for `hello`, then for a stalled client, then for a refused one."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_later(delay_s, callback) if callback else None
+
+
+def _credentials(transport: asyncio.BaseTransport) -> Credentials:
+    sock: socket.socket = transport.get_extra_info("socket")
+    raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size)
+    pid, uid, gid = _PEERCRED.unpack(raw)
+    return Credentials(uid=uid, gid=gid, pid=pid)

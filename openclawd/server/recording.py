@@ -1,0 +1,110 @@
+"""What is written down about an inference request: its ledger row, the running sums, its log line.
+
+Owns how a request's state becomes a reservation, a settlement and one canonical log line. Never
+sees a prompt or a completion.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from openclawctl.wire.errors import Code
+from openclawctl.wire.operations import FinishReason
+from openclawd.ledger import Counts, Outcome, Reservation, Settlement
+from openclawd.observe.logs import log_request
+
+if TYPE_CHECKING:
+    from openclawctl.wire.errors import Problem
+    from openclawd.server.inference import Inference
+
+
+async def reserve(inference: Inference) -> None:
+    """Put the request's row on disk before anything is computed. Raises `Unavailable`."""
+    await inference.service.ledger.reserve(_reservation(inference))
+
+
+async def settle(inference: Inference, problem: Problem | None) -> None:
+    """Put the request's end on disk, count it and log it. `problem` is why it failed, if it did.
+
+    Raises `Unavailable`; the ledger keeps what it could not write and tries again.
+    """
+    settlement = _settlement(inference, problem)
+    _count(inference, settlement)
+    _log(inference, settlement)
+    ledger = inference.service.ledger
+    if inference.is_reserved:
+        await ledger.settle(settlement)
+    else:
+        await ledger.record(_reservation(inference), settlement)
+
+
+def _reservation(inference: Inference) -> Reservation:
+    peer = inference.exchange.peer
+    return Reservation(
+        request_id=inference.request_id,
+        principal=peer.principal.name,
+        model=inference.model.name,
+        op=inference.op.value,
+        arrived_at=time.time() - inference.elapsed_s(),
+        prompt_tokens=inference.prompt_tokens,
+        reserved_tokens=inference.prompt_tokens + inference.max_tokens,
+        app=peer.app or None,
+    )
+
+
+def _settlement(inference: Inference, problem: Problem | None) -> Settlement:
+    usage, timings = inference.usage, inference.timings
+    return Settlement(
+        request_id=inference.request_id,
+        outcome=_outcome(inference.finish_reason, problem),
+        tokens={
+            "prompt": usage.prompt_tokens,
+            "cached": usage.cached_tokens,
+            "completion": usage.completion_tokens,
+        },
+        finish_reason=inference.finish_reason,
+        error_code=problem.code if problem else None,
+        counts=Counts(usage.counts),
+        load_s=timings.load_s,
+        queue_s=timings.queue_s,
+        ttft_s=timings.ttft_s,
+        total_s=timings.total_s,
+    )
+
+
+def _outcome(finish_reason: str | None, problem: Problem | None) -> Outcome:
+    if finish_reason == FinishReason.CANCELLED.value:
+        return Outcome.CANCELLED
+    if problem is None:
+        return Outcome.DONE
+    return Outcome.CANCELLED if problem.code == Code.CANCELLED.value else Outcome.FAILED
+
+
+def _count(inference: Inference, settlement: Settlement) -> None:
+    totals = inference.service.totals
+    totals.prompt_tokens += settlement.tokens["prompt"]
+    if settlement.outcome is Outcome.FAILED:
+        totals.num_failed += 1
+    else:
+        totals.num_finished += 1
+
+
+def _log(inference: Inference, settlement: Settlement) -> None:
+    peer = inference.exchange.peer
+    log_request(
+        request_id=inference.request_id,
+        principal=peer.principal.name,
+        app=peer.app,
+        model=inference.model.name,
+        op=inference.op.value,
+        prompt_tokens=settlement.tokens["prompt"],
+        cached_tokens=settlement.tokens["cached"],
+        completion_tokens=settlement.tokens["completion"],
+        load_s=settlement.load_s,
+        queue_s=settlement.queue_s,
+        ttft_s=settlement.ttft_s,
+        total_s=settlement.total_s,
+        finish_reason=settlement.finish_reason,
+        error_code=settlement.error_code,
+    )

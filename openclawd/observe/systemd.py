@@ -1,0 +1,63 @@
+"""What systemd is told (sd_notify(3)). Without systemd every call does nothing."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Final
+
+import sdnotify
+
+from openclawd.observe.formats import printable
+
+_SEND_TIMEOUT_S: Final = 5.0
+"""systemd reads its socket all the time; should it ever not, the daemon goes on without it."""
+
+
+class Notifier:
+    """The connection to systemd. Takes `NOTIFY_SOCKET` out of the environment, so that no child
+    can speak for the daemon."""
+
+    def __init__(self) -> None:
+        self._notifier: sdnotify.SystemdNotifier | None = None
+        if os.environ.get("NOTIFY_SOCKET"):
+            notifier = sdnotify.SystemdNotifier()
+            if notifier.socket is not None:  # None: the address leads nowhere
+                notifier.socket.settimeout(_SEND_TIMEOUT_S)
+                self._notifier = notifier
+        os.environ.pop("NOTIFY_SOCKET", None)
+
+    @property
+    def is_active(self) -> bool:
+        """Is there a systemd that listens?"""
+        return self._notifier is not None
+
+    def ready(self) -> None:
+        """The start, or a reload, is over."""
+        self._send("READY=1")
+
+    def status(self, text: str) -> None:
+        """The line `systemctl status` shows."""
+        self._send(f"STATUS={printable(text)}")
+
+    def stopping(self) -> None:
+        self._send("STOPPING=1")
+
+    def reloading(self) -> None:
+        """A reload begins; `ready` ends it. The time stamp is for `Type=notify-reload`."""
+        now_usec = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+        self._send(f"RELOADING=1\nMONOTONIC_USEC={now_usec}")
+
+    def extend_timeout(self, seconds: float) -> None:
+        """Ask for this much more time to start, reload or stop, from now on."""
+        self._send(f"EXTEND_TIMEOUT_USEC={round(seconds * 1_000_000)}")
+
+    def close(self) -> None:
+        if self._notifier is not None:
+            self._notifier.socket.close()
+            self._notifier = None
+
+    def _send(self, state: str) -> None:
+        if self._notifier is not None:
+            # sdnotify encodes as Latin-1 and drops what does not fit; systemd wants UTF-8.
+            self._notifier.notify(state.encode(errors="replace").decode("latin-1"))

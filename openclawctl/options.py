@@ -1,0 +1,97 @@
+"""The keyword arguments of the client's operations, and the parameters made from them.
+
+Owns how what a caller writes becomes an operation's `params`. Both clients use it. What is allowed
+is judged by the same decoder that the daemon uses, so a mistake is named before anything is sent.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from openclawctl.wire.errors import InvalidRequest
+from openclawctl.wire.operations import Op, decode_params
+from openclawctl.wire.units import parse_duration_s
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from openclawctl.wire.messages import Event
+
+
+class CompletionOptions(TypedDict, total=False):
+    """Keywords of `generate` and `chat`. What is left out, or None, is the model's default.
+
+    `temperature` 0 always takes the likeliest token; off are `top_k` 0, `top_p` 1, `min_p` 0,
+    `repeat_penalty` 1, `frequency_penalty` and `presence_penalty` 0. The same `seed` gives the same
+    text. `logit_bias` maps token ids to what is added to their logits.
+    """
+
+    model: str | None
+    max_tokens: int | None
+    stop: str | Sequence[str] | None
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    repeat_penalty: float | None
+    repeat_last_n: int | None
+    frequency_penalty: float | None
+    presence_penalty: float | None
+    seed: int | None
+    logit_bias: Mapping[int, float] | None
+    on_event: Callable[[Event], object] | None
+
+
+def generate_params(
+    prompt: str, options: CompletionOptions, *, is_streamed: bool
+) -> dict[str, Any]:
+    return _checked(
+        Op.GENERATE, {"prompt": prompt, **_completion(options, is_streamed=is_streamed)}
+    )
+
+
+def chat_params(
+    messages: Iterable[Mapping[str, Any]], options: CompletionOptions, *, is_streamed: bool
+) -> dict[str, Any]:
+    turns = [dict(message) for message in messages]
+    return _checked(Op.CHAT, {"messages": turns, **_completion(options, is_streamed=is_streamed)})
+
+
+def embed_params(texts: str | Iterable[str], model: str | None) -> dict[str, Any]:
+    values = [texts] if isinstance(texts, str) else list(texts)
+    return _checked(Op.EMBED, {"input": values, "model": model})
+
+
+def tokenize_params(text: str, model: str | None, *, add_special: bool) -> dict[str, Any]:
+    return _checked(Op.TOKENIZE, {"text": text, "model": model, "add_special": add_special})
+
+
+def detokenize_params(tokens: Iterable[int], model: str | None) -> dict[str, Any]:
+    return _checked(Op.DETOKENIZE, {"tokens": list(tokens), "model": model})
+
+
+def usage_params(by: str, since: str | float | None) -> dict[str, Any]:
+    try:
+        since_s = None if since is None else parse_duration_s(since)
+    except ValueError as error:
+        raise InvalidRequest(f"usage: since: {error}") from None
+    return _checked(Op.USAGE, {"by": by, "since_s": since_s})
+
+
+def _completion(options: CompletionOptions, *, is_streamed: bool) -> dict[str, Any]:
+    raw: dict[str, Any] = {**options, "stream": is_streamed}
+    raw.pop("on_event", None)
+    stop, bias = raw.get("stop"), raw.get("logit_bias")
+    if stop is not None:
+        raw["stop"] = [stop] if isinstance(stop, str) else list(stop)
+    if bias is not None:
+        raw["logit_bias"] = [[token, value] for token, value in bias.items()]
+    return raw
+
+
+def _checked(op: Op, raw: dict[str, Any]) -> dict[str, Any]:
+    """Raises `InvalidRequest` for values that are not allowed, `TypeError` for unknown keywords."""
+    params, unknown = decode_params(op, raw)
+    if unknown:
+        raise TypeError(f"{op.value}() got an unexpected keyword argument {unknown[0]!r}")
+    return params.encode()

@@ -1,0 +1,162 @@
+"""What the client's operations return.
+
+Owns the shape that callers rely on, and `as_dict`, which is what `--json` prints. Read from the
+daemon's results by the wire's own decoders.
+"""
+
+from __future__ import annotations
+
+import sys
+from array import array
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from openclawctl.wire.errors import ProtocolError
+from openclawctl.wire.fields import Fields
+from openclawctl.wire.operations import MAX_TOKEN_ID, Choice, InferenceResult, Timings, Usage
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from openclawctl.wire.messages import Delta
+
+_FLOAT_BYTES: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """The answer to `generate` or `chat`. `model` is the one that really answered; `context` says
+    what became of the prompt; `warnings` are maps with `code` and `message`."""
+
+    request_id: str
+    model: str
+    choices: list[Choice]
+    usage: Usage
+    timings: Timings
+    context: dict[str, Any] = field(default_factory=dict)
+    warnings: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        """The text of the first choice, of `chat` too."""
+        choice = self.choices[0]
+        if choice.text is not None:
+            return choice.text
+        content = (choice.message or {}).get("content")
+        return content if isinstance(content, str) else ""
+
+    @property
+    def message(self) -> dict[str, Any]:
+        """The assistant's turn, ready to be appended to the messages of the next `chat`."""
+        return self.choices[0].message or {"role": "assistant", "content": self.text}
+
+    @property
+    def finish_reason(self) -> str:
+        """`stop`, `length`, `cancelled` or `error`, of the first choice."""
+        return self.choices[0].finish_reason
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as plain values, under the keys that `--json` promises."""
+        return {
+            "request_id": self.request_id,
+            "model": self.model,
+            "text": self.text,
+            "finish_reason": self.finish_reason,
+            "choices": [asdict(choice) for choice in self.choices],
+            "usage": usage_dict(self.usage),
+            "timings": asdict(self.timings),
+            "context": self.context,
+            "warnings": self.warnings,
+        }
+
+
+class Embeddings(list[list[float]]):
+    """One normalised vector per input, in their order, with what they cost."""
+
+    def __init__(
+        self,
+        vectors: Iterable[list[float]],
+        *,
+        request_id: str,
+        model: str,
+        usage: Usage,
+        timings: Timings,
+    ) -> None:
+        super().__init__(vectors)
+        self.request_id = request_id
+        self.model = model
+        self.usage = usage
+        self.timings = timings
+
+    @property
+    def vectors(self) -> list[list[float]]:
+        return list(self)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "request_id": self.request_id,
+            "model": self.model,
+            "embeddings": self.vectors,
+            "usage": usage_dict(self.usage),
+            "timings": asdict(self.timings),
+        }
+
+
+def usage_dict(usage: Usage) -> dict[str, Any]:
+    return {**asdict(usage), "total_tokens": usage.total_tokens}
+
+
+def completion(result: dict[str, Any], warnings: list[dict[str, Any]]) -> Completion:
+    """Raises `ProtocolError` for a result that is not one."""
+    decoded = _decoded(result)
+    if not decoded.choices:
+        raise ProtocolError("the daemon sent a result without an answer")
+    return Completion(
+        request_id=decoded.request_id,
+        model=decoded.model,
+        choices=decoded.choices,
+        usage=decoded.usage,
+        timings=decoded.timings,
+        context=decoded.context,
+        warnings=warnings,
+    )
+
+
+def embeddings(result: dict[str, Any], deltas: Iterable[Delta], num_inputs: int) -> Embeddings:
+    """Raises `ProtocolError` when a vector is missing or is none."""
+    decoded = _decoded(result)
+    vectors = {delta.index: _vector(delta.embedding) for delta in deltas if delta.embedding}
+    if sorted(vectors) != list(range(num_inputs)):
+        raise ProtocolError(f"the daemon sent {len(vectors)} vectors for {num_inputs} texts")
+    return Embeddings(
+        (vectors[index] for index in range(num_inputs)),
+        request_id=decoded.request_id,
+        model=decoded.model,
+        usage=decoded.usage,
+        timings=decoded.timings,
+    )
+
+
+def tokens_of(result: dict[str, Any]) -> list[int]:
+    return _fields(result).integers("tokens", max_items=2**31, low=0, high=MAX_TOKEN_ID)
+
+
+def text_of(result: dict[str, Any]) -> str:
+    return _fields(result).text("text")
+
+
+def _fields(result: dict[str, Any]) -> Fields:
+    return Fields(result, where="the daemon's result", error=ProtocolError)
+
+
+def _decoded(result: dict[str, Any]) -> InferenceResult:
+    return InferenceResult.decode(_fields(result))
+
+
+def _vector(data: bytes) -> list[float]:
+    if len(data) % _FLOAT_BYTES:
+        raise ProtocolError(f"the daemon sent a vector of {len(data)} bytes, not of float32")
+    values = array("f", data)
+    if sys.byteorder == "big":
+        values.byteswap()
+    return values.tolist()

@@ -1,0 +1,1 @@
+"""The worker process: one model in one fresh interpreter, and what it says to the daemon."""

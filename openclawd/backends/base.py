@@ -1,0 +1,170 @@
+"""What every backend does, and how it fails.
+
+Owns the `Backend` protocol and its result types. Knows no ML library;
+`tests/backends/conformance.py` holds every backend to what is promised here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from openclawd.engine.batch import Outputs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from openclawd.engine.batch import Batch
+
+
+@dataclass(frozen=True, slots=True)
+class LoadSpec:
+    """Which model, with what. `threads` and `gpu_layers` None mean automatic; `context` is tokens
+    per sequence, `kv_tokens` for all together, `batch_tokens` at most in one step."""
+
+    path: str
+    parallel: int
+    context: int
+    kv_tokens: int
+    batch_tokens: int
+    threads: int | None = None
+    gpu_layers: int | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What a loaded model is. `context` is the length that really applies to a sequence; it is
+    smaller than the one asked for where the model cannot do more."""
+
+    description: str
+    architecture: str
+    quantization: str
+    parameters: int
+    size_bytes: int
+    context_train: int
+    context: int
+    parallel: int
+    kv_tokens: int
+    embedding_length: int
+    vocab_size: int
+    can_generate: bool
+    can_embed: bool
+    threads: int
+    gpu_layers: int
+    devices: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class BatchLimits:
+    """The largest batches `forward` takes. `splits_prompts` False: a prompt must come in one."""
+
+    batch_tokens: int
+    embedding_batch_tokens: int
+    splits_prompts: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ChatFormat:
+    """What rendering a chat needs from the model file. The texts are empty when the model has no
+    such token; `adds_bos` and `adds_eos` say that `tokenize(add_special=True)` adds them."""
+
+    template: str | None
+    bos_text: str
+    eos_text: str
+    adds_bos: bool
+    adds_eos: bool
+
+
+@dataclass(frozen=True, slots=True)
+class NoFreeCells:
+    """The batch was not computed, because the KV cache had no room for it. Nothing changed, except
+    that its closed and opened slots are closed and opened."""
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeFailed:
+    """The batch could not be computed; what the backend holds is undefined from now on."""
+
+    message: str
+
+
+ForwardResult = Outputs | NoFreeCells | DecodeFailed
+
+
+class CannotLoad(Exception):
+    """The model does not load. `permanent`: trying again cannot help until something is changed."""
+
+    def __init__(self, message: str, *, hint: str, permanent: bool) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.permanent = permanent
+
+
+class LoadAborted(Exception):
+    """`on_progress` asked to give up."""
+
+
+class Backend(Protocol):
+    """A loaded model. Only `tokenize`, `detokenize` and the properties may be used from other
+    threads than the one that calls `forward`."""
+
+    @property
+    def info(self) -> ModelInfo: ...
+
+    @property
+    def limits(self) -> BatchLimits: ...
+
+    @property
+    def chat_format(self) -> ChatFormat: ...
+
+    @property
+    def control_texts(self) -> tuple[str, ...]:
+        """The texts that `tokenize(parse_special=True)` makes into control tokens."""
+        ...
+
+    @property
+    def max_token_bytes(self) -> int:
+        """A text of n bytes has at least n / `max_token_bytes` tokens; 0 when that is not known."""
+        ...
+
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        """Token ids. `add_special` adds what the model wants around a prompt; `parse_special` makes
+        the texts of control tokens into those tokens, otherwise they are plain text."""
+        ...
+
+    def detokenize(self, tokens: Sequence[int]) -> bytes:
+        """The text of tokens, control tokens included. Each must be in `[0, vocab_size)`."""
+        ...
+
+    def piece(self, token: int) -> bytes:
+        """The bytes that a sampled token adds to the text; none for control tokens."""
+        ...
+
+    def is_end(self, token: int) -> bool:
+        """Does this token end a generation?"""
+        ...
+
+    def forward(self, batch: Batch) -> ForwardResult:
+        """Close and open the batch's slots, compute its chunks, sample or average. Blocks.
+
+        A chunk's position is the number of tokens of that slot that were computed since it was
+        opened. The token sampled after position p is a function of the tokens, the sampling
+        parameters and p, as exactly as the hardware's arithmetic is.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free everything. Nothing else may be called afterwards."""
+        ...
+
+
+class Load(Protocol):
+    """How a backend is loaded."""
+
+    def __call__(self, spec: LoadSpec, on_progress: Callable[[float], bool]) -> Backend:
+        """Blocks. `on_progress` gets the fraction that is read and returns False to give up.
+        Raises `CannotLoad` and `LoadAborted`."""
+        ...

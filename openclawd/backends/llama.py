@@ -1,0 +1,224 @@
+"""GGUF models on llama.cpp's low-level API: many sequences in one `llama_decode`.
+
+Owns the context, the preallocated batch, and per slot a sampler or the sum of an embedding. Knows
+nothing of requests. A slot is llama.cpp's `seq_id`.
+
+Invariants: a slot's cells and sampler exist from its opening to its closing; only the engine thread
+calls `forward`; a batch is computed whole or not at all.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import TYPE_CHECKING, Any, Final
+
+import llama_cpp
+import numpy as np
+
+from openclawd.backends import llama_log
+from openclawd.backends.base import (
+    BatchLimits,
+    ChatFormat,
+    DecodeFailed,
+    ForwardResult,
+    LoadSpec,
+    ModelInfo,
+    NoFreeCells,
+)
+from openclawd.backends.llama_load import Loaded, load_model
+from openclawd.backends.llama_sampler import Sampler
+from openclawd.backends.llama_vocab import LlamaVocab
+from openclawd.engine.batch import Batch, BatchKind, Chunk, Opening, Outputs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import numpy.typing as npt
+
+# Results of llama_decode, llama.h.
+_COMPUTED: Final = 0
+_NO_SLOT: Final = 1
+
+_WHOLE_SEQUENCE: Final = -1
+
+
+def load(spec: LoadSpec, on_progress: Callable[[float], bool]) -> LlamaBackend:
+    """Load a GGUF file. Raises `CannotLoad` and `LoadAborted`."""
+    return LlamaBackend(load_model(spec, on_progress))
+
+
+class LlamaBackend:
+    """The `Backend` protocol (`base.py`) on llama.cpp. Owns `loaded`."""
+
+    def __init__(self, loaded: Loaded) -> None:
+        self._loaded = loaded
+        self._context = loaded.context
+        self._memory = llama_cpp.llama_get_memory(loaded.context)
+        self._vocab = LlamaVocab(loaded.model)
+        limits = loaded.limits
+        largest = max(limits.batch_tokens, limits.embedding_batch_tokens)
+        self._arrays = _BatchArrays(largest, num_slots=loaded.info.parallel)
+        self._samplers: dict[int, Sampler] = {}
+        self._sums: dict[int, npt.NDArray[np.float64]] = {}
+        self._is_embedding = False
+
+        self.control_texts = self._vocab.control_texts
+        self.max_token_bytes = self._vocab.max_token_bytes
+        self.tokenize = self._vocab.tokenize
+        self.detokenize = self._vocab.detokenize
+        self.piece = self._vocab.piece
+        self.is_end = self._vocab.is_end
+
+    @property
+    def info(self) -> ModelInfo:
+        return self._loaded.info
+
+    @property
+    def limits(self) -> BatchLimits:
+        return self._loaded.limits
+
+    @property
+    def chat_format(self) -> ChatFormat:
+        return self._vocab.chat_format
+
+    def forward(self, batch: Batch) -> ForwardResult:
+        """See `Backend.forward`."""
+        for slot in batch.closed:
+            self._close_slot(slot)
+        for opening in batch.opened:
+            self._open_slot(opening)
+        self._switch_to(batch.kind)
+        outputs = self._arrays.fill(batch)
+        status = llama_cpp.llama_decode(self._context, self._arrays.batch)
+        if status == _NO_SLOT:
+            return NoFreeCells()
+        if status != _COMPUTED:
+            return DecodeFailed(_failure(status))
+        if batch.kind is BatchKind.EMBEDDING:
+            return Outputs(vectors=self._average(batch))
+        return Outputs(tokens=self._sample(batch.chunks, outputs))
+
+    def close(self) -> None:
+        for sampler in self._samplers.values():
+            sampler.close()
+        self._samplers.clear()
+        self._loaded.free()
+
+    # ---- slots ----
+
+    def _open_slot(self, opening: Opening) -> None:
+        self._close_slot(opening.slot)
+        if opening.sampling is None:
+            length = self.info.embedding_length
+            self._sums[opening.slot] = np.zeros(length, dtype=np.float64)
+        else:
+            self._samplers[opening.slot] = Sampler(
+                opening.sampling, opening.tokens, vocab_size=self._vocab.size
+            )
+
+    def _close_slot(self, slot: int) -> None:
+        self._sums.pop(slot, None)
+        sampler = self._samplers.pop(slot, None)
+        if sampler is not None:
+            sampler.close()
+        if self._memory is not None:
+            llama_cpp.llama_memory_seq_rm(self._memory, slot, _WHOLE_SEQUENCE, _WHOLE_SEQUENCE)
+
+    # ---- one step ----
+
+    def _switch_to(self, kind: BatchKind) -> None:
+        wants_embeddings = kind is BatchKind.EMBEDDING
+        if wants_embeddings is not self._is_embedding:
+            llama_cpp.llama_set_embeddings(self._context, wants_embeddings)
+            self._is_embedding = wants_embeddings
+
+    def _sample(self, chunks: list[Chunk], outputs: dict[int, int]) -> dict[int, int]:
+        return {
+            chunk.slot: self._samplers[chunk.slot].sample(
+                self._context, outputs[chunk.slot], position=chunk.position + len(chunk.tokens)
+            )
+            for chunk in chunks
+            if chunk.wants_output
+        }
+
+    def _average(self, batch: Batch) -> dict[int, bytes]:
+        """Add the hidden states of the step to each sum; finish those that are complete."""
+        shape = (batch.num_tokens, self.info.embedding_length)
+        states = np.ctypeslib.as_array(llama_cpp.llama_get_embeddings(self._context), shape=shape)
+        vectors, start = {}, 0
+        for chunk in sorted(batch.chunks, key=_slot_of):
+            end = start + len(chunk.tokens)
+            total = self._sums[chunk.slot]
+            total += states[start:end].sum(axis=0, dtype=np.float64)
+            if chunk.wants_output:
+                vectors[chunk.slot] = _normalised(total)
+            start = end
+        return vectors
+
+
+class _BatchArrays:
+    """A `llama_batch` over arrays that are allocated once and written with slices: filling one
+    token at a time through ctypes costs more than the rest of a prefill's bookkeeping."""
+
+    def __init__(self, max_tokens: int, *, num_slots: int) -> None:
+        self._tokens = np.zeros(max_tokens, dtype=np.int32)
+        self._positions = np.zeros(max_tokens, dtype=np.int32)
+        self._num_slots_of_token = np.ones(max_tokens, dtype=np.int32)
+        self._slot_pointers = np.zeros(max_tokens, dtype=np.uintp)
+        self._wants_output = np.zeros(max_tokens, dtype=np.int8)
+        self._slots = np.arange(num_slots, dtype=np.int32)
+        self._count = np.arange(max_tokens, dtype=np.int32)
+        self.batch = llama_cpp.llama_batch(
+            n_tokens=0,
+            token=_pointer(self._tokens, ctypes.c_int32),
+            embd=None,
+            pos=_pointer(self._positions, ctypes.c_int32),
+            n_seq_id=_pointer(self._num_slots_of_token, ctypes.c_int32),
+            seq_id=_pointer(self._slot_pointers, ctypes.POINTER(ctypes.c_int32)),
+            logits=_pointer(self._wants_output, ctypes.c_int8),
+        )
+
+    def fill(self, batch: Batch) -> dict[int, int]:
+        """Write a batch; for each slot that wants an output, which output of the decode it is.
+
+        In ascending order of the slots: with one KV stream per sequence, llama.cpp splits a batch
+        that is not (measured 2026-11: 16 streams take half as long again).
+        """
+        outputs, start = {}, 0
+        for chunk in sorted(batch.chunks, key=_slot_of):
+            end = start + len(chunk.tokens)
+            self._write(chunk, start, end)
+            if chunk.wants_output:
+                outputs[chunk.slot] = end - 1
+            start = end
+        if batch.kind is BatchKind.EMBEDDING:
+            self._wants_output[:start] = 1  # every hidden state counts
+        self.batch.n_tokens = start
+        return outputs
+
+    def _write(self, chunk: Chunk, start: int, end: int) -> None:
+        self._tokens[start:end] = chunk.tokens
+        self._positions[start:end] = self._count[: end - start] + chunk.position
+        self._slot_pointers[start:end] = self._slots.ctypes.data + 4 * chunk.slot
+        self._wants_output[start:end] = 0
+        self._wants_output[end - 1] = chunk.wants_output
+
+
+def _pointer(array: Any, element: Any) -> Any:
+    return ctypes.cast(array.ctypes.data, ctypes.POINTER(element))
+
+
+def _slot_of(chunk: Chunk) -> int:
+    return chunk.slot
+
+
+def _normalised(total: npt.NDArray[np.float64]) -> bytes:
+    """The direction of a sum of hidden states, which is that of their mean."""
+    length = float(np.linalg.norm(total))
+    return (total / (length or 1.0)).astype("<f4").tobytes()
+
+
+def _failure(status: int) -> str:
+    errors: Sequence[str] = llama_log.take_errors()
+    reason = errors[-1] if errors else "no reason given"
+    return f"llama_decode returned {status}: {reason}"

@@ -1,0 +1,293 @@
+"""Loading a GGUF file into llama.cpp: parameters, progress, and one sentence when it fails.
+
+Owns how a model and its context are made and described. What is computed with them is `llama.py`'s.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import llama_cpp
+
+from openclawd.backends import llama_log
+from openclawd.backends.base import BatchLimits, CannotLoad, LoadAborted, LoadSpec, ModelInfo
+from openclawd.backends.gguf_file import check_gguf_file
+from openclawd.backends.llama_options import apply_options
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+EMBEDDING_BATCH_TOKENS: Final = 128
+"""Tokens per step of an embedding with a generating model. Such a step makes logits for every one
+of them, and their buffer stays: 128 tokens of a vocabulary of 128k are 64 MiB."""
+
+_UBATCH_TOKENS: Final = 512
+"""llama.cpp's own default for what it computes at once."""
+
+_ALL_LAYERS: Final = -1
+_TEXT_BYTES: Final = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """llama.cpp's objects and what is known of them. Freed by `free`, in that order."""
+
+    model: Any
+    context: Any
+    info: ModelInfo
+    limits: BatchLimits
+    is_encoder: bool
+
+    def free(self) -> None:
+        llama_cpp.llama_free(self.context)
+        llama_cpp.llama_model_free(self.model)
+
+
+def load_model(spec: LoadSpec, on_progress: Callable[[float], bool]) -> Loaded:
+    """Read the file and make a context. Raises `CannotLoad` and `LoadAborted`."""
+    check_gguf_file(spec.path)
+    llama_log.install()
+    llama_log.take_errors()
+    _check_parallel(spec)
+    model_params, context_params = _params(spec)
+    model = _read_model(spec, model_params, on_progress)
+    try:
+        _check_architecture(spec, model)
+        return _with_context(spec, model, context_params)
+    except BaseException:
+        llama_cpp.llama_model_free(model)
+        raise
+
+
+def _check_parallel(spec: LoadSpec) -> None:
+    most = llama_cpp.llama_max_parallel_sequences()
+    if spec.parallel > most:
+        raise CannotLoad(
+            f"parallel is {spec.parallel}, but llama.cpp computes {most} sequences at once at most",
+            hint=f"set parallel to {most} or less, and more workers",
+            permanent=True,
+        )
+
+
+def _params(spec: LoadSpec) -> tuple[Any, Any]:
+    model = llama_cpp.llama_model_default_params()
+    model.n_gpu_layers = _ALL_LAYERS if spec.gpu_layers is None else spec.gpu_layers
+    context = llama_cpp.llama_context_default_params()
+    context.n_ctx = spec.kv_tokens
+    context.n_seq_max = spec.parallel
+    context.n_threads = context.n_threads_batch = spec.threads or len(os.sched_getaffinity(0))
+    context.pooling_type = llama_cpp.LLAMA_POOLING_TYPE_NONE
+    context.kv_unified = True
+    context.no_perf = True
+    apply_options(spec.options, model, context)
+    return model, context
+
+
+def _read_model(spec: LoadSpec, params: Any, on_progress: Callable[[float], bool]) -> Any:
+    was_aborted = False
+
+    def receive(fraction: float, user_data: object) -> bool:
+        nonlocal was_aborted
+        del user_data
+        was_aborted = not on_progress(fraction)
+        return not was_aborted
+
+    # Held until the call returns: llama.cpp has only a pointer to it.
+    callback = llama_cpp.llama_progress_callback(receive)
+    params.progress_callback = callback
+    model = llama_cpp.llama_model_load_from_file(os.fsencode(spec.path), params)
+    if was_aborted:
+        if model:
+            llama_cpp.llama_model_free(model)
+        raise LoadAborted
+    if not model:
+        raise _explain(spec)
+    return model
+
+
+def _check_architecture(spec: LoadSpec, model: Any) -> None:
+    """Refuse what loads but cannot be computed by the one loop there is."""
+    kind = ""
+    if llama_cpp.llama_model_has_encoder(model):
+        kind = "an encoder-decoder model"
+    elif llama_cpp.llama_model_is_diffusion(model):
+        kind = "a diffusion model"
+    if kind:
+        raise CannotLoad(
+            f"{spec.path} holds {kind} ({_architecture(model)}), which openclawd cannot run",
+            hint="use a decoder model for text, or an encoder model for embeddings",
+            permanent=True,
+        )
+
+
+def _with_context(spec: LoadSpec, model: Any, params: Any) -> Loaded:
+    limits = BatchLimits(
+        batch_tokens=max(spec.batch_tokens, spec.parallel),
+        embedding_batch_tokens=min(EMBEDDING_BATCH_TOKENS, spec.kv_tokens),
+        splits_prompts=True,
+    )
+    context = _make_context(spec, model, params, limits)
+    is_encoder = _is_encoder(context)
+    length = spec.context
+    if is_encoder:  # it must see a whole input at once: make room for that
+        llama_cpp.llama_free(context)
+        length = min(spec.context, llama_cpp.llama_model_n_ctx_train(model))
+        limits = BatchLimits(
+            batch_tokens=max(length, spec.parallel),
+            embedding_batch_tokens=length,
+            splits_prompts=False,
+        )
+        context = _make_context(spec, model, params, limits)
+    info = _describe(spec, model, params, length=length, is_encoder=is_encoder)
+    return Loaded(model, context, info, limits, is_encoder)
+
+
+def _make_context(spec: LoadSpec, model: Any, params: Any, limits: BatchLimits) -> Any:
+    largest = max(limits.batch_tokens, limits.embedding_batch_tokens)
+    params.n_batch = largest
+    params.n_ubatch = min(largest, _UBATCH_TOKENS) if limits.splits_prompts else largest
+    # One output per sequence, or per token of an embedding; llama.cpp's default reserves logits for
+    # every token of the largest batch.
+    params.n_outputs_max = max(spec.parallel, limits.embedding_batch_tokens)
+    context = llama_cpp.llama_init_from_model(model, params)
+    if not context:
+        raise _explain_context(spec)
+    return context
+
+
+def _is_encoder(context: Any) -> bool:
+    has_memory = llama_cpp.llama_get_memory(context) is not None
+    return not (has_memory and llama_cpp.llama_get_causal_attn(context))
+
+
+# ---- what a loaded model is ----
+
+
+def _describe(
+    spec: LoadSpec, model: Any, params: Any, *, length: int, is_encoder: bool
+) -> ModelInfo:
+    context_train = llama_cpp.llama_model_n_ctx_train(model)
+    return ModelInfo(
+        description=_text(llama_cpp.llama_model_desc, model),
+        architecture=_architecture(model),
+        quantization=_quantization(model),
+        parameters=llama_cpp.llama_model_n_params(model),
+        size_bytes=llama_cpp.llama_model_size(model),
+        context_train=context_train,
+        context=length,
+        parallel=spec.parallel,
+        kv_tokens=spec.kv_tokens,
+        embedding_length=llama_cpp.llama_model_n_embd_out(model),
+        vocab_size=llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model)),
+        can_generate=not is_encoder,
+        can_embed=True,
+        threads=params.n_threads,
+        gpu_layers=_num_gpu_layers(spec, model),
+        devices=("gpu",) if llama_cpp.llama_supports_gpu_offload() else ("cpu",),
+        warnings=_warnings(spec, context_train, is_encoder=is_encoder),
+    )
+
+
+def _warnings(spec: LoadSpec, context_train: int, *, is_encoder: bool) -> tuple[str, ...]:
+    if spec.context <= context_train:
+        return ()
+    if is_encoder:
+        return (f"context {spec.context} is cut to {context_train}, the most this model can read",)
+    trained = f"the {context_train} tokens the model was trained for"
+    return (f"context {spec.context} is longer than {trained}; answers get worse beyond those",)
+
+
+def _num_gpu_layers(spec: LoadSpec, model: Any) -> int:
+    if not llama_cpp.llama_supports_gpu_offload():
+        return 0
+    every = int(llama_cpp.llama_model_n_layer(model)) + 1  # the output layer counts as one
+    return every if spec.gpu_layers is None else min(spec.gpu_layers, every)
+
+
+def _quantization(model: Any) -> str:
+    name: bytes | None = llama_cpp.llama_ftype_name(llama_cpp.llama_model_ftype(model))
+    return name.decode() if name else ""
+
+
+def _architecture(model: Any) -> str:
+    key = b"general.architecture"
+    return _text(
+        lambda model, buffer, size: llama_cpp.llama_model_meta_val_str(model, key, buffer, size),
+        model,
+    )
+
+
+def _text(read: Callable[[Any, Any, int], int], model: Any) -> str:
+    buffer = ctypes.create_string_buffer(_TEXT_BYTES)
+    read(model, buffer, _TEXT_BYTES)
+    return buffer.value.decode("utf-8", "replace")
+
+
+# ---- why it did not load ----
+
+_CUT: Final = re.compile(
+    r"not within the file bounds|failed to read|tensor data|unexpected end|corrupted|incomplete"
+)
+_UNKNOWN_ARCHITECTURE: Final = re.compile(r"unknown model architecture: '([^']*)'")
+_NO_MEMORY: Final = re.compile(
+    r"unable to allocate|failed to allocate|out of memory|cannot allocate|bad_alloc"
+    r"|failed to create .*buffer|alloc_buffer|allocation failed",
+    re.IGNORECASE,
+)
+
+
+def _explain(spec: LoadSpec) -> CannotLoad:
+    """What llama.cpp's last errors mean for the person who configured the model."""
+    errors = llama_log.take_errors()
+    said = "\n".join(errors)
+    if match := _UNKNOWN_ARCHITECTURE.search(said):
+        return CannotLoad(
+            f"{spec.path} has the architecture {match[1]!r}, which this llama.cpp does not know",
+            hint="upgrade llama-cpp-python, or use another model",
+            permanent=True,
+        )
+    if _NO_MEMORY.search(said):
+        return _no_memory(spec)
+    if _CUT.search(said):
+        return CannotLoad(
+            f"{spec.path} is cut off or damaged: {_reason(errors)}",
+            hint="copy or download the file again and compare its checksum",
+            permanent=True,
+        )
+    return CannotLoad(
+        f"llama.cpp cannot load {spec.path}: {_reason(errors)}",
+        hint="see the worker's log lines before this one, or try another file of this model",
+        permanent=True,
+    )
+
+
+def _explain_context(spec: LoadSpec) -> CannotLoad:
+    errors = llama_log.take_errors()
+    said = "\n".join(errors)
+    if not errors or _NO_MEMORY.search(said) or "failed to initialize the context" not in said:
+        return _no_memory(spec)
+    return CannotLoad(
+        f"llama.cpp cannot make a context for {spec.path}: {_reason(errors)}",
+        hint="look at the model's 'options' in the configuration",
+        permanent=True,
+    )
+
+
+def _no_memory(spec: LoadSpec) -> CannotLoad:
+    return CannotLoad(
+        f"not enough memory for {spec.path} with {spec.kv_tokens} KV tokens"
+        f" ({spec.parallel} sequences, context {spec.context})",
+        hint="lower context, parallel or gpu_layers of the model, or unload another one",
+        permanent=False,
+    )
+
+
+def _reason(errors: list[str]) -> str:
+    """The most telling line: the first one, without the name of the C function that said it."""
+    if not errors:
+        return "it gave no reason"
+    return re.sub(r"^\w+: (error loading model: )?", "", errors[0])

@@ -1,0 +1,59 @@
+"""How a sequence's next token is chosen, in the engine's words.
+
+Owns the parameters and what "off" means for each. The choosing itself happens in a backend, where
+the logits are.
+
+Invariant: together with a sequence's tokens these parameters decide the next token. Randomness is a
+function of `seed` and the token's position alone, so a sequence that is computed again, here or in
+another process, goes on as it would have.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+_MASK_64: Final = 2**64 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """`temperature` 0 takes the likeliest token. Filters apply in the order of the fields from
+    `logit_bias` down; off are penalties 1 (repeat) and 0, `top_k` 0, `top_p` 1, `min_p` 0."""
+
+    seed: int = 0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    repeat_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    repeat_last_n: int = 64
+    top_k: int = 40
+    top_p: float = 0.95
+    min_p: float = 0.0
+    temperature: float = 0.8
+
+    @property
+    def is_greedy(self) -> bool:
+        return self.temperature <= 0
+
+    @property
+    def has_penalties(self) -> bool:
+        """Does the choice depend on earlier tokens by more than the model?"""
+        off = (1.0, 0.0, 0.0)
+        penalties = (self.repeat_penalty, self.frequency_penalty, self.presence_penalty)
+        return self.repeat_last_n > 0 and penalties != off
+
+
+def seed_at(seed: int, position: int) -> int:
+    """32 random bits for the token at a position, by SplitMix64 (Steele, Lea, Flood: "Fast
+    Splittable Pseudorandom Number Generators", 2014): neighbouring seeds and positions give
+    unrelated bits."""
+    mixed = _mix(_mix(seed & _MASK_64) ^ (position & _MASK_64))
+    return mixed >> 32
+
+
+def _mix(value: int) -> int:
+    value = (value + 0x9E3779B97F4A7C15) & _MASK_64
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK_64
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK_64
+    return value ^ (value >> 31)

@@ -1,0 +1,286 @@
+"""Which sequence computes how many tokens in the next step.
+
+Owns the waiting and running sequences and the slots. Knows no model, no clock and no pipe: events
+come in (`add`, `abort`, `update`, `preempt`, `fail`), batches and effects go out.
+
+One notion covers prefill, chunked prefill and decode: a running sequence has tokens that are known
+but not computed, and each step computes some of them under a token budget, sequences with a single
+one (decodes) first. When none is left, the step gives the next token.
+
+Invariants (`check`): every slot is owned once; every sequence ends once; a sequence that was added
+is waiting or running until it ends; nothing is admitted that its promised cells could not hold.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from openclawd.engine.batch import Batch, BatchKind, Chunk, Opening, Outputs
+from openclawd.engine.kvcache import KvCache
+from openclawd.engine.sequence import Effect, Embedded, Ended, Finish, Sampled, Sequence, State
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+class Vocabulary(Protocol):
+    """What the engine must know of tokens."""
+
+    def piece(self, token: int) -> bytes:
+        """The bytes a token adds to the text; none for control tokens."""
+        ...
+
+    def is_end(self, token: int) -> bool:
+        """Does this token end a generation?"""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """`batch_tokens` and `embedding_batch_tokens` bound one step of each kind. Models that need a
+    whole prompt at once have `splits_prompts` False; then a step's bound is a prompt's, too."""
+
+    num_slots: int
+    kv_tokens: int
+    batch_tokens: int
+    embedding_batch_tokens: int
+    splits_prompts: bool = True
+
+    def __post_init__(self) -> None:
+        assert 0 < self.num_slots <= self.batch_tokens, "a step must hold one token of every slot"
+        assert self.embedding_batch_tokens > 0
+
+
+@dataclass(frozen=True, slots=True)
+class NeverFits:
+    """A sequence was refused, because even alone it would need more tokens than there can be."""
+
+    num_tokens_needed: int
+    num_tokens_allowed: int
+
+
+class Scheduler:
+    """See the module. Not thread-safe: it belongs to the engine thread."""
+
+    def __init__(self, limits: Limits, vocabulary: Vocabulary) -> None:
+        self._limits = limits
+        self._vocabulary = vocabulary
+        self._kv = KvCache(limits.num_slots, limits.kv_tokens)
+        self._waiting: dict[BatchKind, deque[Sequence]] = {kind: deque() for kind in BatchKind}
+        self._running: dict[int, Sequence] = {}  # by slot, in the order of admission
+        self._opened: list[Opening] = []
+        self._closed: list[int] = []
+        self._next_admitted = BatchKind.GENERATION
+        self._next_computed = BatchKind.GENERATION
+        self._is_admission_paused = False
+
+    # ---- questions ----
+
+    @property
+    def num_running(self) -> int:
+        return len(self._running)
+
+    @property
+    def num_waiting(self) -> int:
+        return sum(map(len, self._waiting.values()))
+
+    @property
+    def num_used_tokens(self) -> int:
+        """KV cells that hold a computed token now; fewer than are promised."""
+        return sum(sequence.num_computed_tokens for sequence in self._running.values())
+
+    @property
+    def is_idle(self) -> bool:
+        return not self._running and self.num_waiting == 0
+
+    # ---- events ----
+
+    def add(self, sequence: Sequence) -> NeverFits | None:
+        """Queue a sequence, or refuse it for good."""
+        allowed = self._limits.kv_tokens
+        if not self._limits.splits_prompts:
+            allowed = min(allowed, self._budget(sequence.kind))
+        if sequence.num_cells_needed > allowed:
+            return NeverFits(sequence.num_cells_needed, allowed)
+        self._waiting[sequence.kind].append(sequence)
+        return None
+
+    def abort(self, rid: int) -> list[Effect]:
+        """End every sequence of a request. Nothing happens when there is none."""
+        return self._end_all(self._of_request(rid), Finish.CANCELLED)
+
+    def schedule(self) -> Batch | None:
+        """The next step, or None when nothing can be computed."""
+        self._admit()
+        for kind in (self._next_computed, _other(self._next_computed)):
+            if chunks := self._chunks(kind):
+                self._next_computed = _other(kind)  # with work of both kinds, they take turns
+                opened, self._opened = self._opened, []
+                closed, self._closed = self._closed, []
+                return Batch(kind, chunks, opened, closed)
+        return None
+
+    def update(self, batch: Batch, outputs: Outputs) -> list[Effect]:
+        """Take in what a batch gave. No other event may come between `schedule` and this."""
+        effects: list[Effect] = []
+        for chunk in batch.chunks:
+            sequence = self._running[chunk.slot]
+            sequence.num_computed_tokens += len(chunk.tokens)
+            if not chunk.wants_output:
+                continue
+            if batch.kind is BatchKind.EMBEDDING:
+                effects.append(Embedded(sequence, outputs.vectors[chunk.slot]))
+                effects.append(self._end(sequence, Finish.STOP))
+            else:
+                effects += self._append(sequence, outputs.tokens[chunk.slot])
+        return effects
+
+    def preempt(self) -> list[Effect]:
+        """A backend had no KV cell left for a batch: take back the slot of the sequence that was
+        admitted last. It goes to the front of its queue and is computed again later.
+
+        Nothing is admitted until a sequence ends, or the same batch would come again. A sequence
+        that is alone cannot be helped by waiting; it ends.
+        """
+        sequence = next(reversed(self._running.values()))
+        if len(self._running) == 1:
+            return [self._end(sequence, Finish.ERROR)]
+        self._release(sequence)
+        sequence.state = State.WAITING
+        sequence.num_computed_tokens = 0
+        self._waiting[sequence.kind].appendleft(sequence)
+        self._is_admission_paused = True
+        return []
+
+    def fail(self, batch: Batch) -> list[Effect]:
+        """A batch could not be computed: its sequences end, the others stay."""
+        return self._end_all([self._running[chunk.slot] for chunk in batch.chunks], Finish.ERROR)
+
+    def check(self) -> None:
+        """Raise `AssertionError` if an invariant does not hold."""
+        self._kv.check()
+        assert self._kv.held_slots() == frozenset(self._running)
+        for slot, sequence in self._running.items():
+            assert sequence.state is State.RUNNING
+            assert sequence.slot == slot
+            assert 0 < sequence.num_remaining_tokens <= len(sequence.tokens)
+            assert len(sequence.tokens) <= sequence.num_cells_needed
+        for kind, queue in self._waiting.items():
+            assert all(sequence.kind is kind for sequence in queue)
+            assert all(sequence.state is State.WAITING for sequence in queue)
+            assert all(sequence.slot is None for sequence in queue)
+
+    # ---- admission ----
+
+    def _admit(self) -> None:
+        """Give free slots to waiting sequences, in their order, the two kinds taking turns.
+
+        The head of a queue that must wait for cells keeps the rest waiting: small sequences must
+        not pass a large one for ever.
+        """
+        if not self._running:
+            self._is_admission_paused = False
+        while not self._is_admission_paused and (queue := self._next_queue()):
+            if not self._kv.can_acquire(queue[0].num_cells_needed):
+                return
+            self._open(queue.popleft())
+
+    def _next_queue(self) -> deque[Sequence]:
+        queue = self._waiting[self._next_admitted]
+        return queue or self._waiting[_other(self._next_admitted)]
+
+    def _open(self, sequence: Sequence) -> None:
+        slot = self._kv.acquire(sequence.num_cells_needed)
+        sequence.slot = slot
+        sequence.state = State.RUNNING
+        self._running[slot] = sequence
+        self._next_admitted = _other(sequence.kind)
+        sampling = sequence.sampling if sequence.kind is BatchKind.GENERATION else None
+        self._opened.append(Opening(slot, tuple(sequence.tokens), sampling))
+
+    def _release(self, sequence: Sequence) -> None:
+        assert sequence.slot is not None
+        slot, sequence.slot = sequence.slot, None
+        del self._running[slot]
+        self._kv.release(slot)
+        self._forget_opening(slot)
+
+    def _forget_opening(self, slot: int) -> None:
+        """Close a slot in the next batch, unless no batch ever opened it."""
+        still_opened = [opening for opening in self._opened if opening.slot != slot]
+        if len(still_opened) == len(self._opened):
+            self._closed.append(slot)
+        self._opened = still_opened
+
+    # ---- one step ----
+
+    def _chunks(self, kind: BatchKind) -> list[Chunk]:
+        budget = self._budget(kind)
+        chunks = []
+        running = [sequence for sequence in self._running.values() if sequence.kind is kind]
+        for sequence in sorted(running, key=_is_prefill):  # stable: decodes first
+            num_tokens = min(sequence.num_remaining_tokens, budget)
+            is_whole = num_tokens == sequence.num_remaining_tokens
+            if num_tokens == 0 or not (is_whole or self._limits.splits_prompts):
+                break
+            chunks.append(_chunk(sequence, num_tokens))
+            budget -= num_tokens
+        return chunks
+
+    def _budget(self, kind: BatchKind) -> int:
+        is_embedding = kind is BatchKind.EMBEDDING
+        limits = self._limits
+        return limits.embedding_batch_tokens if is_embedding else limits.batch_tokens
+
+    def _append(self, sequence: Sequence, token: int) -> list[Effect]:
+        sequence.tokens.append(token)
+        text = sequence.text.feed(self._vocabulary.piece(token))
+        sampled = Sampled(sequence, token, text)
+        if self._vocabulary.is_end(token) or sequence.text.has_stopped:
+            return [sampled, self._end(sequence, Finish.STOP)]
+        if sequence.num_completion_tokens == sequence.max_tokens:
+            return [sampled, self._end(sequence, Finish.LENGTH)]
+        return [sampled]
+
+    # ---- ends ----
+
+    def _of_request(self, rid: int) -> list[Sequence]:
+        every = [*self._running.values()]
+        for queue in self._waiting.values():
+            every += queue
+        return [sequence for sequence in every if sequence.rid == rid]
+
+    def _end_all(self, sequences: Iterable[Sequence], finish: Finish) -> list[Effect]:
+        return [self._end(sequence, finish) for sequence in sequences]
+
+    def _end(self, sequence: Sequence, finish: Finish) -> Ended:
+        assert sequence.state is not State.ENDED
+        if sequence.slot is None:
+            self._waiting[sequence.kind].remove(sequence)
+        else:
+            self._release(sequence)
+            self._is_admission_paused = False
+        sequence.state = State.ENDED
+        return Ended(sequence, finish, sequence.text.finish())
+
+
+def _other(kind: BatchKind) -> BatchKind:
+    return BatchKind.EMBEDDING if kind is BatchKind.GENERATION else BatchKind.GENERATION
+
+
+def _is_prefill(sequence: Sequence) -> bool:
+    return sequence.num_remaining_tokens > 1
+
+
+def _chunk(sequence: Sequence, num_tokens: int) -> Chunk:
+    assert sequence.slot is not None
+    start = sequence.num_computed_tokens
+    end = start + num_tokens
+    return Chunk(
+        slot=sequence.slot,
+        position=start,
+        tokens=sequence.tokens[start:end],
+        wants_output=end == len(sequence.tokens),
+    )

@@ -1,0 +1,101 @@
+"""One sequence: its tokens, how far they are computed, and how it ends.
+
+Owns the counts. When it computes is the scheduler's; what its text is, is `stopping.py`'s.
+
+Invariants: `num_computed_tokens <= len(tokens)`; a slot is held exactly while RUNNING; ENDED is
+final and reached once.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+
+from openclawd.engine.batch import BatchKind
+from openclawd.engine.sampling import SamplingParams
+from openclawd.engine.stopping import OutputText
+
+
+class State(enum.Enum):
+    WAITING = "waiting"
+    RUNNING = "running"
+    ENDED = "ended"
+
+
+class Finish(enum.Enum):
+    """Why a sequence ended; the values are the finish reasons of the wire."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    CANCELLED = "cancelled"
+    ERROR = "error"
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """`tokens` is the prompt, then what was sampled. `rid` and `index` are the caller's names for
+    it. `max_tokens` 0 means an embedding: nothing is sampled. `priority` is carried for the
+    scheduler's order, which today is the order of arrival."""
+
+    rid: int
+    index: int
+    tokens: list[int]
+    max_tokens: int
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    text: OutputText = field(default_factory=OutputText)
+    priority: int = 0
+    num_prompt_tokens: int = field(init=False)
+    num_computed_tokens: int = 0
+    slot: int | None = None
+    state: State = State.WAITING
+
+    def __post_init__(self) -> None:
+        assert self.tokens, "a sequence without a token has nothing to compute"
+        self.num_prompt_tokens = len(self.tokens)
+
+    @property
+    def kind(self) -> BatchKind:
+        return BatchKind.GENERATION if self.max_tokens else BatchKind.EMBEDDING
+
+    @property
+    def num_completion_tokens(self) -> int:
+        return len(self.tokens) - self.num_prompt_tokens
+
+    @property
+    def num_remaining_tokens(self) -> int:
+        """Tokens known but not computed: the rest of the prompt, or the one sampled last."""
+        return len(self.tokens) - self.num_computed_tokens
+
+    @property
+    def num_cells_needed(self) -> int:
+        """The most KV cells it can ever hold."""
+        return self.num_prompt_tokens + self.max_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """A token was added to a sequence; `text` is what may be shown now, often nothing."""
+
+    sequence: Sequence
+    token: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """A sequence's vector is complete."""
+
+    sequence: Sequence
+    vector: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A sequence's one end; `text` is what had been held back."""
+
+    sequence: Sequence
+    finish: Finish
+    text: str = ""
+
+
+Effect = Sampled | Embedded | Ended

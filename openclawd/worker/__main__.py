@@ -1,0 +1,119 @@
+"""`python -m openclawd.worker --fd N`: the worker process.
+
+Owns its threads: the main thread reads the pipe, the engine thread loads the model and computes,
+the tokeniser thread prepares requests. The process ends on `stop`, when the pipe closes, when its
+parent dies, or when the model fails; SIGTERM and SIGINT are ignored, because the daemon drains
+first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from typing import TYPE_CHECKING, Final, NoReturn
+
+from openclawctl.wire.errors import RemoteProtocolError
+from openclawd.worker.log import start_logging
+from openclawd.worker.messages import EXIT_STOPPED, Abort, Drop, Load, Prepare, Start, Stop
+from openclawd.worker.pipe import DaemonGone, Pipe
+from openclawd.worker.serve import Worker
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+EXIT_BUG: Final = 1
+_PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
+_STOP_S: Final = 2.0
+"""How long a running step may hold up the end. Nothing is lost when it is cut off."""
+
+_TOKENIZER_STACK_BYTES: Final = 64 * 1024 * 1024
+"""llama.cpp splits some vocabularies' text with std::regex, whose recursion is as deep as the text
+is long. Only what is used of it costs memory."""
+
+_log = logging.getLogger(__name__)
+
+
+def main() -> NoReturn:
+    parser = argparse.ArgumentParser(prog="python -m openclawd.worker")
+    parser.add_argument("--fd", type=int, required=True, help="the worker's end of a socketpair")
+    fd = parser.parse_args().fd
+    _die_with_parent()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    start_logging()
+    pipe = Pipe(socket.socket(fileno=fd))
+    _exit(_guarded(lambda: _serve(pipe)))
+
+
+def _serve(pipe: Pipe) -> int:
+    first = pipe.receive()
+    if not isinstance(first, Load):
+        raise RemoteProtocolError(f"the first message is {first.type!r}, not 'load'")
+    worker = Worker(first, pipe.send)
+    engine = threading.Thread(
+        target=lambda: _exit(_guarded(worker.run_engine)), name="engine", daemon=True
+    )
+    engine.start()
+    threading.stack_size(_TOKENIZER_STACK_BYTES)
+    threading.Thread(
+        target=lambda: _guarded(worker.run_tokenizer, on_bug=_exit), name="tokenizer", daemon=True
+    ).start()
+    try:
+        _read(pipe, worker)
+    finally:
+        worker.stop()
+        engine.join(_STOP_S)  # it ends the process itself when it gets there first
+    return EXIT_STOPPED
+
+
+def _read(pipe: Pipe, worker: Worker) -> None:
+    """Hand out messages until `stop`."""
+    while True:
+        match message := pipe.receive():
+            case Stop():
+                return
+            case Prepare() | Drop():
+                worker.submit_to_tokenizer(message)
+            case Start() | Abort():
+                worker.submit_to_engine(message)
+            case Load():
+                raise RemoteProtocolError("a worker loads one model, and has one")
+
+
+def _guarded(run: Callable[[], int], on_bug: Callable[[int], object] | None = None) -> int:
+    """The exit status of a thread's work. A bug is logged with its story."""
+    try:
+        return run()
+    except DaemonGone:
+        return EXIT_STOPPED
+    except Exception:
+        _log.exception("the worker failed")
+        if on_bug is not None:
+            on_bug(EXIT_BUG)
+        return EXIT_BUG
+
+
+def _exit(status: int) -> NoReturn:
+    """End the process at once, from any thread. Not `sys.exit`: that would wait for native code
+    that cannot be interrupted, and free what other threads still use."""
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _die_with_parent() -> None:
+    """Have the kernel kill this process when its parent dies. The parent may have died before that
+    was arranged; then the process has another one by now, or its pipe is closed."""
+    parent = os.getppid()
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(EXIT_STOPPED)
+
+
+if __name__ == "__main__":
+    main()

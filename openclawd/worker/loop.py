@@ -1,0 +1,204 @@
+"""The engine thread: drain the inbox, schedule, compute, update, say what came of it.
+
+Owns the scheduler and is the only caller of the backend's `forward`. Exactly one frame per step
+goes to the daemon. It waits for the inbox only when there is nothing to compute.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+from openclawctl.wire.errors import Internal, InvalidRequest, Problem, PromptTooLong
+from openclawctl.wire.fields import Fields
+from openclawctl.wire.operations import Sampling
+from openclawd.backends.base import DecodeFailed, NoFreeCells
+from openclawd.engine.batch import Batch, BatchKind, Outputs
+from openclawd.engine.sampling import SamplingParams
+from openclawd.engine.scheduler import Limits, NeverFits, Scheduler
+from openclawd.engine.sequence import Effect, Sequence
+from openclawd.engine.stopping import OutputText
+from openclawd.worker.messages import EXIT_STOPPED, Abort, Start, Step, Stop
+from openclawd.worker.messages import Ended as RequestEnded
+from openclawd.worker.requests import Requests, refused
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from openclawd.backends.base import Backend
+    from openclawd.worker.tokenizer import PreparedRequest, Tokenizer
+
+EXIT_MODEL_FAILED: Final = 1
+"""The model stopped working; a fresh worker may do better. Any status that is not a load's."""
+
+_NO_CELLS: Final = "the KV cache has no room for this request, although room was reserved for it"
+
+_log = logging.getLogger(__name__)
+
+ToEngine = Start | Abort | Stop
+
+
+class EngineLoop:
+    """`submit` may be called from any thread; `run` is the engine thread."""
+
+    def __init__(
+        self, backend: Backend, tokenizer: Tokenizer, *, send: Callable[[Step], None]
+    ) -> None:
+        self._backend = backend
+        self._tokenizer = tokenizer
+        self._send = send
+        self._scheduler = Scheduler(_limits(backend), backend)
+        self._requests = Requests()
+        self._inbox: queue.SimpleQueue[ToEngine] = queue.SimpleQueue()
+        self._effects: list[Effect] = []  # of events since the last step
+        self._refused: list[RequestEnded] = []
+        self._failure = ""
+
+    def submit(self, message: ToEngine) -> None:
+        self._inbox.put(message)
+
+    def run(self) -> int:
+        """Serve until `stop` or until the model fails; the exit status of the process."""
+        while self._drain():
+            self._step()
+            if self._failure:
+                _log.error("the model failed: %s", self._failure)
+                return EXIT_MODEL_FAILED
+        return EXIT_STOPPED
+
+    # ---- the inbox ----
+
+    def _drain(self) -> bool:
+        """Take every message that has come, waiting for one when idle. False to stop."""
+        if self._scheduler.is_idle and not self._take(self._inbox.get()):
+            return False
+        while True:
+            try:
+                message = self._inbox.get_nowait()
+            except queue.Empty:
+                return True
+            if not self._take(message):
+                return False
+
+    def _take(self, message: ToEngine) -> bool:
+        match message:
+            case Stop():
+                return False
+            case Abort(rid):
+                self._effects += self._scheduler.abort(rid)
+            case Start():
+                self._start(message)
+        return True
+
+    def _start(self, start: Start) -> None:
+        prepared = self._tokenizer.take(start.rid)
+        if prepared is None:
+            problem: Problem = Internal("a request was started that was never prepared")
+            self._refused.append(refused(start.rid, problem))
+            return
+        try:
+            sequences = _sequences(start, prepared)
+            self._add(sequences)
+        except Problem as refusal:
+            ended = refused(start.rid, refusal, num_sequences=len(prepared.prompts))
+            self._refused.append(ended)
+            return
+        self._requests.open(start.rid, sequences)
+
+    def _add(self, sequences: list[Sequence]) -> None:
+        """All sequences of a request, or none. Raises `PromptTooLong`."""
+        for sequence in sequences:
+            never_fits = self._scheduler.add(sequence) or self._exceeds_context(sequence)
+            if never_fits:
+                self._scheduler.abort(sequence.rid)
+                raise PromptTooLong(
+                    f"the request needs {never_fits.num_tokens_needed} tokens, prompt and answer"
+                    f" together; the model has {never_fits.num_tokens_allowed}",
+                    hint="shorten the prompt or lower max_tokens",
+                )
+
+    def _exceeds_context(self, sequence: Sequence) -> NeverFits | None:
+        context = self._backend.info.context
+        needed = sequence.num_cells_needed
+        return NeverFits(needed, context) if needed > context else None
+
+    # ---- one step ----
+
+    def _step(self) -> None:
+        started_s = time.perf_counter()
+        batch = self._scheduler.schedule()
+        effects, self._effects = self._effects, []
+        if batch is not None:
+            effects += self._compute(batch)
+        step = self._requests.apply(effects, failure=self._failure or _NO_CELLS)
+        ended, self._refused = step.ended + self._refused, []
+        if batch is None and not step.outputs and not ended:
+            return  # an abort for a request that had ended already
+        gauges = self._gauges(batch, started_s=started_s)
+        self._send(Step(outputs=list(step.outputs.values()), ended=ended, gauges=gauges))
+
+    def _compute(self, batch: Batch) -> list[Effect]:
+        result = self._backend.forward(batch)
+        match result:
+            case Outputs():
+                return self._scheduler.update(batch, result)
+            case NoFreeCells():
+                _log.warning("the KV cache is full; the youngest sequence is computed again later")
+                return self._scheduler.preempt()
+            case DecodeFailed(message):
+                self._failure = message
+                return self._scheduler.fail(batch)
+
+    def _gauges(self, batch: Batch | None, *, started_s: float) -> dict[str, int]:
+        scheduler = self._scheduler
+        return {
+            "running": scheduler.num_running,
+            "waiting": scheduler.num_waiting,
+            "kv_used_tokens": scheduler.num_used_tokens,
+            "kv_total_tokens": self._backend.info.kv_tokens,
+            "batch_tokens": batch.num_tokens if batch else 0,
+            "step_us": round((time.perf_counter() - started_s) * 1e6),
+        }
+
+
+def _limits(backend: Backend) -> Limits:
+    return Limits(
+        num_slots=backend.info.parallel,
+        kv_tokens=backend.info.kv_tokens,
+        batch_tokens=backend.limits.batch_tokens,
+        embedding_batch_tokens=backend.limits.embedding_batch_tokens,
+        splits_prompts=backend.limits.splits_prompts,
+    )
+
+
+def _sequences(start: Start, prepared: PreparedRequest) -> list[Sequence]:
+    is_generation = prepared.kind is BatchKind.GENERATION
+    if is_generation and start.max_tokens < 1:
+        raise InvalidRequest("max_tokens must be at least 1")
+    sampling = _sampling(start.sampling)
+    return [
+        Sequence(
+            start.rid,
+            index,
+            tokens=tokens,
+            max_tokens=start.max_tokens if is_generation else 0,
+            sampling=sampling,
+            text=OutputText(start.stop),
+            priority=start.priority,
+        )
+        for index, tokens in enumerate(prepared.prompts)
+    ]
+
+
+def _sampling(values: dict[str, Any]) -> SamplingParams:
+    """The engine's parameters from the wire's; what is left out keeps the engine's default."""
+    wire = Sampling.decode(Fields(values, where="sampling", error=InvalidRequest))
+    given = {
+        name: getattr(wire, name)
+        for name in Sampling.__dataclass_fields__
+        if name != "logit_bias" and getattr(wire, name) is not None
+    }
+    bias = tuple((wire.logit_bias or {}).items())
+    return SamplingParams(logit_bias=bias, **given)

@@ -1,0 +1,117 @@
+"""The requests that are being computed: sequences' effects become the daemon's outputs and ends.
+
+Owns which sequences belong to a request and its exact counts. Knows no backend and no pipe.
+
+Invariant: every request that was opened has exactly one `Ended`, when its last sequence has ended.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, assert_never
+
+from openclawctl.wire.errors import ModelFailed, Problem
+from openclawd.engine.sequence import Effect, Embedded, Ended, Finish, Sampled, Sequence
+from openclawd.worker.messages import Ended as RequestEnded
+from openclawd.worker.messages import Output, error_fields
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+@dataclass(slots=True)
+class _Request:
+    num_prompt_tokens: int
+    finish_by_index: list[Finish | None]
+    num_completion_tokens: int = 0
+
+    @property
+    def has_ended(self) -> bool:
+        return all(self.finish_by_index)
+
+
+@dataclass(slots=True)
+class StepOutputs:
+    """What one step says to the daemon."""
+
+    outputs: dict[tuple[int, int], Output] = field(default_factory=dict)
+    ended: list[RequestEnded] = field(default_factory=list)
+
+    def of(self, sequence: Sequence) -> Output:
+        """The output of a sequence, made when it is first asked for."""
+        key = (sequence.rid, sequence.index)
+        if key not in self.outputs:
+            self.outputs[key] = Output(*key)
+        return self.outputs[key]
+
+    def put(self, sequence: Sequence, text: str, token_ids: list[int]) -> None:
+        before = self.of(sequence)
+        self.outputs[sequence.rid, sequence.index] = Output(
+            sequence.rid,
+            sequence.index,
+            text=before.text + text,
+            token_ids=before.token_ids + token_ids,
+            embedding=before.embedding,
+        )
+
+
+class Requests:
+    """Every request that has started and not ended."""
+
+    def __init__(self) -> None:
+        self._open: dict[int, _Request] = {}
+
+    def open(self, rid: int, sequences: Iterable[Sequence]) -> None:
+        lengths = [sequence.num_prompt_tokens for sequence in sequences]
+        self._open[rid] = _Request(sum(lengths), [None] * len(lengths))
+
+    def apply(self, effects: Iterable[Effect], *, failure: str) -> StepOutputs:
+        """What to tell of these effects. `failure` is the sentence for sequences in error."""
+        step = StepOutputs()
+        for effect in effects:
+            match effect:
+                case Sampled(sequence, token, text):
+                    self._open[sequence.rid].num_completion_tokens += 1
+                    step.put(sequence, text, [token])
+                case Embedded(sequence, vector):
+                    step.outputs[sequence.rid, sequence.index] = Output(
+                        sequence.rid, sequence.index, embedding=vector
+                    )
+                case Ended(sequence, finish, text):
+                    if text:
+                        step.put(sequence, text, [])
+                    self._end(step, sequence, finish, failure=failure)
+                case _:
+                    assert_never(effect)
+        return step
+
+    def _end(self, step: StepOutputs, sequence: Sequence, finish: Finish, *, failure: str) -> None:
+        request = self._open[sequence.rid]
+        request.finish_by_index[sequence.index] = finish
+        if request.has_ended:
+            del self._open[sequence.rid]
+            step.ended.append(_ended(sequence.rid, request, failure))
+
+
+def refused(rid: int, problem: Problem, *, num_sequences: int = 1) -> RequestEnded:
+    """The end of a request that could not start at all."""
+    return RequestEnded(
+        rid,
+        finish_reasons=[Finish.ERROR.value] * num_sequences,
+        prompt_tokens=0,
+        cached_tokens=0,
+        completion_tokens=0,
+        error=error_fields(problem),
+    )
+
+
+def _ended(rid: int, request: _Request, failure: str) -> RequestEnded:
+    finishes = [finish for finish in request.finish_by_index if finish is not None]
+    return RequestEnded(
+        rid,
+        finish_reasons=[finish.value for finish in finishes],
+        prompt_tokens=request.num_prompt_tokens,
+        cached_tokens=0,
+        completion_tokens=request.num_completion_tokens,
+        error=error_fields(ModelFailed(failure)) if Finish.ERROR in finishes else None,
+    )

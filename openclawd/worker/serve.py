@@ -1,0 +1,192 @@
+"""One worker's life: load the model, warm it up, then serve.
+
+Owns when each part exists: messages that come while the model is loading wait. Knows which backend
+serves a file; knows no sockets and no signals.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+from openclawd.backends.base import CannotLoad, DecodeFailed, LoadAborted, LoadSpec, NoFreeCells
+from openclawd.engine.batch import Batch, BatchKind, Chunk, Opening
+from openclawd.engine.sampling import SamplingParams
+from openclawd.worker.loop import EngineLoop
+from openclawd.worker.messages import (
+    EXIT_LOAD_FAILED,
+    EXIT_LOAD_FAILED_FOR_NOW,
+    EXIT_STOPPED,
+    Abort,
+    Drop,
+    Load,
+    Loaded,
+    LoadFailed,
+    Loading,
+    Prepare,
+    Start,
+    Stop,
+)
+from openclawd.worker.pipe import DaemonGone
+from openclawd.worker.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from openclawd.backends.base import Backend
+    from openclawd.worker.messages import FromWorker
+
+_READ: Final = "read"
+_WARM_UP: Final = "warm-up"
+_PROGRESS_S: Final = 0.1
+"""At most ten progress messages a second."""
+
+_log = logging.getLogger(__name__)
+
+
+class Worker:
+    """`run_engine` and `run_tokenizer` are its two threads; the rest may be called from any."""
+
+    def __init__(self, load: Load, send: Callable[[FromWorker], None]) -> None:
+        self._load = load
+        self._send = send
+        self._is_stopping = threading.Event()
+        self._is_ready = threading.Event()
+        self._tokenizer: Tokenizer | None = None
+        self._loop: EngineLoop | None = None
+
+    def submit_to_tokenizer(self, message: Prepare | Drop) -> None:
+        """Requests come only after `loaded` was sent."""
+        assert self._tokenizer is not None
+        self._tokenizer.submit(message)
+
+    def submit_to_engine(self, message: Start | Abort) -> None:
+        assert self._loop is not None
+        self._loop.submit(message)
+
+    def stop(self) -> None:
+        """Give up loading, or end after the running step."""
+        self._is_stopping.set()
+        if self._loop is not None:
+            self._loop.submit(Stop())
+
+    def run_tokenizer(self) -> int:
+        self._is_ready.wait()
+        assert self._tokenizer is not None
+        self._tokenizer.run()
+        return EXIT_STOPPED
+
+    def run_engine(self) -> int:
+        """Load, then compute until the end; the exit status of the process."""
+        try:
+            started_s = time.perf_counter()
+            backend = self._load_backend()
+            self._warm_up(backend)
+            load_s = time.perf_counter() - started_s
+        except LoadAborted:
+            return EXIT_STOPPED
+        except CannotLoad as failure:
+            _log.error("%s (%s)", failure.message, failure.hint)
+            self._send(LoadFailed(failure.message, failure.hint, failure.permanent))
+            return EXIT_LOAD_FAILED if failure.permanent else EXIT_LOAD_FAILED_FOR_NOW
+        return self._serve(backend, load_s)
+
+    def _serve(self, backend: Backend, load_s: float) -> int:
+        self._tokenizer = Tokenizer(backend, self._send)
+        self._loop = EngineLoop(backend, self._tokenizer, send=self._send)
+        self._is_ready.set()
+        info = _describe(backend, self._tokenizer, load_s=load_s)
+        for warning in info["warnings"]:
+            _log.warning("%s: %s", self._load.name, warning)
+        if self._is_stopping.is_set():  # `stop` came when there was no loop to tell
+            return EXIT_STOPPED
+        self._send(Loaded(info))
+        return self._loop.run()
+
+    # ---- loading ----
+
+    def _load_backend(self) -> Backend:
+        spec = LoadSpec(
+            path=self._load.path,
+            parallel=self._load.parallel,
+            context=self._load.context,
+            kv_tokens=self._load.kv_tokens,
+            batch_tokens=self._load.batch_tokens,
+            threads=self._load.threads,
+            gpu_layers=self._load.gpu_layers,
+            options=self._load.options,
+        )
+        return _import_backend()(spec, self._progress())
+
+    def _progress(self) -> Callable[[float], bool]:
+        """Says how far the reading is, now and then; asks to give up when the worker is to stop."""
+        next_s = 0.0
+
+        def report(fraction: float) -> bool:
+            nonlocal next_s
+            now_s = time.monotonic()
+            if now_s >= next_s or fraction >= 1:
+                next_s = now_s + _PROGRESS_S
+                try:
+                    self._send(Loading(_READ, min(max(fraction, 0.0), 1.0)))
+                except DaemonGone:  # an exception cannot pass through native code
+                    return False
+            return not self._is_stopping.is_set()
+
+        return report
+
+    def _warm_up(self, backend: Backend) -> None:
+        """Compute something real: it pages the weights in, and shows that the model works."""
+        self._send(Loading(_WARM_UP, 0.0))
+        result = backend.forward(_warm_up_batch(backend))
+        if isinstance(result, DecodeFailed | NoFreeCells):
+            reason = result.message if isinstance(result, DecodeFailed) else "no free KV cells"
+            raise CannotLoad(
+                f"{self._load.path} was read, but the model does not work: {reason}",
+                hint="see the worker's log lines before this one",
+                permanent=False,
+            )
+        self._send(Loading(_WARM_UP, 1.0))
+
+
+def _warm_up_batch(backend: Backend) -> Batch:
+    """A word in slot 0, which its next user will empty by opening it."""
+    can_generate = backend.info.can_generate
+    kind = BatchKind.GENERATION if can_generate else BatchKind.EMBEDDING
+    tokens = backend.tokenize("a", add_special=True, parse_special=False) or [0]
+    sampling = SamplingParams(temperature=0) if can_generate else None
+    return Batch(
+        kind,
+        chunks=[Chunk(slot=0, position=0, tokens=tokens, wants_output=True)],
+        opened=[Opening(0, tuple(tokens), sampling)],
+    )
+
+
+def _import_backend() -> Callable[[LoadSpec, Callable[[float], bool]], Backend]:
+    """The llama backend. Imported only here: the rest of the worker needs no ML library."""
+    try:
+        from openclawd.backends import llama
+    except (ImportError, OSError, RuntimeError) as error:
+        raise CannotLoad(
+            f"llama-cpp-python cannot be imported: {error}",
+            hint="install it with: pip install 'openclawd[daemon]'",
+            permanent=True,
+        ) from None
+    return llama.load
+
+
+def _describe(backend: Backend, tokenizer: Tokenizer, *, load_s: float) -> dict[str, Any]:
+    """`Loaded.info`: what `models` and `status` show."""
+    info = backend.info
+    warnings = [*info.warnings]
+    if info.can_generate and not tokenizer.template.is_usable:
+        warnings.append(f"chat is not possible with this model: {tokenizer.template.problem}")
+    return {
+        **{name: getattr(info, name) for name in info.__dataclass_fields__},
+        "devices": [*info.devices],
+        "warnings": warnings,
+        "chat_template": tokenizer.template.is_usable,
+        "load_s": round(load_s, 3),
+    }

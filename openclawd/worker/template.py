@@ -1,0 +1,211 @@
+"""Chat templates: from messages to the text of a prompt, with users' text kept apart.
+
+Owns rendering, in a sandbox and with the conventions of Hugging Face's `apply_chat_template`, and
+the promise that users' text never becomes control tokens. Knows no tokens.
+
+How the promise is kept: where a message holds the text of a control token, an unguessable sentinel
+takes its place while the template is rendered. Afterwards the text is cut at the sentinels: what
+the template wrote may hold control tokens, what stood for a sentinel may not. A chat without such
+text is one span, and its prompt is exactly what the template says.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import re
+import secrets
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+import jinja2
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from openclawctl.wire.errors import InvalidRequest, LimitExceeded, Problem, Unsupported
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from openclawctl.wire.operations import ChatMessage
+    from openclawd.backends.base import ChatFormat
+
+_SPARE_CHARS: Final = 1024 * 1024
+_GROWTH: Final = 4
+"""A prompt may have this many times its messages' characters, and some spare: a template that
+repeats them without end must not fill the memory."""
+
+_NONCE_LIMIT: Final = 10**20
+_EDGE_CHARS: Final = 2
+"""Of a control token's text that is cut in two, one part has at least this many characters: these
+texts have three or more."""
+
+_USE_GENERATE: Final = "use generate with a prompt in the model's own format"
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A part of a prompt. Only what the template wrote may hold control tokens."""
+
+    text: str
+    is_template: bool
+
+
+class _Refusal(Exception):
+    """The template called `raise_exception`."""
+
+
+class ChatTemplate:
+    """A model's template, compiled once. `problem` says why it has none that works."""
+
+    def __init__(self, chat_format: ChatFormat, control_texts: Iterable[str]) -> None:
+        self._format = chat_format
+        self._pattern = _control_pattern(control_texts)
+        self._template: jinja2.Template | None = None
+        self.problem = ""
+        if chat_format.template is None:
+            self.problem = "its file has no chat template"
+            return
+        try:
+            self._template = _environment().from_string(chat_format.template)
+        except jinja2.TemplateError as error:
+            self.problem = f"its chat template does not compile: {error}"
+
+    @property
+    def is_usable(self) -> bool:
+        return self._template is not None
+
+    def render(self, messages: Sequence[ChatMessage]) -> list[Span]:
+        """The prompt that asks for the next turn. Raises a `Problem` if there is none."""
+        if self._template is None:
+            raise Unsupported(f"this model cannot chat: {self.problem}", hint=_USE_GENERATE)
+        guard = _Guard(self._pattern)
+        turns = [{"role": turn.role, "content": guard.cover(turn.content)} for turn in messages]
+        limit = _SPARE_CHARS + _GROWTH * sum(len(turn["content"]) for turn in turns)
+        text = _render(self._template, self._variables(turns), limit)
+        return guard.cut(self._without_added(text))
+
+    def _variables(self, turns: list[dict[str, str]]) -> dict[str, Any]:
+        return {
+            "messages": turns,
+            "add_generation_prompt": True,
+            "bos_token": self._format.bos_text,
+            "eos_token": self._format.eos_text,
+            "tools": None,  # templates ask `tools is not none`, which an undefined name passes
+            "documents": None,
+        }
+
+    def _without_added(self, text: str) -> str:
+        """Without what the tokenizer adds around every prompt, or it would stand there twice."""
+        if self._format.adds_bos and self._format.bos_text:
+            text = text.removeprefix(self._format.bos_text)
+        if self._format.adds_eos and self._format.eos_text:
+            text = text.removesuffix(self._format.eos_text)
+        return text
+
+
+class _Guard:
+    """The sentinels of one rendering. Digits only: a template may change the case of a message."""
+
+    def __init__(self, pattern: re.Pattern[str] | None) -> None:
+        self._pattern = pattern
+        self._nonce = f"{secrets.randbelow(_NONCE_LIMIT):020d}"
+        self._covered: list[str] = []
+
+    def cover(self, content: str) -> str:
+        """A message's text, with sentinels where control tokens would come out of it."""
+        return self._pattern.sub(self._sentinel, content) if self._pattern else content
+
+    def cut(self, text: str) -> list[Span]:
+        if not self._covered:
+            return [Span(text, is_template=True)]
+        parts = re.split(f"\ue000{self._nonce}([0-9]+)\ue001", text)
+        if any(self._nonce in part for part in parts):
+            raise InvalidRequest(
+                "a message holds the text of a control token where the chat template cuts it",
+                hint="leave out text such as <|im_start|> from the messages",
+            )
+        spans = [
+            Span(self._covered[int(part)] if number % 2 else part, is_template=number % 2 == 0)
+            for number, part in enumerate(parts)
+        ]
+        return [span for span in spans if span.text]
+
+    def _sentinel(self, match: re.Match[str]) -> str:
+        self._covered.append(match[0])
+        return f"\ue000{self._nonce}{len(self._covered) - 1}\ue001"
+
+
+def _control_pattern(control_texts: Iterable[str]) -> re.Pattern[str] | None:
+    """What must not come out of a message: control tokens' texts anywhere, and at a message's ends
+    the parts of them that the neighbouring message could complete."""
+    texts = sorted(set(control_texts), key=len, reverse=True)
+    if not texts:
+        return None
+    whole = "|".join(map(re.escape, texts))
+    heads = {text[:cut] for text in texts for cut in range(_EDGE_CHARS, len(text))}
+    tails = {text[cut:] for text in texts for cut in range(1, len(text) - _EDGE_CHARS + 1)}
+    patterns = [whole]
+    if tails:
+        patterns.append(rf"\A(?:{_longest_first(tails)})")
+    if heads:
+        patterns.append(rf"(?:{_longest_first(heads)})\Z")
+    return re.compile("|".join(patterns))
+
+
+def _longest_first(texts: Iterable[str]) -> str:
+    return "|".join(map(re.escape, sorted(texts, key=len, reverse=True)))
+
+
+def _render(template: jinja2.Template, variables: dict[str, Any], limit: int) -> str:
+    try:
+        return _joined(template, variables, limit)
+    except _Refusal as refusal:
+        raise InvalidRequest(
+            f"the model's chat template refuses these messages: {refusal}",
+            hint="check the order and the roles of the messages",
+        ) from None
+    except Problem:
+        raise
+    except Exception as error:  # a template is a program from a file: it can fail in any way
+        raise Unsupported(
+            f"the model's chat template fails on these messages: {type(error).__name__}: {error}",
+            hint=_USE_GENERATE,
+        ) from None
+
+
+def _joined(template: jinja2.Template, variables: dict[str, Any], limit: int) -> str:
+    parts, num_chars = [], 0
+    for part in template.generate(variables):
+        num_chars += len(part)
+        if num_chars > limit:
+            raise LimitExceeded(
+                f"the model's chat template makes more than {limit} characters of these messages",
+                hint=_USE_GENERATE,
+            )
+        parts.append(part)
+    return "".join(parts)
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    """As transformers 5 makes it (`utils/chat_template_utils.py`), which is what templates are
+    written against."""
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = _strftime_now
+    return environment
+
+
+def _to_json(value: Any, indent: int | None = None) -> str:
+    """Unlike jinja2's own, which escapes for HTML."""
+    return json.dumps(value, ensure_ascii=False, indent=indent)
+
+
+def _raise_exception(message: str) -> NoReturn:
+    raise _Refusal(message)
+
+
+def _strftime_now(layout: str) -> str:
+    return datetime.datetime.now().astimezone().strftime(layout)

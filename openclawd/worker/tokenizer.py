@@ -1,0 +1,225 @@
+"""The tokeniser thread: requests become tokens beside the running batch.
+
+Owns the requests that are prepared and not started. Knows the backend's tokenizer and the chat
+template; computes nothing.
+
+Invariant: every `prepare` gets exactly one answer: `prepared`, `answer` or `refused`.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from openclawctl.wire.errors import (
+    Internal,
+    InvalidRequest,
+    LimitExceeded,
+    Problem,
+    PromptTooLong,
+    Unsupported,
+)
+from openclawctl.wire.operations import (
+    ChatParams,
+    DetokenizeParams,
+    EmbedParams,
+    GenerateParams,
+    Op,
+    TokenizeParams,
+    decode_params,
+)
+from openclawd.engine.batch import BatchKind
+from openclawd.worker.messages import Answer, Drop, Prepare, Prepared, Refused, error_fields
+from openclawd.worker.template import ChatTemplate, Span
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from openclawd.backends.base import Backend
+    from openclawd.worker.messages import FromWorker
+
+MAX_ANSWER_TOKENS: Final = 60_000
+"""Most tokens in an answer to `tokenize`: a frame holds 65,536 items (`wire/framing.py`)."""
+
+MAX_ANSWER_CHARS: Final = 4 * 1024 * 1024
+"""Longest answer to `detokenize`: in UTF-8 it may take four times as many bytes, a whole frame."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedRequest:
+    """The tokens of each sequence of a request."""
+
+    kind: BatchKind
+    prompts: list[list[int]]
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return sum(map(len, self.prompts))
+
+
+class Tokenizer:
+    """`submit` and `take` may be called from any thread; `run` is the tokeniser thread."""
+
+    def __init__(self, backend: Backend, send: Callable[[FromWorker], None]) -> None:
+        self._backend = backend
+        self._send = send
+        self._inbox: queue.SimpleQueue[Prepare | Drop] = queue.SimpleQueue()
+        self._prepared: dict[int, PreparedRequest] = {}
+        self.template = ChatTemplate(backend.chat_format, backend.control_texts)
+
+    def submit(self, message: Prepare | Drop) -> None:
+        self._inbox.put(message)
+
+    def take(self, rid: int) -> PreparedRequest | None:
+        """A prepared request, which is forgotten here. None if there is none of that id."""
+        return self._prepared.pop(rid, None)
+
+    def run(self) -> None:
+        """Serve for ever. Raises `DaemonGone` when nobody listens any more."""
+        while True:
+            match self._inbox.get():
+                case Drop(rid):
+                    self._prepared.pop(rid, None)
+                case Prepare(rid, op, params):
+                    self._send(self._answer(rid, op, params))
+
+    def _answer(self, rid: int, op: str, params: dict[str, Any]) -> FromWorker:
+        try:
+            return self._prepare(rid, op, params)
+        except Problem as problem:
+            return Refused(rid, error_fields(problem))
+        except Exception:  # a bug ends the smallest scope, and that is this request
+            _log.exception("a %s request could not be prepared", op)
+            return Refused(rid, error_fields(Internal("the worker failed to prepare the request")))
+
+    def _prepare(self, rid: int, op: str, params: dict[str, Any]) -> FromWorker:
+        decoded, _ = decode_params(Op(op), params)
+        match decoded:
+            case TokenizeParams():
+                return Answer(rid, {"tokens": self._tokenize(decoded)})
+            case DetokenizeParams():
+                return Answer(rid, {"text": self._detokenize(decoded.tokens)})
+            case GenerateParams():
+                request = self._generate(decoded)
+            case ChatParams():
+                request = self._chat(decoded)
+            case EmbedParams():
+                request = self._embed(decoded)
+            case _:
+                raise Unsupported(f"{op} is not an operation of a model")
+        self._prepared[rid] = request
+        longest = max(map(len, request.prompts))
+        return Prepared(rid, prompt_tokens=request.num_prompt_tokens, longest=longest)
+
+    # ---- operations ----
+
+    def _generate(self, params: GenerateParams) -> PreparedRequest:
+        self._check_generation(params)
+        self._check_size(params.prompt)
+        return self._generation(self._plain(params.prompt))
+
+    def _chat(self, params: ChatParams) -> PreparedRequest:
+        self._check_generation(params)
+        for turn in params.messages:
+            self._check_size(turn.content)
+        return self._generation(self._tokens_of(self.template.render(params.messages)))
+
+    def _generation(self, tokens: list[int]) -> PreparedRequest:
+        if not tokens:
+            raise InvalidRequest("the prompt is empty", hint="give at least one word")
+        self._check_length(len(tokens) + 1, "with room for one token of the answer, ")
+        return PreparedRequest(BatchKind.GENERATION, [tokens])
+
+    def _embed(self, params: EmbedParams) -> PreparedRequest:
+        if not self._backend.info.can_embed:
+            raise Unsupported("this model cannot embed", hint="use an embedding model")
+        prompts = []
+        for text in params.input:
+            self._check_size(text)
+            prompts.append(self._plain(text))
+            self._check_length(len(prompts[-1]))
+        if not all(prompts):
+            raise InvalidRequest("an input has no tokens", hint="leave it out")
+        return PreparedRequest(BatchKind.EMBEDDING, prompts)
+
+    def _tokenize(self, params: TokenizeParams) -> list[int]:
+        text, add_special = params.text, params.add_special
+        tokens = self._backend.tokenize(text, add_special=add_special, parse_special=False)
+        if len(tokens) > MAX_ANSWER_TOKENS:
+            raise LimitExceeded(
+                f"the text has {len(tokens)} tokens; an answer holds {MAX_ANSWER_TOKENS} at most",
+                hint="send the text in parts",
+            )
+        return tokens
+
+    def _detokenize(self, tokens: list[int]) -> str:
+        self._check_token_ids(tokens)
+        text = self._backend.detokenize(tokens).decode("utf-8", "replace")
+        if len(text) > MAX_ANSWER_CHARS:
+            raise LimitExceeded(
+                f"the text has {len(text)} characters; an answer holds {MAX_ANSWER_CHARS} at most",
+                hint="send the tokens in parts",
+            )
+        return text
+
+    # ---- tokens ----
+
+    def _plain(self, text: str) -> list[int]:
+        """A prompt of a user: nothing in it becomes a control token."""
+        return self._backend.tokenize(text, add_special=True, parse_special=False)
+
+    def _tokens_of(self, spans: list[Span]) -> list[int]:
+        """A rendered chat. Cut in several spans only where users wrote control tokens' texts."""
+        tokenize = self._backend.tokenize
+        if len(spans) == 1 and spans[0].is_template:
+            return tokenize(spans[0].text, add_special=True, parse_special=True)
+        tokens: list[int] = []
+        for span in spans:
+            tokens += tokenize(span.text, add_special=False, parse_special=span.is_template)
+        return self._with_added(tokens)
+
+    def _with_added(self, tokens: list[int]) -> list[int]:
+        """What the tokenizer adds around every prompt."""
+        added = self._backend.tokenize("", add_special=True, parse_special=False)
+        chat_format = self._backend.chat_format
+        bos = added[:1] if chat_format.adds_bos else []
+        eos = added[-1:] if chat_format.adds_eos else []
+        return bos + tokens + eos
+
+    # ---- checks ----
+
+    def _check_generation(self, params: GenerateParams | ChatParams) -> None:
+        if not self._backend.info.can_generate:
+            raise Unsupported(
+                "this model is an encoder: it makes embeddings, not text",
+                hint="use embed, or another model",
+            )
+        if params.sampling.logit_bias:
+            self._check_token_ids(list(params.sampling.logit_bias))
+
+    def _check_token_ids(self, tokens: list[int]) -> None:
+        vocab_size = self._backend.info.vocab_size
+        unknown = [token for token in tokens if token >= vocab_size]
+        if unknown:
+            raise InvalidRequest(
+                f"token {unknown[0]} does not exist; this model has tokens 0 to {vocab_size - 1}",
+                hint="take token ids from tokenize with the same model",
+            )
+
+    def _check_size(self, text: str) -> None:
+        """Refuse what cannot fit before time is spent on tokenising it."""
+        most = self._backend.max_token_bytes
+        if most and (at_least := len(text.encode("utf-8", "replace")) // most) > 0:
+            self._check_length(at_least, "at least ")
+
+    def _check_length(self, num_tokens: int, qualifier: str = "") -> None:
+        context = self._backend.info.context
+        if num_tokens > context:
+            raise PromptTooLong(
+                f"the prompt has {qualifier}{num_tokens} tokens; the context is {context} tokens",
+                hint="shorten the prompt, or have the model's context raised",
+            )

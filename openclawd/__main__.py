@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
+from openclawctl.wire.errors import OpenclawError
 from openclawd import __version__
 from openclawd.config import Config, ConfigError, config_from_models, load_config
 from openclawd.config.places import Places, find_places
@@ -62,7 +63,7 @@ def _run(arguments: argparse.Namespace, config: Config, places: Places) -> int:
             logger.info("openclawd %s, pid %d", __version__, os.getpid())
             settings = daemon.Settings(config, places, __version__, daemon.user_names(os.geteuid()))
             daemon.run(settings, Notifier())
-    except (StartError, OSError) as error:
+    except (StartError, OpenclawError, OSError) as error:
         print(f"openclawd: error: {error}", file=sys.stderr)  # noqa: T201
         return EXIT_FAILED
     return 0

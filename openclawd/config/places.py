@@ -6,6 +6,7 @@ Reads the environment it is given and looks whether one file exists; creates not
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 import platformdirs
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 NAME = "openclawd"
 CONFIG_FILE = "openclawd.yaml"
@@ -64,8 +65,14 @@ def _place(environ: Mapping[str, str], variable: str, is_root: bool, root_dir: P
     return root_dir if is_root else _XDG[variable]()
 
 
-_XDG = {
-    "RUNTIME_DIRECTORY": lambda: platformdirs.user_runtime_path(NAME, appauthor=False),
+def _user_runtime_dir() -> Path:
+    """Where logind puts it. Not platformdirs' answer: without `$XDG_RUNTIME_DIR` that is a name in
+    /tmp that anybody can foresee and take."""
+    return Path(os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}") / NAME
+
+
+_XDG: dict[str, Callable[[], Path]] = {
+    "RUNTIME_DIRECTORY": _user_runtime_dir,
     "STATE_DIRECTORY": lambda: platformdirs.user_state_path(NAME, appauthor=False),
     "CONFIGURATION_DIRECTORY": lambda: platformdirs.user_config_path(NAME, appauthor=False),
 }

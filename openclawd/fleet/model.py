@@ -264,7 +264,6 @@ class Model:
         try:
             status = await self._wait_exit(worker)
         finally:
-            worker.kill()  # a no-op unless the daemon's own end cancelled the wait
             self._worker = None
             self._link = None
             link.close(self._died_problem(worker))

@@ -14,12 +14,14 @@ import contextlib
 import logging
 import os
 import re
+import signal
 import socket
 import sys
 from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from openclawd.observe.logs import fields
 from openclawd.worker.messages import Stop
 
 if TYPE_CHECKING:
@@ -65,6 +67,7 @@ class WorkerProcess:
 
     model: str
     process: asyncio.subprocess.Process
+    pidfd: int | None
     link: Link
     last_words: deque[str]
 
@@ -75,9 +78,15 @@ class WorkerProcess:
     async def wait_exit(self) -> int:
         """Log its standard error until it ends; returns the exit status (negative: a signal)."""
         assert self.process.stderr is not None
-        while line := await _read_line(self.process.stderr):
-            self._log_line(line.decode(errors="replace").rstrip())
-        return await self.process.wait()
+        try:
+            while line := await _read_line(self.process.stderr):
+                self._log_line(line.decode(errors="replace").rstrip())
+            return await self.process.wait()
+        finally:
+            self.kill()  # lives on only if the daemon's own end cancelled the wait
+            assert self.pidfd is not None, "wait_exit() is called once"
+            os.close(self.pidfd)
+            self.pidfd = None
 
     async def stop(self) -> None:
         """Ask it to exit, and kill it when it has not done so in `STOP_TIMEOUT_S`."""
@@ -96,8 +105,15 @@ class WorkerProcess:
             await self.process.wait()
 
     def kill(self) -> None:
+        """SIGKILL, if it still lives.
+
+        Through a pidfd: `Process.kill()` of the standard library polls first, and so can take the
+        exit status away from asyncio's child watcher.
+        """
+        if self.pidfd is None:
+            return
         with contextlib.suppress(ProcessLookupError):
-            self.process.kill()
+            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
 
     def _log_line(self, line: str) -> None:
         match = _PRIORITY_PREFIX.match(line)
@@ -105,7 +121,7 @@ class WorkerProcess:
         text = line[match.end() :] if match else line
         if level >= logging.WARNING:
             self.last_words.append(text)
-        logger.log(level, "model %s: worker %d: %s", self.model, self.pid, text)
+        logger.log(level, "%s", text, extra=fields(model=self.model, worker_pid=self.pid))
 
 
 async def spawn(
@@ -140,7 +156,8 @@ async def spawn(
         if cores:
             os.sched_setaffinity(process.pid, cores)
     await asyncio.get_running_loop().create_unix_connection(lambda: link, sock=ours)
-    return WorkerProcess(model, process, link, deque(maxlen=_STDERR_LINES_KEPT))
+    pidfd = os.pidfd_open(process.pid)
+    return WorkerProcess(model, process, pidfd, link, deque(maxlen=_STDERR_LINES_KEPT))
 
 
 def _environment(inherited: Mapping[str, str], devices: Sequence[str]) -> dict[str, str]:

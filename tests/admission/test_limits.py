@@ -1,0 +1,45 @@
+"""Token limits: what fits runs, what does not is refused with the numbers."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from openclawctl.wire.errors import LimitExceeded, PromptTooLong
+from openclawd.admission.limits import TokenLimits, check_prompt_bytes, plan_completion
+
+counts = st.integers(1, 5000)
+
+
+@given(prompt=counts, asked=st.none() | counts, context=counts, most_in=st.none() | counts)
+def test_a_plan_always_fits(
+    prompt: int, asked: int | None, context: int, most_in: int | None
+) -> None:
+    limits = TokenLimits("m", context, max_input_tokens=most_in, max_output_tokens=1024)
+    is_short_enough = prompt < context and (most_in is None or prompt <= most_in)
+    if not is_short_enough:
+        with pytest.raises(PromptTooLong, match=str(prompt)):
+            plan_completion(prompt, asked, limits)
+    elif asked is not None and asked > 1024:
+        with pytest.raises(LimitExceeded, match="1024"):
+            plan_completion(prompt, asked, limits)
+    elif asked is not None and prompt + asked > context:
+        with pytest.raises(PromptTooLong, match=str(prompt + asked)):
+            plan_completion(prompt, asked, limits)
+    else:
+        planned = plan_completion(prompt, asked, limits)
+        assert planned == (asked or min(1024, context - prompt))
+
+
+def test_a_context_that_is_too_small_names_all_three_numbers() -> None:
+    limits = TokenLimits("m", 100, max_input_tokens=None, max_output_tokens=1024)
+    with pytest.raises(PromptTooLong, match=r"90 prompt tokens \+ max_tokens 20 = 110.*100 tokens"):
+        plan_completion(90, 20, limits)
+
+
+def test_a_prompt_is_refused_on_its_bytes_alone() -> None:
+    limits = TokenLimits("m", 100, max_input_tokens=None, max_output_tokens=1024)
+    check_prompt_bytes(100 * 64 + 63, longest_token_bytes=64, limits=limits)
+    with pytest.raises(PromptTooLong, match="6464 bytes"):
+        check_prompt_bytes(101 * 64, longest_token_bytes=64, limits=limits)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import errno
 import logging
 import logging.handlers
 import os
@@ -45,7 +46,7 @@ def targets_for(config: LoggingConfig) -> list[logging.Handler]:
     if config.file is not None:
         targets.append(FileTarget(Path(config.file)))
     if config.syslog:
-        targets.append(_syslog_target())
+        targets.append(SyslogTarget(SYSLOG_SOCKET))
     return targets
 
 
@@ -64,19 +65,23 @@ def _stderr_target(kind: str) -> logging.Handler:
     return StreamTarget(sys.stderr, JsonFormatter() if kind == "json" else ConsoleFormatter())
 
 
-def _syslog_target() -> logging.Handler:
-    try:
-        target = logging.handlers.SysLogHandler(
-            str(SYSLOG_SOCKET), facility=logging.handlers.SysLogHandler.LOG_DAEMON
-        )
-    except OSError as error:
-        raise Unavailable(
-            f"syslog at {SYSLOG_SOCKET} cannot be reached: {error.strerror}",
-            hint="set logging.syslog to false, or start the syslog service",
-        ) from None
-    target.ident = f"openclawd[{os.getpid()}]: "
-    target.setFormatter(SyslogFormatter())
-    return target
+class SyslogTarget(logging.handlers.SysLogHandler):
+    """The system's syslog socket, found again after a restart of the service."""
+
+    def __init__(self, path: Path) -> None:
+        if not path.is_socket():
+            raise Unavailable(
+                f"there is no syslog service at {path}",
+                hint="set logging.syslog to false, or start the service",
+            )
+        super().__init__(str(path), facility=self.LOG_DAEMON)
+        self.ident = f"openclawd[{os.getpid()}]: "
+        self.setFormatter(SyslogFormatter())
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Let the writer count it, instead of printing a traceback to stderr."""
+        del record
+        raise  # it is called from an `except` block
 
 
 class StreamTarget(logging.Handler):
@@ -92,33 +97,42 @@ class StreamTarget(logging.Handler):
         self._stream.flush()
 
 
-class FileTarget(StreamTarget):
+class FileTarget(logging.Handler):
     """A file of JSON lines that belongs to us and our group (0640)."""
 
     def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.setFormatter(JsonFormatter())
         self._path = path
+        self._is_line_cut = False
         try:
-            super().__init__(self._open(), JsonFormatter())
+            self._descriptor = self._open()
         except OSError as error:
             raise Unavailable(
                 f"the log file {path} cannot be opened: {error.strerror}",
                 hint="check logging.file, and who owns its folder",
             ) from None
 
+    def emit(self, record: logging.LogRecord) -> None:
+        line = self.format(record).encode() + b"\n"
+        start = b"\n" if self._is_line_cut else b""  # the disk was full in the middle of a line
+        data = start + line
+        self._is_line_cut = os.write(self._descriptor, data) < len(data)
+        if self._is_line_cut:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
     def reopen(self) -> None:
         """Go on in the file that has the name now. Raises `OSError`, and then keeps the old one."""
-        previous, self._stream = self._stream, self._open()
-        previous.close()
+        previous, self._descriptor = self._descriptor, self._open()
+        os.close(previous)
+        self._is_line_cut = False
 
     def close(self) -> None:
-        self._stream.close()
+        os.close(self._descriptor)
         super().close()
 
-    def _open(self) -> TextIO:
-        descriptor = os.open(
-            self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640
-        )
-        return os.fdopen(descriptor, "a", encoding="utf-8", errors="backslashreplace")
+    def _open(self) -> int:
+        return os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
 
 
 class JournalTarget(logging.Handler):
@@ -187,25 +201,29 @@ class BackgroundWriter:
                     self._changed.wait()
                 records = list(self._waiting)
                 self._waiting.clear()
-                num_lost, self._num_lost = self._num_lost, 0
                 wants_reopen, self._wants_reopen = self._wants_reopen, False
                 is_closing = self._is_closing
             if wants_reopen:
                 self._reopen()
             for record in records:
                 self._write(record)
-            if num_lost:
+            if num_lost := self._take_num_lost():
                 self._report(f"{num_lost} log messages were lost: the log did not take them")
             if is_closing:
                 return
+
+    def _take_num_lost(self) -> int:
+        with self._changed:
+            num_lost, self._num_lost = self._num_lost, 0
+            return num_lost
 
     def _write(self, record: logging.LogRecord) -> None:
         """To every target; one that fails does not keep the record from the others."""
         for target in self._targets:
             try:
                 target.emit(record)
-            except (OSError, ValueError):  # a full disk, a closed pipe
-                with self._changed:
+            except Exception:  # a full disk, a closed pipe, a value without a text
+                with self._changed:  # counted and reported; the next record may do better
                     self._num_lost += 1
 
     def _reopen(self) -> None:
@@ -222,5 +240,5 @@ class BackgroundWriter:
             __name__, logging.WARNING, __file__, 0, message, args=None, exc_info=None
         )
         for target in self._targets:
-            with contextlib.suppress(OSError, ValueError):
+            with contextlib.suppress(OSError, ValueError):  # what is lost here is counted no more
                 target.emit(record)

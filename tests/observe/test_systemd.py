@@ -1,0 +1,91 @@
+"""What systemd receives, and that nothing happens without it."""
+
+import os
+import socket
+
+import pytest
+
+from openclawd.observe.systemd import Notifier
+
+
+@pytest.fixture
+def systemd(folder, monkeypatch):
+    """The receiving end of `NOTIFY_SOCKET`."""
+    path = folder / "notify"
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    listener.bind(str(path))
+    listener.settimeout(10)
+    monkeypatch.setenv("NOTIFY_SOCKET", str(path))
+    yield listener
+    listener.close()
+
+
+@pytest.fixture
+def notifier(systemd):
+    notifier = Notifier()
+    yield notifier
+    notifier.close()
+
+
+@pytest.mark.parametrize(
+    ("call", "state"),
+    [
+        (lambda notifier: notifier.ready(), "READY=1"),
+        (lambda notifier: notifier.stopping(), "STOPPING=1"),
+        (lambda notifier: notifier.status("loading smollm2"), "STATUS=loading smollm2"),
+        (lambda notifier: notifier.status("lädt … 50 %"), "STATUS=lädt … 50 %"),
+        (lambda notifier: notifier.status("a\nREADY=1"), "STATUS=a\\nREADY=1"),
+        (lambda notifier: notifier.extend_timeout(2.5), "EXTEND_TIMEOUT_USEC=2500000"),
+    ],
+)
+def test_messages(systemd, notifier, call, state):
+    call(notifier)
+    assert systemd.recv(4096).decode() == state
+
+
+def test_a_reload_has_a_time_stamp(systemd, notifier):
+    notifier.reloading()
+    reloading, stamp = systemd.recv(4096).decode().split("\n")
+    assert reloading == "RELOADING=1"
+    assert int(stamp.removeprefix("MONOTONIC_USEC=")) > 0
+
+
+def test_children_cannot_speak_for_the_daemon(notifier):
+    assert "NOTIFY_SOCKET" not in os.environ
+    assert notifier.is_active
+
+
+def test_an_abstract_address(monkeypatch):
+    name = f"openclawd-test-{os.getpid()}"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind(f"\0{name}")
+        listener.settimeout(10)
+        monkeypatch.setenv("NOTIFY_SOCKET", f"@{name}")
+        notifier = Notifier()
+        notifier.ready()
+        assert listener.recv(4096) == b"READY=1"
+        notifier.close()
+
+
+def test_without_systemd_nothing_happens(monkeypatch):
+    monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
+    notifier = Notifier()
+    notifier.ready()
+    notifier.status("x")
+    notifier.close()
+    assert not notifier.is_active
+
+
+# sdnotify forgets the socket that it could not connect.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_address_that_leads_nowhere_is_no_systemd(monkeypatch, tmp_path):
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "none"))
+    notifier = Notifier()
+    notifier.ready()
+    assert not notifier.is_active
+    assert "NOTIFY_SOCKET" not in os.environ
+
+
+def test_a_systemd_that_went_away_is_no_error(systemd, notifier):
+    systemd.close()
+    notifier.ready()

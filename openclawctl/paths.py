@@ -148,17 +148,13 @@ def find_socket(explicit: str | None, *, config: ClientConfig) -> str:
 
 
 def user_runtime_dir() -> str:
-    """The directory of a daemon that runs for this user alone."""
-    base = os.environ.get("XDG_RUNTIME_DIR", "")
-    if os.path.isabs(base):
-        return os.path.join(base, "openclawd")
-    import warnings
+    """The directory of a daemon that runs for this user alone; the daemon chooses the same.
 
-    import platformdirs  # only here: it takes 10 ms to import
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # newer versions complain of the missing variable
-        return platformdirs.user_runtime_dir("openclawd", appauthor=False)
+    Not platformdirs' answer: without `$XDG_RUNTIME_DIR` that may be a name in /tmp, which anybody
+    can foresee and take.
+    """
+    base = os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}"
+    return os.path.join(base, "openclawd")
 
 
 def load_api_key(explicit: str | None, *, config: ClientConfig) -> str | None:

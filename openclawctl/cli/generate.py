@@ -1,0 +1,110 @@
+"""`openclawctl generate`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from openclawctl.cli.answer import Progress, given, read_answer, sampling_options, stats_line
+from openclawctl.cli.shell import (
+    Shell,
+    is_stdin_piped,
+    json_option,
+    model_option,
+    print_json,
+    read_stdin,
+    say,
+    write,
+)
+
+if TYPE_CHECKING:
+    from openclawctl.client import Client, Stream
+    from openclawctl.options import CompletionOptions
+    from openclawctl.results import Completion
+
+EXIT_FAILED = 1
+EXIT_INTERRUPTED = 130
+
+
+@click.command("generate")
+@click.argument("prompt", required=False)
+@model_option
+@click.option(
+    "--system", "-s", metavar="TEXT", help="Answer as a chat with this system message (see above)."
+)
+@sampling_options
+@click.option("--no-stream", is_flag=True, help="Print the text when it is complete.")
+@click.option("--stats", is_flag=True, help="Print token counts and times to standard error.")
+@json_option
+@click.pass_obj
+def generate_command(
+    shell: Shell,
+    /,
+    prompt: str | None,
+    model: str | None,
+    system: str | None,
+    no_stream: bool,  # noqa: FBT001 - click passes by name
+    stats: bool,  # noqa: FBT001
+    **sampling: Any,
+) -> int:
+    """Continue PROMPT, and print what the model adds.
+
+    PROMPT is `-`, or absent, to read standard input. What is piped in comes after a PROMPT that is
+    given, with a blank line between.
+
+    The model continues the text as it stands. An instruct model follows instructions better with
+    --system: then the prompt is a user's message, through the model's chat template.
+
+    \b
+    Examples:
+      openclawctl generate "The capital of France is" --max-tokens 8
+      openclawctl generate --system "Answer briefly." "Why is the sky blue?"
+      cat notes.txt | openclawctl generate --system "" "Summarise:"
+      openclawctl generate --json --temperature 0 --seed 1 "2 + 2 =" | jq -r .text
+    """
+    text = _join_prompt(prompt)
+    is_shown = not (no_stream or shell.is_json)
+    with shell.client() as client, Progress() as progress:
+        options = given({"model": model, **sampling, "on_event": progress.on_event})
+        with _open(client, text, system, options) as stream:
+            is_interrupted = read_answer(stream, progress, is_shown=is_shown)
+            _finish(shell, stream.result, is_shown=is_shown)
+    if is_interrupted or stats:
+        say(("interrupted: " if is_interrupted else "") + stats_line(stream.result))
+    return _exit_status(stream.result, is_interrupted=is_interrupted)
+
+
+def _open(client: Client, text: str, system: str | None, options: CompletionOptions) -> Stream:
+    if system is None:
+        return client.generate(text, stream=True, **options)
+    messages = [{"role": "system", "content": system}] if system else []
+    return client.chat([*messages, {"role": "user", "content": text}], stream=True, **options)
+
+
+def _join_prompt(prompt: str | None) -> str:
+    """The argument and what is piped in, whichever there is."""
+    argument = None if prompt == "-" else prompt
+    if argument is None and prompt is None and not is_stdin_piped():
+        raise click.UsageError("no prompt: give one as an argument, or pipe it in")
+    piped = read_stdin() if prompt == "-" or is_stdin_piped() else ""
+    text = "\n\n".join(part for part in (argument, piped) if part)
+    if not text:
+        raise click.UsageError("the prompt is empty")
+    return text
+
+
+def _finish(shell: Shell, result: Completion, *, is_shown: bool) -> None:
+    """Print what was not printed yet; text always ends with a newline."""
+    if shell.is_json:
+        print_json(result.as_dict())
+    elif not is_shown:
+        write(result.text)
+    if not shell.is_json and not result.text.endswith("\n"):
+        write("\n")
+
+
+def _exit_status(result: Completion, *, is_interrupted: bool) -> int:
+    if is_interrupted:
+        return EXIT_INTERRUPTED
+    return EXIT_FAILED if result.finish_reason == "error" else 0

@@ -1,0 +1,127 @@
+"""What every command shares: the global options, the client, and where output goes.
+
+Standard output is data, standard error is chatter. Nothing that came from a model or a peer reaches
+a terminal with its control characters: escape sequences can attack one.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from openclawctl.client import Client
+
+_F = TypeVar("_F", bound="Callable[..., Any]")
+
+_CONTROLS: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+"""C0 without tab and newline, delete, and C1 (ECMA-48): what a terminal may take as a command."""
+
+_JSON_UNSAFE: Final = re.compile("[\x7f-\x9f\u2028\u2029]")
+
+
+@dataclass
+class Shell:
+    """The global options of one call of `openclawctl`."""
+
+    socket_path: str | None = None
+    api_key_file: str | None = None
+    timeout_s: float | None = None
+    is_json: bool = False
+
+    def client(self) -> Client:
+        from openclawctl.client import Client
+
+        return Client(
+            self.socket_path,
+            timeout_s=self.timeout_s,
+            api_key_file=self.api_key_file,
+            app="openclawctl",
+        )
+
+
+def json_option(function: _F) -> _F:
+    """Adds `--json`, which is known even when another option is wrong."""
+
+    def remember(ctx: click.Context, param: click.Parameter, value: bool) -> None:  # noqa: FBT001 - click's
+        del param
+        ctx.ensure_object(Shell).is_json = value
+
+    return click.option(
+        "--json",
+        is_flag=True,
+        is_eager=True,
+        expose_value=False,
+        callback=remember,
+        help="Print one JSON object.",
+    )(function)
+
+
+def model_option(function: _F) -> _F:
+    return click.option(
+        "--model", "-m", metavar="NAME", help="Default: the client's or the daemon's default model."
+    )(function)
+
+
+def say(text: str) -> None:
+    """A line of chatter, on standard error."""
+    click.echo(printable(text) if sys.stderr.isatty() else text, err=True)
+
+
+def print_line(text: str = "") -> None:
+    """A line of data."""
+    write(text + "\n")
+
+
+def write(text: str) -> None:
+    """Data as it comes, at once."""
+    sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
+    sys.stdout.flush()
+
+
+def print_json(value: object) -> None:
+    text = json.dumps(value, indent=2, ensure_ascii=False, default=str)
+    sys.stdout.write(_JSON_UNSAFE.sub(_escape, text) + "\n")
+    sys.stdout.flush()
+
+
+def _escape(match: re.Match[str]) -> str:
+    return f"\\u{ord(match[0]):04x}"
+
+
+def printable(text: str) -> str:
+    """The text with control characters made visible as U+FFFD; carriage returns are dropped."""
+    return _CONTROLS.sub("\ufffd", text.replace("\r", ""))
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, right: str = "") -> None:
+    """Aligned columns, two spaces apart. `right` names the columns that hold numbers."""
+    lines = [list(header), *map(list, rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    numeric = [name in right.split() for name in header]
+    for line in lines:
+        cells = [
+            cell.rjust(width) if is_right else cell.ljust(width)
+            for cell, width, is_right in zip(line, widths, numeric, strict=True)
+        ]
+        print_line("  ".join(cells).rstrip())
+
+
+def read_stdin() -> str:
+    """All of standard input as text. Raises a usage error when it is not UTF-8."""
+    try:
+        return sys.stdin.buffer.read().decode()
+    except UnicodeDecodeError as error:
+        raise click.UsageError(f"standard input is not UTF-8 text (byte {error.start})") from None
+
+
+def is_stdin_piped() -> bool:
+    """Is standard input a pipe or a file, rather than a terminal or nothing?"""
+    return sys.stdin is not None and not sys.stdin.closed and not sys.stdin.isatty()

@@ -267,8 +267,7 @@ def _explain(spec: LoadSpec) -> CannotLoad:
 
 def _explain_context(spec: LoadSpec) -> CannotLoad:
     errors = llama_log.take_errors()
-    said = "\n".join(errors)
-    if not errors or _NO_MEMORY.search(said) or "failed to initialize the context" not in said:
+    if not errors or _NO_MEMORY.search("\n".join(errors)):
         return _no_memory(spec)
     return CannotLoad(
         f"llama.cpp cannot make a context for {spec.path}: {_reason(errors)}",

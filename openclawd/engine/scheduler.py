@@ -70,8 +70,7 @@ class Scheduler:
         self._kv = KvCache(limits.num_slots, limits.kv_tokens)
         self._waiting: dict[BatchKind, deque[Sequence]] = {kind: deque() for kind in BatchKind}
         self._running: dict[int, Sequence] = {}  # by slot, in the order of admission
-        self._opened: list[Opening] = []
-        self._closed: list[int] = []
+        self._closed: list[int] = []  # slots to be emptied with the next batch
         self._next_admitted = BatchKind.GENERATION
         self._next_computed = BatchKind.GENERATION
         self._is_admission_paused = False
@@ -113,14 +112,17 @@ class Scheduler:
 
     def schedule(self) -> Batch | None:
         """The next step, or None when nothing can be computed."""
-        self._admit()
-        for kind in (self._next_computed, _other(self._next_computed)):
-            if chunks := self._chunks(kind):
-                self._next_computed = _other(kind)  # with work of both kinds, they take turns
-                opened, self._opened = self._opened, []
-                closed, self._closed = self._closed, []
-                return Batch(kind, chunks, opened, closed)
-        return None
+        opened = self._admit()
+        if not self._running:
+            return None
+        chunks = self._chunks(self._next_computed)
+        if not chunks:
+            self._next_computed = _other(self._next_computed)
+            chunks = self._chunks(self._next_computed)
+        kind = self._next_computed
+        self._next_computed = _other(kind)  # with work of both kinds, they take turns
+        closed, self._closed = self._closed, []
+        return Batch(kind, chunks, opened, closed)
 
     def update(self, batch: Batch, outputs: Outputs) -> list[Effect]:
         """Take in what a batch gave. No other event may come between `schedule` and this."""
@@ -162,6 +164,7 @@ class Scheduler:
         """Raise `AssertionError` if an invariant does not hold."""
         self._kv.check()
         assert self._kv.held_slots() == frozenset(self._running)
+        assert self._running or not self._is_admission_paused
         for slot, sequence in self._running.items():
             assert sequence.state is State.RUNNING
             assert sequence.slot == slot
@@ -174,45 +177,38 @@ class Scheduler:
 
     # ---- admission ----
 
-    def _admit(self) -> None:
+    def _admit(self) -> list[Opening]:
         """Give free slots to waiting sequences, in their order, the two kinds taking turns.
 
         The head of a queue that must wait for cells keeps the rest waiting: small sequences must
         not pass a large one for ever.
         """
-        if not self._running:
-            self._is_admission_paused = False
+        opened: list[Opening] = []
         while not self._is_admission_paused and (queue := self._next_queue()):
             if not self._kv.can_acquire(queue[0].num_cells_needed):
-                return
-            self._open(queue.popleft())
+                break
+            opened.append(self._open(queue.popleft()))
+        return opened
 
     def _next_queue(self) -> deque[Sequence]:
         queue = self._waiting[self._next_admitted]
         return queue or self._waiting[_other(self._next_admitted)]
 
-    def _open(self, sequence: Sequence) -> None:
+    def _open(self, sequence: Sequence) -> Opening:
         slot = self._kv.acquire(sequence.num_cells_needed)
         sequence.slot = slot
         sequence.state = State.RUNNING
         self._running[slot] = sequence
         self._next_admitted = _other(sequence.kind)
         sampling = sequence.sampling if sequence.kind is BatchKind.GENERATION else None
-        self._opened.append(Opening(slot, tuple(sequence.tokens), sampling))
+        return Opening(slot, tuple(sequence.tokens), sampling)
 
     def _release(self, sequence: Sequence) -> None:
         assert sequence.slot is not None
         slot, sequence.slot = sequence.slot, None
         del self._running[slot]
         self._kv.release(slot)
-        self._forget_opening(slot)
-
-    def _forget_opening(self, slot: int) -> None:
-        """Close a slot in the next batch, unless no batch ever opened it."""
-        still_opened = [opening for opening in self._opened if opening.slot != slot]
-        if len(still_opened) == len(self._opened):
-            self._closed.append(slot)
-        self._opened = still_opened
+        self._closed.append(slot)
 
     # ---- one step ----
 

@@ -88,7 +88,6 @@ class Worker:
         except LoadAborted:
             return EXIT_STOPPED
         except CannotLoad as failure:
-            _log.error("%s (%s)", failure.message, failure.hint)
             self._send(LoadFailed(failure.message, failure.hint, failure.permanent))
             return EXIT_LOAD_FAILED if failure.permanent else EXIT_LOAD_FAILED_FOR_NOW
         return self._serve(backend, load_s)

@@ -1,0 +1,44 @@
+"""Sampling parameters, and the random bits of a position."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from openclawd.engine.sampling import SamplingParams, seed_at
+
+SEEDS = st.integers(0, 2**63 - 1)
+POSITIONS = st.integers(0, 2**31 - 1)
+
+
+@given(SEEDS, POSITIONS)
+def test_the_bits_of_a_position_fit_in_32_bits_and_never_change(seed: int, position: int) -> None:
+    assert 0 <= seed_at(seed, position) < 2**32
+    assert seed_at(seed, position) == seed_at(seed, position)
+
+
+def test_neighbours_share_no_bits() -> None:
+    bits = [seed_at(seed, position) for seed in range(100) for position in range(100)]
+    assert len(set(bits)) > 9_990  # of 10,000 draws from 2**32, one pair is expected to collide
+    assert 0.48 < sum(value.bit_count() for value in bits) / (32 * len(bits)) < 0.52
+
+
+def test_the_values_stay_what_they_are_so_that_a_resumed_stream_goes_on_after_an_upgrade() -> None:
+    assert [seed_at(1, position) for position in range(3)] == [
+        1_581_361_928,
+        3_925_696_585,
+        3_168_394_164,
+    ]
+
+
+def test_temperature_zero_is_greedy() -> None:
+    assert SamplingParams(temperature=0).is_greedy
+    assert not SamplingParams(temperature=0.8).is_greedy
+
+
+def test_penalties_are_off_by_default_and_without_tokens_to_look_back_on() -> None:
+    assert not SamplingParams().has_penalties
+    assert not SamplingParams(repeat_penalty=1.1, repeat_last_n=0).has_penalties
+    assert SamplingParams(repeat_penalty=1.1).has_penalties
+    assert SamplingParams(frequency_penalty=-1).has_penalties
+    assert SamplingParams(presence_penalty=0.5).has_penalties

@@ -1,0 +1,411 @@
+"""The scheduler without a model: single decisions, and a state machine over everything."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from openclawd.engine.batch import Batch, BatchKind, Chunk, Opening, Outputs
+from openclawd.engine.sampling import SamplingParams
+from openclawd.engine.scheduler import Limits, NeverFits, Scheduler
+from openclawd.engine.sequence import Effect, Embedded, Ended, Finish, Sampled, Sequence, State
+from openclawd.engine.stopping import OutputText
+
+END = 0
+
+
+class Letters:
+    """Token n is the nth letter; token 0 ends."""
+
+    def piece(self, token: int) -> bytes:
+        return b"" if token == END else bytes([96 + token])
+
+    def is_end(self, token: int) -> bool:
+        return token == END
+
+
+def make(**limits: Any) -> Scheduler:
+    defaults = {
+        "num_slots": 2,
+        "kv_tokens": 100,
+        "batch_tokens": 8,
+        "embedding_batch_tokens": 8,
+    }
+    return Scheduler(Limits(**{**defaults, **limits}), Letters())
+
+
+def generation(rid: int, num_prompt_tokens: int, max_tokens: int = 4, stop: str = "") -> Sequence:
+    text = OutputText([stop] if stop else [])
+    return Sequence(rid, 0, [1] * num_prompt_tokens, max_tokens, text=text)
+
+
+def embedding(rid: int, num_prompt_tokens: int, index: int = 0) -> Sequence:
+    return Sequence(rid, index, [1] * num_prompt_tokens, max_tokens=0)
+
+
+def compute(batch: Batch, token: int = 2) -> Outputs:
+    """What a backend gives that always samples the same token."""
+    slots = [chunk.slot for chunk in batch.chunks if chunk.wants_output]
+    if batch.kind is BatchKind.EMBEDDING:
+        return Outputs(vectors=dict.fromkeys(slots, b"vector"))
+    return Outputs(tokens=dict.fromkeys(slots, token))
+
+
+def step(scheduler: Scheduler, token: int = 2) -> tuple[Batch, list[Effect]]:
+    batch = scheduler.schedule()
+    assert batch is not None
+    effects = scheduler.update(batch, compute(batch, token))
+    scheduler.check()
+    return batch, effects
+
+
+def run(scheduler: Scheduler) -> list[Effect]:
+    effects: list[Effect] = []
+    while not scheduler.is_idle:
+        effects += step(scheduler)[1]
+    return effects
+
+
+def shape(batch: Batch) -> list[tuple[int, int]]:
+    """(slot, number of tokens) of each chunk."""
+    return [(chunk.slot, len(chunk.tokens)) for chunk in batch.chunks]
+
+
+def test_nothing_to_do_is_no_batch() -> None:
+    scheduler = make()
+    assert scheduler.is_idle
+    assert scheduler.schedule() is None
+
+
+def test_a_sequence_is_prefilled_then_decoded_token_by_token() -> None:
+    scheduler = make()
+    sequence = generation(1, 3, max_tokens=2)
+    scheduler.add(sequence)
+    batch, effects = step(scheduler)
+    assert batch.opened == [Opening(0, (1, 1, 1), SamplingParams())]
+    assert batch.chunks == [Chunk(0, 0, [1, 1, 1], wants_output=True)]
+    assert effects == [Sampled(sequence, 2, "b")]
+    batch, effects = step(scheduler)
+    assert batch.chunks == [Chunk(0, 3, [2], wants_output=True)]
+    assert batch.opened == []
+    assert effects == [Sampled(sequence, 2, "b"), Ended(sequence, Finish.LENGTH)]
+    assert sequence.state is State.ENDED
+    assert sequence.num_completion_tokens == 2
+    assert scheduler.is_idle
+
+
+def test_a_long_prompt_is_cut_into_chunks_that_leave_room_for_decodes() -> None:
+    scheduler = make(batch_tokens=4)
+    scheduler.add(generation(1, 2))
+    step(scheduler)
+    scheduler.add(generation(2, 7))
+    assert shape(step(scheduler)[0]) == [(0, 1), (1, 3)]
+    assert shape(step(scheduler)[0]) == [(0, 1), (1, 3)]
+    batch, effects = step(scheduler)
+    assert shape(batch) == [(0, 1), (1, 1)]
+    assert [effect.sequence.rid for effect in effects if isinstance(effect, Sampled)] == [1, 2]
+
+
+def test_decodes_come_before_a_prefill_that_was_admitted_first() -> None:
+    scheduler = make(batch_tokens=3)
+    scheduler.add(generation(1, 9))
+    scheduler.add(generation(2, 1))
+    assert shape(step(scheduler)[0]) == [(1, 1), (0, 2)]
+
+
+def test_an_end_token_stops_and_is_counted() -> None:
+    scheduler = make()
+    sequence = generation(1, 1)
+    scheduler.add(sequence)
+    _, effects = step(scheduler, END)
+    assert effects == [Sampled(sequence, END, ""), Ended(sequence, Finish.STOP)]
+    assert sequence.num_completion_tokens == 1
+
+
+def test_a_stop_string_stops_and_is_not_shown() -> None:
+    scheduler = make()
+    sequence = generation(1, 1, stop="bb")
+    scheduler.add(sequence)
+    assert step(scheduler)[1] == [Sampled(sequence, 2, "")]
+    assert step(scheduler)[1] == [Sampled(sequence, 2, ""), Ended(sequence, Finish.STOP)]
+
+
+def test_held_back_text_comes_with_the_end() -> None:
+    scheduler = make()
+    sequence = generation(1, 1, max_tokens=1, stop="bc")
+    scheduler.add(sequence)
+    assert step(scheduler)[1] == [Sampled(sequence, 2, ""), Ended(sequence, Finish.LENGTH, "b")]
+
+
+def test_who_can_never_fit_is_refused_with_both_numbers() -> None:
+    assert make(kv_tokens=10).add(generation(1, 8, max_tokens=3)) == NeverFits(11, 10)
+    whole = make(splits_prompts=False)
+    assert whole.add(embedding(1, 9)) == NeverFits(9, 8)
+    assert whole.add(embedding(1, 8)) is None
+
+
+def test_capacity_is_waited_for_in_the_order_of_arrival() -> None:
+    scheduler = make(num_slots=3, kv_tokens=20)
+    scheduler.add(generation(1, 4, max_tokens=6))
+    scheduler.add(generation(2, 9, max_tokens=6))  # does not fit beside the first
+    scheduler.add(generation(3, 1, max_tokens=1))  # would fit, but must not pass the second
+    assert shape(step(scheduler)[0]) == [(0, 4)]
+    assert (scheduler.num_running, scheduler.num_waiting) == (1, 2)
+    ends = [effect for effect in run(scheduler) if isinstance(effect, Ended)]
+    assert [end.sequence.rid for end in ends] == [1, 3, 2]
+
+
+def test_the_two_kinds_take_turns() -> None:
+    scheduler = make(num_slots=2)
+    scheduler.add(generation(1, 1, max_tokens=3))
+    scheduler.add(embedding(2, 20))
+    kinds = [step(scheduler)[0].kind for _ in range(4)]
+    assert kinds == [
+        BatchKind.GENERATION,
+        BatchKind.EMBEDDING,
+        BatchKind.GENERATION,
+        BatchKind.EMBEDDING,
+    ]
+
+
+def test_many_embeddings_do_not_keep_a_generation_waiting_for_all_of_them() -> None:
+    scheduler = make(num_slots=1)
+    for index in range(5):
+        scheduler.add(embedding(1, 2, index))
+    scheduler.add(generation(2, 1, max_tokens=1))
+    ends = [effect.sequence.rid for effect in run(scheduler) if isinstance(effect, Ended)]
+    assert ends.index(2) <= 1
+
+
+def test_an_embedding_ends_with_its_prompt() -> None:
+    scheduler = make(embedding_batch_tokens=3)
+    sequence = embedding(1, 5)
+    scheduler.add(sequence)
+    batch, effects = step(scheduler)
+    assert batch.opened == [Opening(0, (1,) * 5, None)]
+    assert (shape(batch), effects) == ([(0, 3)], [])
+    batch, effects = step(scheduler)
+    assert effects == [Embedded(sequence, b"vector"), Ended(sequence, Finish.STOP)]
+    assert sequence.num_completion_tokens == 0
+
+
+def test_prompts_that_must_not_be_cut_come_whole() -> None:
+    scheduler = make(splits_prompts=False, num_slots=3)
+    for rid in range(3):
+        scheduler.add(embedding(rid, 5))
+    assert [shape(step(scheduler)[0]) for _ in range(3)] == [[(0, 5)], [(1, 5)], [(2, 5)]]
+
+
+def test_abort_ends_running_and_waiting_sequences_with_what_was_held_back() -> None:
+    scheduler = make(num_slots=1)
+    running, waiting = generation(1, 1, stop="bc"), embedding(1, 1, index=1)
+    scheduler.add(running)
+    step(scheduler)
+    scheduler.add(waiting)
+    assert scheduler.abort(1) == [
+        Ended(running, Finish.CANCELLED, "b"),
+        Ended(waiting, Finish.CANCELLED),
+    ]
+    assert scheduler.is_idle
+    assert scheduler.abort(1) == []
+    scheduler.check()
+
+
+def test_a_freed_slot_is_closed_in_the_next_batch() -> None:
+    scheduler = make()
+    scheduler.add(generation(1, 1))
+    step(scheduler)
+    scheduler.abort(1)
+    scheduler.add(generation(2, 1))
+    batch = step(scheduler)[0]
+    assert batch.closed == [0]
+    assert [opening.slot for opening in batch.opened] == [0]
+
+
+def test_a_slot_that_no_batch_opened_is_not_closed() -> None:
+    scheduler = make()
+    scheduler.add(generation(1, 1))
+    scheduler.add(embedding(2, 1))
+    batch = scheduler.schedule()  # generation's turn; both slots are opened with it
+    assert batch is not None
+    scheduler.update(batch, compute(batch))
+    scheduler.add(generation(3, 1))
+    scheduler.abort(2)
+    batch = step(scheduler)[0]
+    assert batch.closed == [1]
+    assert [opening.slot for opening in batch.opened] == [1]
+
+
+def test_a_batch_that_fails_ends_its_sequences_and_no_others() -> None:
+    scheduler = make()
+    failing, other = generation(1, 1), embedding(2, 1)
+    scheduler.add(failing)
+    scheduler.add(other)
+    batch = scheduler.schedule()
+    assert batch is not None
+    assert scheduler.fail(batch) == [Ended(failing, Finish.ERROR)]
+    scheduler.check()
+    assert scheduler.num_running == 1
+
+
+def test_preemption_takes_the_youngest_and_it_goes_on_where_it_was() -> None:
+    scheduler = make()
+    old, young = generation(1, 1, max_tokens=3), generation(2, 2, max_tokens=3)
+    scheduler.add(old)
+    scheduler.add(young)
+    step(scheduler)
+    assert scheduler.schedule() is not None
+    assert scheduler.preempt() == []
+    scheduler.check()
+    assert young.state is State.WAITING
+    batch = step(scheduler)[0]  # nothing is admitted before a sequence ended
+    assert (shape(batch), batch.closed) == ([(0, 1)], [1])
+    step(scheduler)
+    batch = step(scheduler)[0]
+    assert old.state is State.ENDED
+    assert batch.opened == [Opening(0, (1, 1, 2), SamplingParams())]
+    assert batch.chunks == [Chunk(0, 0, [1, 1, 2], wants_output=True)]
+    run(scheduler)
+    assert (young.num_prompt_tokens, young.num_completion_tokens) == (2, 3)
+
+
+def test_a_sequence_that_is_alone_and_finds_no_cells_ends() -> None:
+    scheduler = make()
+    sequence = generation(1, 1)
+    scheduler.add(sequence)
+    assert scheduler.schedule() is not None
+    assert scheduler.preempt() == [Ended(sequence, Finish.ERROR)]
+    assert scheduler.is_idle
+
+
+def test_used_tokens_are_those_that_were_computed() -> None:
+    scheduler = make()
+    scheduler.add(generation(1, 3))
+    assert scheduler.num_used_tokens == 0
+    step(scheduler)
+    assert scheduler.num_used_tokens == 3
+
+
+@pytest.mark.parametrize(
+    "limits", [{"num_slots": 9}, {"num_slots": 0}, {"embedding_batch_tokens": 0}]
+)
+def test_limits_that_cannot_work_are_a_bug_of_the_caller(limits: dict[str, int]) -> None:
+    with pytest.raises(AssertionError):
+        make(**limits)
+
+
+def test_a_sequence_needs_a_token() -> None:
+    with pytest.raises(AssertionError):
+        generation(1, 0)
+
+
+class SchedulerMachine(RuleBasedStateMachine):
+    """Any order of events keeps every invariant, and every sequence ends once."""
+
+    @initialize(
+        num_slots=st.integers(1, 4),
+        kv_tokens=st.integers(1, 60),
+        spare=st.integers(0, 12),
+        embedding_batch_tokens=st.integers(1, 12),
+        splits_prompts=st.booleans(),
+    )
+    def start(self, num_slots: int, spare: int, **limits: Any) -> None:
+        self.limits = Limits(num_slots=num_slots, batch_tokens=num_slots + spare, **limits)
+        self.scheduler = Scheduler(self.limits, Letters())
+        self.next_rid = 0
+        self.added: list[Sequence] = []
+        self.ends: Counter[int] = Counter()
+        self.open_slots: set[int] = set()
+
+    @rule(num_prompt_tokens=st.integers(1, 30), max_tokens=st.integers(0, 8))
+    def add(self, num_prompt_tokens: int, max_tokens: int) -> None:
+        tokens = [1] * num_prompt_tokens
+        sequence = Sequence(self.next_rid, 0, tokens, max_tokens, text=OutputText(["bc", "cb"]))
+        self.next_rid += 1
+        refusal = self.scheduler.add(sequence)
+        if refusal is None:
+            self.added.append(sequence)
+        else:
+            assert refusal.num_tokens_needed > refusal.num_tokens_allowed
+
+    @rule(data=st.data())
+    def abort(self, data: st.DataObject) -> None:
+        rid = data.draw(st.integers(0, self.next_rid))
+        self.count(self.scheduler.abort(rid))
+
+    @rule(data=st.data())
+    def compute(self, data: st.DataObject) -> None:
+        batch = self.schedule()
+        if batch is None:
+            return
+        token = data.draw(st.integers(0, 4))
+        self.count(self.scheduler.update(batch, compute(batch, token)))
+
+    @rule()
+    def no_free_cells(self) -> None:
+        if self.schedule() is not None:
+            self.count(self.scheduler.preempt())
+
+    @rule()
+    def decode_fails(self) -> None:
+        batch = self.schedule()
+        if batch is not None:
+            effects = self.scheduler.fail(batch)
+            assert len(effects) == len(batch.chunks)
+            self.count(effects)
+
+    @precondition(lambda self: not self.scheduler.is_idle)
+    @rule()
+    def run_out(self) -> None:
+        """Whatever happened, computing on ends everything in bounded time."""
+        for _ in range(sum(sequence.num_cells_needed for sequence in self.added) + 1):
+            if self.scheduler.is_idle:
+                break
+            batch = self.schedule()
+            assert batch is not None
+            self.count(self.scheduler.update(batch, compute(batch)))
+        assert self.scheduler.is_idle
+        assert self.scheduler.num_used_tokens == 0
+
+    def schedule(self) -> Batch | None:
+        """The next batch, checked as a backend would see it."""
+        batch = self.scheduler.schedule()
+        if batch is None:
+            assert self.scheduler.num_running == 0
+            return None
+        assert set(batch.closed) <= self.open_slots
+        self.open_slots -= set(batch.closed)
+        opened = {opening.slot for opening in batch.opened}
+        assert not opened & self.open_slots
+        self.open_slots |= opened
+        slots = [chunk.slot for chunk in batch.chunks]
+        assert len(set(slots)) == len(slots)
+        assert set(slots) <= self.open_slots
+        is_embedding = batch.kind is BatchKind.EMBEDDING
+        limits = self.limits
+        budget = limits.embedding_batch_tokens if is_embedding else limits.batch_tokens
+        assert 0 < batch.num_tokens <= budget
+        return batch
+
+    def count(self, effects: list[Effect]) -> None:
+        self.ends.update(e.sequence.rid for e in effects if isinstance(e, Ended))
+
+    @invariant()
+    def everything_adds_up(self) -> None:
+        self.scheduler.check()
+        assert all(count == 1 for count in self.ends.values())
+        for sequence in self.added:
+            assert (sequence.state is State.ENDED) == (sequence.rid in self.ends)
+        open_ones = [s for s in self.added if s.state is not State.ENDED]
+        assert self.scheduler.num_running + self.scheduler.num_waiting == len(open_ones)
+
+
+TestSchedulerMachine = SchedulerMachine.TestCase
+TestSchedulerMachine.settings = settings(
+    max_examples=150, stateful_step_count=40, deadline=None, derandomize=True
+)

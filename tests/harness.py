@@ -17,12 +17,17 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import psutil
 
+from openclawctl.wire.connection import Connection, Role
+from openclawctl.wire.messages import Hello, Message, Request, Welcome
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+
+AnyMessage = TypeVar("AnyMessage", bound=Message)
 
 START_TIMEOUT_S = 60
 STOP_TIMEOUT_S = 40
@@ -148,3 +153,55 @@ def wait_until(condition: Any, *, timeout_s: float = 20.0, what: str = "the cond
     while not condition():
         assert time.monotonic() < deadline, f"{what} did not come true within {timeout_s} s"
         time.sleep(0.01)
+
+
+class RawClient:
+    """A client that speaks the wire protocol and nothing more, so that it can misbehave."""
+
+    def __init__(self, path: Path, *, hello: bool = True, timeout_s: float = 30.0) -> None:
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.socket.settimeout(timeout_s)
+        self.socket.connect(str(path))
+        self.connection = Connection(Role.CLIENT)
+        if hello:
+            self.send(Hello(version=1, client="test"))
+            assert isinstance(self.next(), Welcome)
+
+    def __enter__(self) -> RawClient:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.socket.close()
+
+    def send(self, message: Message) -> None:
+        self.socket.sendall(self.connection.send(message))
+
+    def request(self, request_id: int, op: str, **params: Any) -> None:
+        self.send(Request(request_id, op, params))
+
+    def next(self) -> Message | None:
+        """The next message, or None when the daemon has closed."""
+        while (message := next(self.connection.events(), None)) is None:
+            try:
+                data = self.socket.recv(65536)
+            except ConnectionResetError:
+                data = b""
+            if not data:
+                return None
+            self.connection.receive(data)
+        return message
+
+    def next_of_any(self, *kinds: type[Message]) -> Message:
+        """The next message of one of these kinds."""
+        while (message := self.next()) is not None:
+            if isinstance(message, kinds):
+                return message
+        raise AssertionError(f"the daemon closed before any of {kinds} came")
+
+    def next_of(self, kind: type[AnyMessage], request_id: int | None = None) -> AnyMessage:
+        """The next message of a kind (and request), passing over others."""
+        while (message := self.next()) is not None:
+            is_other = request_id is not None and getattr(message, "id", None) != request_id
+            if isinstance(message, kind) and not is_other:
+                return message
+        raise AssertionError(f"the daemon closed before any {kind.__name__} came")

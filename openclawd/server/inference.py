@@ -18,7 +18,7 @@ import uuid
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from openclawctl.wire.errors import Internal, Problem
+from openclawctl.wire.errors import Code, Internal, Problem
 from openclawctl.wire.messages import Delta
 from openclawctl.wire.operations import (
     ChatParams,
@@ -131,8 +131,7 @@ class Inference:
             async with self.model.turn(self._on_queued):
                 self.queue_s = self.elapsed_s() - queued_at
                 self.ended = await self._compute(link, call)
-            if self.ended.error is not None:
-                raise self.ended.to_problem()
+            self._raise_if_cut_short(self.ended)
         except BaseException as error:
             self.total_s = self.elapsed_s()
             await settle(self, self._problem_of(error))
@@ -159,6 +158,16 @@ class Inference:
         )
         link.start(call, self._start_message(call.rid), self._on_output)
         return await call.ended
+
+    def _raise_if_cut_short(self, ended: Ended) -> None:
+        """Raise what ended the request, unless it ran to its end or its client cancelled it: a
+        cancel gives the client the partial result, any other reason an error."""
+        if ended.error is not None:
+            raise ended.to_problem()
+        problem = self.exchange.cancel_problem
+        was_cancelled = FinishReason.CANCELLED.value in ended.finish_reasons
+        if was_cancelled and problem is not None and problem.code != Code.CANCELLED.value:
+            raise problem
 
     def _start_message(self, rid: int) -> Start:
         if isinstance(self.params, EmbedParams):
@@ -238,9 +247,7 @@ class Inference:
         )
 
     def result(self) -> dict[str, Any]:
-        """`done.result`. A request that a problem cut short has none: that problem is raised."""
-        if self.finish_reason == FinishReason.CANCELLED.value:
-            self._raise_unless_asked_for()
+        """`done.result`."""
         return InferenceResult(
             request_id=self.request_id,
             model=self.model.name,
@@ -254,12 +261,6 @@ class Inference:
                 "max_tokens": self.max_tokens,
             },
         ).encode()
-
-    def _raise_unless_asked_for(self) -> None:
-        """A client's own cancel gives it the partial result; any other reason is its error."""
-        problem = self.exchange.cancel_problem
-        if problem is not None and problem.code != "cancelled":
-            raise problem
 
     def _choices(self) -> list[Choice]:
         assert self.ended is not None

@@ -1,0 +1,309 @@
+"""Clients that vanish, stall, flood or speak nonsense: the daemon and its other clients go on."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import socket
+import sqlite3
+import struct
+import subprocess
+import sys
+import threading
+from typing import TYPE_CHECKING
+
+import msgpack
+import psutil
+import pytest
+from harness import RawClient, running_daemon, wait_until
+
+from openclawctl import Client
+from openclawctl.wire.messages import Cancel, Delta, Done, Error, Welcome
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from harness import Daemon
+
+
+def busy(client: Client) -> int:
+    return int(client.status()["models"][0]["busy"])
+
+
+def completion_tokens(daemon: Daemon) -> list[int]:
+    """Of every cancelled request in the ledger."""
+    database = sqlite3.connect(daemon.state_dir / "ledger.sqlite3")
+    rows = database.execute(
+        "SELECT number FROM tokens JOIN requests USING (request_id)"
+        " WHERE kind = 'completion' AND state = 'cancelled'"
+    ).fetchall()
+    database.close()
+    return [row[0] for row in rows]
+
+
+def test_a_client_that_vanishes_frees_its_slot_within_two_steps(own_daemon: Daemon) -> None:
+    with Client(socket_path=str(own_daemon.socket)) as watcher:
+        watcher.status()
+        raw = RawClient(own_daemon.socket)
+        raw.request(1, "generate", prompt="Count: 1 2 3", max_tokens=1000, stream=True)
+        received = 0
+        while received < 3:
+            received += len(raw.next_of(Delta).token_ids)
+        raw.socket.close()
+        wait_until(lambda: busy(watcher) == 0, what="the free slot")
+        (computed,) = completion_tokens(own_daemon)
+        assert received <= computed <= received + 2
+
+
+CLIENT_PROGRAM = """
+import sys
+from openclawctl import Client
+with Client(socket_path=sys.argv[1]) as client:
+    with client.generate("Count: 1 2 3", max_tokens=1000, stream=True) as stream:
+        for delta in stream:
+            print(len(delta.token_ids), flush=True)
+"""
+
+
+def test_a_killed_client_process_is_noticed(own_daemon: Daemon) -> None:
+    program = [sys.executable, "-c", CLIENT_PROGRAM, str(own_daemon.socket)]
+    with subprocess.Popen(program, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.send_signal(signal.SIGKILL)
+    with Client(socket_path=str(own_daemon.socket)) as watcher:
+        wait_until(lambda: busy(watcher) == 0, what="the free slot")
+    assert len(completion_tokens(own_daemon)) == 1
+
+
+def test_a_cancel_gives_the_partial_result_with_exact_usage(daemon: Daemon) -> None:
+    with RawClient(daemon.socket) as raw:
+        raw.request(1, "generate", prompt="Count: 1 2 3", max_tokens=1000, stream=True)
+        first = raw.next_of(Delta)
+        raw.send(Cancel(1))
+        num_tokens = len(first.token_ids)
+        while not isinstance(message := raw.next(), Done):
+            assert isinstance(message, Delta)
+            num_tokens += len(message.token_ids)
+        (choice,) = message.result["choices"]
+        assert choice["finish_reason"] == "cancelled"
+        assert message.result["usage"]["completion_tokens"] == num_tokens
+
+
+def test_a_cancel_while_waiting_ends_with_the_cancelled_error(own_daemon: Daemon) -> None:
+    with RawClient(own_daemon.socket) as raw:
+        for number in range(9):
+            raw.request(number, "generate", prompt=f"{number}", max_tokens=1000, stream=True)
+        event = raw.next_of(Delta)
+        raw.send(Cancel(8))
+        error = raw.next_of(Error, 8)
+        assert error.code == "cancelled"
+        assert event.id != 8
+
+
+def test_a_client_that_never_reads_disturbs_nobody(own_daemon: Daemon) -> None:
+    with Client(socket_path=str(own_daemon.socket)) as other:
+        other.status()
+        before = own_daemon.pss_bytes()
+        with RawClient(own_daemon.socket) as raw:
+            raw.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            for number in range(200):
+                raw.request(number, "models")
+            for number in range(200, 204):
+                raw.request(number, "generate", prompt="x", max_tokens=200, stream=True)
+            assert other.generate("Hello", max_tokens=8).usage.completion_tokens > 0
+            assert own_daemon.pss_bytes() - before < 8 * 2**20
+        wait_until(lambda: busy(other) == 0, what="the end of its requests")
+
+
+def test_two_hundred_connections(own_daemon: Daemon) -> None:
+    peers = [RawClient(own_daemon.socket) for _ in range(200)]
+    try:
+        for peer in peers:
+            peer.request(1, "ping")
+        for peer in peers:
+            peer.next_of(Done, 1)
+        for peer in peers:
+            peer.request(2, "generate", prompt="a", max_tokens=1)
+        for peer in peers:
+            peer.next_of(Done, 2)
+    finally:
+        for peer in peers:
+            peer.socket.close()
+    with Client(socket_path=str(own_daemon.socket)) as client:
+        wait_until(lambda: client.status()["connections"]["open"] == 1, what="the clean-up")
+        assert client.status()["requests"]["finished"] == 200
+
+
+def test_too_many_requests_on_one_connection_are_refused_one_by_one(daemon: Daemon) -> None:
+    with RawClient(daemon.socket) as raw:
+        for number in range(300):
+            raw.request(number, "generate", prompt="x", max_tokens=1)
+        ends = [raw.next_of_any(Done, Error) for _ in range(300)]
+        refused = [end for end in ends if isinstance(end, Error)]
+        assert refused
+        assert {error.code for error in refused} == {"overloaded"}
+        assert all(error.retry_after_s for error in refused)
+
+
+# ---- nonsense ----
+
+
+def frame(payload: bytes) -> bytes:
+    return struct.pack(">I", len(payload)) + payload
+
+
+HELLO = frame(msgpack.packb({"type": "hello", "version": 1, "client": "fuzz"}))
+REQUEST = frame(msgpack.packb({"type": "request", "id": 1, "op": "ping", "params": {}}))
+
+
+def hostile_bytes(random_: random.Random) -> bytes:
+    """One connection's worth of nonsense."""
+    kind = random_.randrange(8)
+    prefix = HELLO if random_.random() < 0.5 else b""
+    if kind == 0:
+        return prefix + random_.randbytes(random_.randrange(1, 200))
+    if kind == 1:
+        return prefix + frame(random_.randbytes(random_.randrange(1, 2000)))
+    if kind == 2:
+        return prefix + struct.pack(">I", random_.randrange(2**24 + 1, 2**32)) + b"x" * 10
+    if kind == 3:
+        return prefix + REQUEST[: random_.randrange(1, len(REQUEST))]
+    if kind == 4:
+        depth = random_.randrange(33, 20_000)
+        return prefix + frame(b"\x81\xa4type" + b"\x91" * depth + b"\xc0")
+    if kind == 5:
+        header = random_.choice([b"\xdd\xff\xff\xff\xff", b"\xdf\xff\xff\xff\xff"])
+        return prefix + frame(b"\x81\xa4type" + header * random_.randrange(1, 500))
+    if kind == 6:
+        mutated = bytearray(HELLO + REQUEST)
+        for _ in range(random_.randrange(1, 6)):
+            mutated[random_.randrange(len(mutated))] = random_.randrange(256)
+        return bytes(mutated)
+    return prefix + struct.pack(">I", 0) + REQUEST
+
+
+def attack(path: Path, data: bytes) -> None:
+    """Send it and read until the daemon closes; what it says must be a protocol error."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.settimeout(30)
+        sock.connect(str(path))
+        try:
+            sock.sendall(data)
+            sock.shutdown(socket.SHUT_WR)
+            while sock.recv(65536):
+                pass
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # it closed before we had said everything
+
+
+@pytest.mark.timeout(240)
+def test_ten_thousand_hostile_frames(own_daemon: Daemon) -> None:
+    path, random_ = own_daemon.socket, random.Random(20_261_123)
+    stop = threading.Event()
+    failures: list[Exception] = []
+    num_answers = 0
+
+    def innocent() -> None:
+        nonlocal num_answers
+        try:
+            with Client(socket_path=str(path)) as client:
+                while not stop.is_set():
+                    assert client.generate("Hi", max_tokens=2).usage.completion_tokens > 0
+                    num_answers += 1
+        except Exception as error:
+            failures.append(error)
+
+    for _ in range(500):  # everything that is allocated once is allocated now
+        attack(path, hostile_bytes(random_))
+    bystander = threading.Thread(target=innocent)
+    bystander.start()
+    before = own_daemon.pss_bytes()
+    for _ in range(10_000):
+        attack(path, hostile_bytes(random_))
+    with Client(socket_path=str(path)) as client:
+        wait_until(lambda: client.status()["connections"]["open"] <= 2, what="the clean-up")
+    grown = own_daemon.pss_bytes() - before
+    stop.set()
+    bystander.join(30)
+    assert not failures
+    assert num_answers > 0
+    assert grown < 2**20, f"PSS grew by {grown} bytes"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        frame(b"\xc1"),
+        frame(msgpack.packb({"type": "reqest"})),
+        HELLO + HELLO,
+        REQUEST,
+        struct.pack(">I", 2**32 - 1),
+        HELLO + frame(msgpack.packb({"type": "request", "id": "one", "op": "ping"})),
+    ],
+    ids=["not msgpack", "unknown type", "two hellos", "no hello", "huge", "bad id"],
+)
+def test_nonsense_is_answered_with_protocol_error_before_the_close(
+    daemon: Daemon, data: bytes
+) -> None:
+    with RawClient(daemon.socket, hello=False) as raw:
+        raw.socket.sendall(data)
+        received = b""
+        while chunk := raw.socket.recv(65536):
+            received += chunk
+    payloads = []
+    while received:
+        (length,) = struct.unpack_from(">I", received)
+        payloads.append(msgpack.unpackb(received[4 : 4 + length]))
+        received = received[4 + length :]
+    assert payloads[-1]["type"] == "error"
+    assert payloads[-1]["code"] == "protocol-error"
+    assert payloads[-1].get("id") is None
+    assert {payload["type"] for payload in payloads[:-1]} <= {Welcome.type}
+
+
+def test_a_client_that_says_nothing_is_sent_away(folder: Path) -> None:
+    config = folder / "c.yaml"
+    config.write_text("resource_limits: {hello_timeout: 200ms}\n")
+    with running_daemon("--config", str(config), folder=folder) as daemon:
+        daemon.wait_ready()
+        with RawClient(daemon.socket, hello=False) as raw:
+            assert b"no `hello`" in raw.socket.recv(65536)
+            assert raw.socket.recv(1) == b""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become another user")
+def test_a_stranger_is_refused_with_a_sentence(daemon: Daemon, folder: Path) -> None:
+    path = folder / "s"
+    os.link(daemon.socket, path)  # the daemon's own folder is closed to strangers
+    folder.chmod(0o755)
+    path.chmod(0o666)
+    program = (
+        "import os, socket, sys; os.setuid(65534);"
+        "s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); print(s.recv(9999))"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", program, str(path)], capture_output=True, check=True, timeout=30
+    )
+    path.chmod(0o660)
+    assert b"denied" in answer.stdout
+    assert b"65534 may not use this daemon" in answer.stdout
+
+
+def test_descriptors_and_threads_do_not_grow(daemon: Daemon) -> None:
+    process = psutil.Process(daemon.pid)
+
+    def visit() -> None:
+        with Client(socket_path=str(daemon.socket)) as client:
+            client.generate("x", max_tokens=1)
+            client.usage()
+
+    for _ in range(3):
+        visit()
+    wait_until(lambda: process.num_fds() > 0)
+    before = process.num_fds(), process.num_threads()
+    for _ in range(20):
+        visit()
+    wait_until(lambda: process.num_fds() <= before[0], what="closed descriptors")
+    assert process.num_threads() <= before[1]

@@ -1,0 +1,192 @@
+"""The daemon's own life: one at a time, a clean stop, and nothing lost when it is killed."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+from harness import RawClient, running_daemon, smollm2_argument, wait_until
+
+from openclawctl import Client, OpenclawError
+from openclawctl.wire.messages import Delta, Done, Error, Goaway
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from harness import Daemon
+
+
+def try_to_start(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "openclawd", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+
+
+def test_a_second_daemon_on_the_same_socket_is_refused(daemon: Daemon, folder: Path) -> None:
+    second = try_to_start("--socket", str(daemon.socket), "--state-dir", str(folder))
+    assert second.returncode == 1
+    assert f"pid {daemon.pid}" in second.stderr
+    assert str(daemon.socket) in second.stderr
+    with Client(socket_path=str(daemon.socket)) as client:
+        assert client.ping()
+
+
+def test_a_second_daemon_on_the_same_state_is_refused(daemon: Daemon, folder: Path) -> None:
+    arguments = ["--socket", str(folder / "s"), "--state-dir", str(daemon.state_dir)]
+    second = try_to_start(*arguments)
+    assert second.returncode == 1
+    assert f"pid {daemon.pid}" in second.stderr
+    assert str(daemon.state_dir) in second.stderr
+
+
+def test_a_stale_socket_is_replaced(folder: Path) -> None:
+    stale = socket.socket(socket.AF_UNIX)
+    stale.bind(str(folder / "s"))
+    stale.close()
+    with running_daemon(folder=folder) as daemon:
+        daemon.wait_ready()
+        assert daemon.socket.stat().st_mode & 0o777 == 0o660
+        with RawClient(daemon.socket) as raw:
+            raw.request(1, "ping")
+            raw.next_of(Done)
+
+
+def test_a_file_in_the_sockets_place_is_left_alone(folder: Path) -> None:
+    (folder / "s").write_text("precious")
+    start = try_to_start("--socket", str(folder / "s"), "--state-dir", str(folder / "d"))
+    assert start.returncode == 1
+    assert "is not a socket" in start.stderr
+    assert (folder / "s").read_text() == "precious"
+
+
+def test_somebody_elses_live_socket_is_left_alone(folder: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(folder / "s"))
+        other.listen()
+        start = try_to_start("--socket", str(folder / "s"), "--state-dir", str(folder / "d"))
+    assert start.returncode == 1
+    assert "answers on" in start.stderr
+
+
+def test_without_a_model_it_is_ready_at_once_and_says_how_to_get_one(folder: Path) -> None:
+    with running_daemon(folder=folder) as daemon:
+        daemon.wait_ready()
+        daemon.wait_notification("put a GGUF file into")
+        with Client(socket_path=str(daemon.socket)) as client:
+            assert client.models() == []
+            with pytest.raises(OpenclawError, match="names no model"):
+                client.generate("x")
+
+
+def test_nothing_in_the_state_directory_is_open_to_others(daemon: Daemon) -> None:
+    modes = {path.name: path.stat().st_mode & 0o077 for path in daemon.state_dir.rglob("*")}
+    assert modes.pop("models") in (0, 0o050)
+    assert not any(modes.values()), modes
+
+
+def test_sigterm_lets_accepted_requests_finish_and_refuses_new_ones(own_daemon: Daemon) -> None:
+    with RawClient(own_daemon.socket) as raw, RawClient(own_daemon.socket) as other:
+        raw.request(1, "generate", prompt="Count: 1 2 3", max_tokens=40, stream=True)
+        raw.next_of(Delta)
+        own_daemon.process.send_signal(signal.SIGTERM)
+        other.next_of(Goaway)
+        other.request(1, "generate", prompt="x", max_tokens=1)
+        refused = other.next_of(Error)
+        assert refused.code == "shutting-down"
+        assert refused.retry_after_s
+        other.request(2, "status")
+        assert other.next_of(Done, 2).result["server"]["state"] == "draining"
+        assert raw.next_of(Done).result["usage"]["completion_tokens"] == 40
+    assert own_daemon.process.wait(30) == 0
+
+
+def test_what_does_not_finish_within_the_drain_is_cancelled_with_a_code(folder: Path) -> None:
+    config = folder / "c.yaml"
+    config.write_text(
+        f"models: {{m: {{path: {smollm2_argument()[1].partition('=')[2]}, preload: true}}}}\n"
+        "resource_limits: {drain_timeout: 100ms}\n"
+    )
+    with running_daemon("--config", str(config), folder=folder) as daemon:
+        daemon.wait_ready()
+        with RawClient(daemon.socket) as raw:
+            for number in range(9):  # eight run, one waits
+                raw.request(number, "generate", prompt=f"{number}", max_tokens=1000, stream=True)
+            raw.next_of(Delta)
+            daemon.process.send_signal(signal.SIGTERM)
+            ends = [raw.next_of_any(Error, Done) for _ in range(9)]
+            codes = {end.code for end in ends if isinstance(end, Error)}
+        assert codes == {"shutting-down"}
+        assert daemon.process.wait(30) == 0
+        assert error_codes(daemon) == {"shutting-down": 9}
+
+
+def error_codes(daemon: Daemon) -> dict[str, int]:
+    """How many ledger rows have which error code."""
+    database = sqlite3.connect(daemon.state_dir / "ledger.sqlite3")
+    rows = database.execute("SELECT error_code, count(*) FROM requests GROUP BY 1").fetchall()
+    database.close()
+    return dict(rows)
+
+
+def test_sigkill_loses_no_row_of_a_request_whose_done_was_seen(folder: Path) -> None:
+    seen: set[str] = set()
+    with running_daemon(*smollm2_argument(), folder=folder) as daemon:
+        daemon.wait_ready()
+
+        def ask() -> None:
+            with (
+                contextlib.suppress(OpenclawError),
+                Client(socket_path=str(daemon.socket), retries=0) as client,
+            ):
+                while True:
+                    seen.add(client.generate("a", max_tokens=2).request_id)
+
+        threads = [threading.Thread(target=ask) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        wait_until(lambda: len(seen) >= 20, timeout_s=60, what="twenty answers")
+        daemon.kill()
+        for thread in threads:
+            thread.join(30)
+    with running_daemon(folder=folder) as again:
+        again.wait_ready()
+        database = sqlite3.connect(again.state_dir / "ledger.sqlite3")
+        rows = database.execute("SELECT request_id, state, counts FROM requests").fetchall()
+        database.close()
+    recorded = {row[0] for row in rows if row[1:] == ("done", "exact")}
+    assert seen <= recorded
+    left_open = [row for row in rows if row[1] == "open"]
+    assert not left_open
+    assert all(row[2] == "estimated" for row in rows if row[1] == "failed")
+
+
+def test_a_killed_daemon_can_be_started_again_on_the_same_socket(folder: Path) -> None:
+    with running_daemon(folder=folder) as daemon:
+        daemon.wait_ready()
+        daemon.kill()
+        assert daemon.socket.exists()
+    with running_daemon(folder=folder) as again:
+        again.wait_ready()
+
+
+def test_check_config_says_file_line_and_key(folder: Path) -> None:
+    config = folder / "bad.yaml"
+    config.write_text("models:\n  m:\n    path: x.gguf\n    paralel: 4\n")
+    check = try_to_start("--check-config", "--config", str(config))
+    assert check.returncode == 78
+    assert f"{config}:4" in check.stderr
+    assert "did you mean 'parallel'" in check.stderr
+    config.write_text("models: {m: {path: x.gguf}}\n")
+    assert try_to_start("--check-config", "--config", str(config)).returncode == 0
+
+
+def test_a_port_is_refused_with_a_sentence() -> None:
+    start = try_to_start("--port", "8080")
+    assert start.returncode == 2
+    assert "HTTP comes with the gateway" in start.stderr

@@ -1,0 +1,78 @@
+"""What a scenario measures and how that is judged.
+
+Owns the shapes of results and the few statistics. Knows no daemon, no model and no terminal.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+Row = dict[str, str | int | float]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How much is measured. `rounds` is odd, so that a median is one of the measurements."""
+
+    rounds: int
+    is_quick: bool
+
+    def pick(self, quick: int, thorough: int) -> int:
+        """A number of samples or seconds."""
+        return quick if self.is_quick else thorough
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A figure with its limit: `at_least` or `at_most`."""
+
+    name: str
+    value: float
+    at_least: float | None = None
+    at_most: float | None = None
+
+    @property
+    def is_met(self) -> bool:
+        low = -math.inf if self.at_least is None else self.at_least
+        high = math.inf if self.at_most is None else self.at_most
+        return low <= self.value <= high
+
+    @property
+    def limit(self) -> str:
+        return f"≤ {self.at_most:g}" if self.at_least is None else f"≥ {self.at_least:g}"
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "value": self.value,
+            "limit": self.limit,
+            "result": "PASS" if self.is_met else "MISS",
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What one scenario found. Rows are for people, `samples` hold every single measurement."""
+
+    rows: list[Row]
+    targets: list[Target] = field(default_factory=list)
+    samples: dict[str, Sequence[float]] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
+
+
+def median_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    """The median over rounds of ours ÷ theirs. Each round has both sides moments apart, so what
+    disturbs the machine for longer than a round does not disturb the ratio."""
+    return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The nearest-rank percentile: a value that was really measured."""
+    ordered = sorted(values)
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from openclawctl import __version__
@@ -277,11 +276,11 @@ def hello(*, app: str | None, key: str | None) -> Hello:
     return Hello(PROTOCOL_VERSION, client=f"openclawctl/{__version__}", key=key, app=app)
 
 
-@dataclass(frozen=True, slots=True)
 class RetryRule:
     """How often and after which pauses a request is sent again. `limit` 0 turns it off."""
 
-    limit: int = 2
+    def __init__(self, *, limit: int = 2) -> None:
+        self.limit = limit
 
     def pause_s(
         self, problem: OpenclawError, *, num_retries: int, call: Call | None, jitter: float

@@ -102,7 +102,7 @@ def restart_command(shell: Shell, /, **options: Any) -> None:
     running = launch.find_running(path)
     if running is not None:
         _refuse_unit(running, "restart")
-        if not any(options.values()):
+        if not any(options.values()):  # as it was started
             arguments = launch.arguments_of(running.pid)
         launch.stop(running.pid, timeout_s=shell.timeout_s or launch.STOP_TIMEOUT_S)
     _tell(shell, path, _launch(shell, arguments, options["state_dir"]), "restarted")
@@ -115,14 +115,12 @@ def status_command(shell: Shell, /) -> int:
     """Say whether openclawd runs, as which process. Exits 3 if it does not."""
     path = _socket_path(shell)
     running = launch.find_running(path)
-    managed = f", as {running.unit} of systemd" if running and running.unit else ""
-    _tell(
-        shell,
-        path,
-        running and running.pid,
-        f"is running{managed}" if running else "is not running",
-    )
-    return 0 if running else EXIT_UNREACHABLE
+    if running is None:
+        _tell(shell, path, None, "is not running")
+        return EXIT_UNREACHABLE
+    managed = f", as {running.unit} of systemd" if running.unit else ""
+    _tell(shell, path, running, f"is running{managed}")
+    return 0
 
 
 def _socket_path(shell: Shell) -> str:
@@ -148,8 +146,8 @@ def _arguments(shell: Shell, options: dict[str, Any]) -> list[str]:
         arguments += ["--models", ",".join(map(_absolute_model, options["models"].split(",")))]
     if options["workers"]:
         arguments += ["--workers", str(options["workers"])]
-    if shell.socket_path:
-        arguments += ["--socket", os.path.abspath(shell.socket_path)]
+    # Always said: the client may have found this path by means that the daemon does not know.
+    arguments += ["--socket", _socket_path(shell)]
     for name in ("config", "state_dir"):
         if options[name]:
             arguments += [f"--{name.replace('_', '-')}", os.path.abspath(options[name])]

@@ -6,10 +6,8 @@ a terminal with its control characters: escape sequences can attack one.
 
 from __future__ import annotations
 
-import json
 import re
 import sys
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
@@ -27,14 +25,14 @@ _CONTROLS: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _JSON_UNSAFE: Final = re.compile("[\x7f-\x9f\u2028\u2029]")
 
 
-@dataclass
 class Shell:
     """The global options of one call of `openclawctl`."""
 
-    socket_path: str | None = None
-    api_key_file: str | None = None
-    timeout_s: float | None = None
-    is_json: bool = False
+    def __init__(self) -> None:  # no dataclass: making one is a hundredth of `openclawctl status`
+        self.socket_path: str | None = None
+        self.api_key_file: str | None = None
+        self.timeout_s: float | None = None
+        self.is_json = False
 
     def client(self) -> Client:
         from openclawctl.client import Client
@@ -87,6 +85,8 @@ def write(text: str) -> None:
 
 
 def print_json(value: object) -> None:
+    import json  # here: `openclawctl status` without --json does not need it
+
     text = json.dumps(value, indent=2, ensure_ascii=False, default=str)
     sys.stdout.write(_JSON_UNSAFE.sub(_escape, text) + "\n")
     sys.stdout.flush()

@@ -2,32 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from client import peer as peer_module
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-
-def _load_peer() -> Any:
-    """`peer.py` by its path: test folders are no packages."""
-    name = "openclaw_test_peer"
-    if name not in sys.modules:
-        path = Path(__file__).with_name("peer.py")
-        spec = importlib.util.spec_from_file_location(name, path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module
-        spec.loader.exec_module(module)
-    return sys.modules[name]
-
-
-peer_module = _load_peer()
+    from pathlib import Path
 
 
 @pytest.fixture(autouse=True)

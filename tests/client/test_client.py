@@ -450,8 +450,7 @@ def test_goaway_moves_new_requests_and_keeps_open_ones(peer):
         connection.greet()
         request = connection.request()
         if request.op == "generate":
-            connection.delta(request, "a")
-            connection.send(Goaway("reload"))
+            connection.send(Delta(request.id, 0, "a"), Goaway("reload"))  # in one write
             assert is_moved.wait(20)
             connection.complete(request, "b")
             connection.next()

@@ -1,0 +1,92 @@
+"""What reaches a terminal, a pipe and a JSON reader; what importing the command line costs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import unicodedata
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from openclawctl import cli
+from openclawctl.cli import shell
+from openclawctl.cli.models import _count
+
+
+@given(st.text())
+def test_nothing_printable_is_a_control_character(text):
+    for character in shell.printable(text):
+        assert character in "\n\t" or unicodedata.category(character) != "Cc"
+
+
+@given(st.text(alphabet=st.characters(exclude_categories=["Cc", "Cs"])))
+def test_ordinary_text_is_left_alone(text):
+    assert shell.printable(text) == text
+
+
+# Reads the same text as one JSON value, and as text that a terminal would obey.
+@given(st.dictionaries(st.text(), st.text() | st.floats(allow_nan=False) | st.none()))
+def test_json_output_is_json_without_control_characters(value):
+    captured = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stdout", _Collector(captured))
+        shell.print_json(value)
+    text = "".join(captured)
+    assert json.loads(text) == value
+    assert not [c for c in text if unicodedata.category(c) == "Cc" and c != "\n"]
+
+
+class _Collector:
+    def __init__(self, pieces):
+        self.write = pieces.append
+
+    def flush(self):
+        pass
+
+
+def test_table_columns_are_aligned(capsys):
+    shell.print_table(["NAME", "COUNT"], [["a", "1"], ["bcdefg", "100"]], right="COUNT")
+    assert capsys.readouterr().out == "NAME    COUNT\na           1\nbcdefg    100\n"
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(None, "-"), (0, "-"), (12, "12"), (134_515_008, "135M"), (7_240_000_000, "7.2B")],
+)
+def test_parameter_counts(number, text):
+    assert _count(number) == text
+
+
+def test_every_command_of_the_table_exists_and_documents_itself():
+    group = cli.cli
+    for name in cli.COMMANDS:
+        command = group.get_command(None, name)
+        assert command is not None
+        assert command.help, name
+        assert command.name in (name, cli._ALIASES.get(name))
+
+
+def test_help_works_everywhere(capsys):
+    for name in cli.COMMANDS:
+        assert cli.run([name, "-h"]) == 0
+    assert "Exit status: 0 ok" in _help_of_the_group(capsys)
+
+
+def _help_of_the_group(capsys):
+    capsys.readouterr()
+    cli.run(["--help"])
+    return capsys.readouterr().out
+
+
+def test_status_imports_nothing_that_it_does_not_need():
+    program = (
+        "import sys; from openclawctl.cli import run; run(['--socket', '/none', 'status']);"
+        "print(*{'rich', 'asyncio', 'platformdirs', 'json', 'subprocess', 'llama_cpp',"
+        " 'openclawctl.wire.operations', 'openclawd'} & set(sys.modules))"
+    )
+    command = [sys.executable, "-c", program]
+    answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert answer.stdout.strip() == ""

@@ -149,12 +149,14 @@ class Connection:
         """The message of a payload, or None for one that is to be ignored."""
         is_server = self._role is Role.SERVER
         message = (decode_client_message if is_server else decode_server_message)(payload)
-        if message is None or (isinstance(message, Cancel) and message.id not in self._open_ids):
-            return None  # a type of a later version; a cancel that crossed the end of its request
+        if message is None:
+            return None  # a type of a later version
         if type(message) not in MAY_SEND[self._peer_role, self._state]:
             raise RemoteProtocolError(
                 f"{message.type!r} is not allowed while the connection is {self._state.value}"
             )
+        if isinstance(message, Cancel) and message.id not in self._open_ids:
+            return None  # it crossed the end of its request
         reason = self._apply(message)
         if reason:
             raise RemoteProtocolError(reason)

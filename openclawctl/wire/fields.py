@@ -8,10 +8,14 @@ that came from the wire.
 from __future__ import annotations
 
 import difflib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
+
+
+_MAX_CHOICE_CHARS: Final = 256
+"""Longest value of which there is a fixed choice."""
 
 
 class Fields:
@@ -122,7 +126,7 @@ class Fields:
     def choice(self, name: str, choices: Iterable[str], *, default: str) -> str:
         if not self.has(name):
             return default
-        value = self.text(name)
+        value = self.text(name, max_chars=_MAX_CHOICE_CHARS)
         allowed = list(choices)
         if value not in allowed:
             raise self._error(
@@ -161,6 +165,8 @@ class Fields:
 
 def suggestion(found: str, allowed: Iterable[str]) -> str:
     """`; did you mean 'x'?` when something close to `found` is allowed, else nothing."""
+    if len(found) > _MAX_CHOICE_CHARS:  # comparing costs time and memory by its length
+        return ""
     close = difflib.get_close_matches(found, list(allowed), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
 

@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 PROTOCOL_VERSION: Final = 1
-MAX_ID: Final = 2**63 - 1
-"""Largest request id: a signed 64-bit integer, so that any language can hold it."""
-
 _MAX_NAME_CHARS: Final = 256
 """Longest client, application, operation or principal name."""
+
+LONGEST_S: Final = 1e10
+"""Longest time in seconds, three centuries: no infinity reaches arithmetic on times."""
 
 _MAX_TOKEN_ID: Final = 2**31 - 1
 _MAX_LIST: Final = 65_536
@@ -226,7 +226,7 @@ def _error(fields: Fields) -> Error:
         kind=fields.text("kind"),
         message=fields.text("message"),
         hint=fields.text("hint") if fields.has("hint") else "",
-        retry_after_s=fields.number_or_none("retry_after_s", low=0, high=float("inf")),
+        retry_after_s=fields.number_or_none("retry_after_s", low=0, high=LONGEST_S),
     )
 
 

@@ -11,13 +11,11 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from openclawctl.wire.errors import InvalidRequest, Unsupported
 from openclawctl.wire.fields import Fields
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from openclawctl.wire.messages import LONGEST_S
 
 MAX_STOP_STRINGS: Final = 16
 MAX_STOP_CHARS: Final = 256
@@ -31,6 +29,7 @@ MAX_TOKEN_ID: Final = 2**31 - 1
 MAX_TOKENS: Final = 2**31 - 1
 MAX_SEED: Final = 2**63 - 1
 MAX_MODEL_NAME_CHARS: Final = 256
+MAX_PART_TYPE_CHARS: Final = 64
 
 CHAT_ROLES: Final = ("system", "user", "assistant", "tool")
 USAGE_GROUPS: Final = ("model", "principal", "app", "day", "op")
@@ -209,7 +208,7 @@ def _decode_content(source: Fields) -> str:
     texts = []
     for number, value in enumerate(source.items("content", max_items=MAX_CHAT_MESSAGES)):
         part = source.nested(value, f"content[{number}]")
-        if (kind := part.text("type")) != "text":
+        if (kind := part.text("type", max_chars=MAX_PART_TYPE_CHARS)) != "text":
             raise Unsupported(
                 f"content[{number}] is of type {kind!r}; this version takes text only",
                 hint="send the text parts alone",
@@ -323,7 +322,7 @@ class UsageParams:
     def decode(cls, source: Fields) -> UsageParams:
         return cls(
             by=source.choice("by", USAGE_GROUPS, default="model"),
-            since_s=source.number_or_none("since_s", low=0, high=1e10),
+            since_s=source.number_or_none("since_s", low=0, high=LONGEST_S),
         )
 
     def encode(self) -> dict[str, Any]:
@@ -354,35 +353,30 @@ Params = (
     | UsageParams
 )
 
-_PARAMS: Final[dict[Op, Callable[[Fields], Params]]] = {
-    Op.PING: NoParams.decode,
-    Op.STATUS: NoParams.decode,
-    Op.MODELS: NoParams.decode,
-    Op.LOAD: ModelParams.decode,
-    Op.UNLOAD: ModelParams.decode,
-    Op.GENERATE: GenerateParams.decode,
-    Op.CHAT: ChatParams.decode,
-    Op.EMBED: EmbedParams.decode,
-    Op.TOKENIZE: TokenizeParams.decode,
-    Op.DETOKENIZE: DetokenizeParams.decode,
-    Op.USAGE: UsageParams.decode,
+PARAMS: Final[dict[Op, type[Params]]] = {
+    Op.PING: NoParams,
+    Op.STATUS: NoParams,
+    Op.MODELS: NoParams,
+    Op.LOAD: ModelParams,
+    Op.UNLOAD: ModelParams,
+    Op.GENERATE: GenerateParams,
+    Op.CHAT: ChatParams,
+    Op.EMBED: EmbedParams,
+    Op.TOKENIZE: TokenizeParams,
+    Op.DETOKENIZE: DetokenizeParams,
+    Op.USAGE: UsageParams,
 }
 
-_SAMPLING_NAMES = {f.name for f in fields(Sampling)}
-_COMPLETION_NAMES = {"model", "max_tokens", "stop", "stream"} | _SAMPLING_NAMES
-_KNOWN: Final[dict[Op, set[str]]] = {
-    Op.PING: set(),
-    Op.STATUS: set(),
-    Op.MODELS: set(),
-    Op.LOAD: {"model"},
-    Op.UNLOAD: {"model"},
-    Op.GENERATE: {"prompt"} | _COMPLETION_NAMES,
-    Op.CHAT: {"messages"} | _COMPLETION_NAMES,
-    Op.EMBED: {"input", "model"},
-    Op.TOKENIZE: {"text", "model", "add_special"},
-    Op.DETOKENIZE: {"tokens", "model"},
-    Op.USAGE: {"by", "since_s"},
-}
+
+def param_names(op: Op) -> frozenset[str]:
+    """Every parameter of an operation. Those of `Sampling` stand beside the others."""
+    names = {f.name for f in fields(PARAMS[op])}
+    if "sampling" in names:
+        names = names - {"sampling"} | {f.name for f in fields(Sampling)}
+    return frozenset(names)
+
+
+_NAMES: Final = {op: param_names(op) for op in Op}
 
 
 def decode_params(op: Op, params: dict[str, Any]) -> tuple[Params, list[str]]:
@@ -392,7 +386,7 @@ def decode_params(op: Op, params: dict[str, Any]) -> tuple[Params, list[str]]:
     but never silently: the daemon answers each with a `warning` event.
     """
     source = Fields(params, where=op.value, error=InvalidRequest)
-    return _PARAMS[op](source), source.unknown(_KNOWN[op])
+    return PARAMS[op].decode(source), source.unknown(_NAMES[op])
 
 
 @dataclass(frozen=True, slots=True)
@@ -436,12 +430,11 @@ class Timings:
 
     @classmethod
     def decode(cls, source: Fields) -> Timings:
-        longest = float("inf")
         return cls(
-            load_s=source.number("load_s", low=0, high=longest),
-            queue_s=source.number("queue_s", low=0, high=longest),
-            ttft_s=source.number_or_none("ttft_s", low=0, high=longest),
-            total_s=source.number("total_s", low=0, high=longest),
+            load_s=source.number("load_s", low=0, high=LONGEST_S),
+            queue_s=source.number("queue_s", low=0, high=LONGEST_S),
+            ttft_s=source.number_or_none("ttft_s", low=0, high=LONGEST_S),
+            total_s=source.number("total_s", low=0, high=LONGEST_S),
         )
 
     def encode(self) -> dict[str, Any]:

@@ -24,18 +24,15 @@ _SIZE_UNITS: Final = {
     "GB": 10**9,
     "TB": 10**12,
 }
-_QUANTITY = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*")
+_QUANTITY = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*")
 
 
 def parse_duration_s(text: str | float) -> float:
     """Seconds in `90`, `1.5h`, `5m`, `1h30m`. Raises `ValueError` with what is allowed."""
-    if isinstance(text, int | float) and not isinstance(text, bool):
-        seconds = float(text)
-    else:
-        seconds = _sum_of_parts(str(text))
+    seconds = _sum_of_parts(str(text)) if isinstance(text, str | bool) else text
     if not 0 <= seconds < 1e10:
         raise ValueError(f"{text!r} is not a duration between 0 and 300 years")
-    return seconds
+    return float(seconds)
 
 
 def parse_size_bytes(text: str | int) -> int:
@@ -46,37 +43,47 @@ def parse_size_bytes(text: str | int) -> int:
     unit = (match and match[2]) or "B"
     if match is None or unit not in _SIZE_UNITS:
         raise ValueError(f"{text!r} is not a size; write a number and one of {_list(_SIZE_UNITS)}")
-    return round(float(match[1]) * _SIZE_UNITS[unit])
+    size = float(match[1]) * _SIZE_UNITS[unit]
+    if size >= 2**63:
+        raise ValueError(f"{text!r} is more than any machine has")
+    return round(size)
 
 
 def format_size(num_bytes: float) -> str:
-    """`1.5 GiB`: the largest binary unit in which the number is at least one."""
-    for unit in ("TiB", "GiB", "MiB", "KiB"):
-        if num_bytes >= _SIZE_UNITS[unit]:
-            return f"{num_bytes / _SIZE_UNITS[unit]:.1f} {unit}"
-    return f"{num_bytes:.0f} B"
+    """`1.5 GiB`: the largest binary unit of which there is at least one."""
+    amount, unit = float(num_bytes), "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if round(amount, 1) < 1024:
+            break
+        amount, unit = amount / 1024, larger
+    return f"{amount:.0f} B" if unit == "B" else f"{amount:.1f} {unit}"
 
 
 def format_duration(seconds: float) -> str:
     """`3d 4h`, `5m 12s`, `8.2s`, `35ms`: two units at most."""
-    if seconds < 1:
-        return f"{seconds * 1000:.0f}ms"
-    if seconds < 60:
-        return f"{seconds:.1f}s"
+    if (milliseconds := round(seconds * 1000)) < 1000:
+        return f"{milliseconds}ms"
+    if (tenths := round(seconds, 1)) < 60:
+        return f"{tenths}s"
     whole = round(seconds)
-    for big, small in (("d", "h"), ("h", "m"), ("m", "s")):
-        size = int(_DURATION_UNITS[big])
-        if whole >= size:
-            rest = whole % size // int(_DURATION_UNITS[small])
-            return f"{whole // size}{big} {rest}{small}" if rest else f"{whole // size}{big}"
-    raise AssertionError("60 seconds or more are at least a minute")
+    for big, small in (("d", "h"), ("h", "m")):
+        if whole >= _DURATION_UNITS[big]:
+            return _two_units(whole, big, small)
+    return _two_units(whole, "m", "s")
+
+
+def _two_units(whole: int, big: str, small: str) -> str:
+    size = int(_DURATION_UNITS[big])
+    rest = whole % size // int(_DURATION_UNITS[small])
+    return f"{whole // size}{big} {rest}{small}" if rest else f"{whole // size}{big}"
 
 
 def _sum_of_parts(text: str) -> float:
     total, position = 0.0, 0
     while match := _QUANTITY.match(text, position):
         unit = match[2] or "s"
-        if unit not in _DURATION_UNITS or (not match[2] and match.end() != len(text)):
+        is_alone = position == 0 and match.end() == len(text)
+        if unit not in _DURATION_UNITS or not (match[2] or is_alone):
             break
         total, position = total + float(match[1]) * _DURATION_UNITS[unit], match.end()
     if not text or position != len(text):

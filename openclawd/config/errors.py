@@ -33,10 +33,14 @@ def shown(value: object) -> str:
         case bool():
             return "true" if value else "false"
         case str():
-            return repr(value if len(value) <= 60 else value[:57] + "...")
+            return repr(_short(value))
         case dict():
             return "a map"
         case list() | tuple():
             return "a list"
         case _:
-            return str(value)
+            return _short(str(value))
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 60 else text[:57] + "..."

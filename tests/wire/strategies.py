@@ -1,0 +1,143 @@
+"""Hypothesis strategies for everything that goes over the wire."""
+
+from hypothesis import strategies as st
+
+from openclawctl.wire import messages as m
+from openclawctl.wire import operations as ops
+from openclawctl.wire.errors import Code, Kind
+
+# What UTF-8 can carry: half characters cannot be sent.
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=50)
+some_text = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=50)
+ids = st.integers(0, 2**63 - 1)
+counts = st.integers(0, 2**40)
+seconds = st.floats(0, m.LONGEST_S)
+numbers = st.floats(allow_nan=False)
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | numbers | texts | st.binary(),
+    lambda inner: st.lists(inner, max_size=20) | st.dictionaries(texts, inner, max_size=20),
+    max_leaves=25,
+)
+maps = st.dictionaries(texts, json_values, max_size=6)
+token_ids = st.lists(st.integers(0, ops.MAX_TOKEN_ID), max_size=20)
+
+
+def maybe(strategy):
+    return st.none() | strategy
+
+
+hellos = st.builds(
+    m.Hello,
+    version=st.integers(1, 2**63 - 1),
+    client=texts,
+    key=maybe(texts),
+    app=maybe(texts),
+)
+requests = st.builds(m.Request, id=ids, op=texts, params=maps)
+cancels = st.builds(m.Cancel, id=ids)
+client_messages = hellos | requests | cancels
+
+welcomes = st.builds(
+    m.Welcome,
+    version=st.integers(1, 2**63 - 1),
+    server=texts,
+    principal=texts,
+    limits=maps,
+)
+events = st.builds(m.Event, id=ids, kind=texts, data=maps)
+deltas = st.builds(
+    m.Delta,
+    id=ids,
+    index=ids,
+    text=texts,
+    token_ids=token_ids,
+    embedding=maybe(st.binary(max_size=50)),
+)
+dones = st.builds(m.Done, id=ids, result=maps)
+errors = st.builds(
+    m.Error,
+    id=maybe(ids),
+    code=st.sampled_from([code.value for code in Code]) | texts,
+    kind=st.sampled_from([kind.value for kind in Kind]) | texts,
+    message=texts,
+    hint=texts,
+    retry_after_s=maybe(seconds),
+)
+goaways = st.builds(m.Goaway, reason=texts)
+server_messages = welcomes | events | deltas | dones | errors | goaways
+
+
+def _sampling_value(name):
+    low, high = ops.SAMPLING_RANGES[name]
+    if name in ("top_k", "repeat_last_n", "seed"):
+        return maybe(st.integers(int(low), int(high)))
+    return maybe(st.floats(low, high))
+
+
+samplings = st.builds(
+    ops.Sampling,
+    **{name: _sampling_value(name) for name in ops.SAMPLING_RANGES},
+    logit_bias=maybe(
+        st.dictionaries(st.integers(0, ops.MAX_TOKEN_ID), st.floats(-1000, 1000), max_size=5)
+    ),
+)
+_completion = {
+    "model": maybe(texts),
+    "max_tokens": maybe(st.integers(1, ops.MAX_TOKENS)),
+    "stop": st.lists(some_text, max_size=ops.MAX_STOP_STRINGS),
+    "stream": st.booleans(),
+    "sampling": samplings,
+}
+chat_messages = st.builds(ops.ChatMessage, role=st.sampled_from(ops.CHAT_ROLES), content=texts)
+model_params = st.builds(ops.ModelParams, model=maybe(texts))
+
+params = {
+    ops.Op.PING: st.builds(ops.NoParams),
+    ops.Op.STATUS: st.builds(ops.NoParams),
+    ops.Op.MODELS: st.builds(ops.NoParams),
+    ops.Op.LOAD: model_params,
+    ops.Op.UNLOAD: model_params,
+    ops.Op.GENERATE: st.builds(ops.GenerateParams, prompt=texts, **_completion),
+    ops.Op.CHAT: st.builds(
+        ops.ChatParams, messages=st.lists(chat_messages, min_size=1, max_size=5), **_completion
+    ),
+    ops.Op.EMBED: st.builds(
+        ops.EmbedParams, input=st.lists(some_text, min_size=1, max_size=5), model=maybe(texts)
+    ),
+    ops.Op.TOKENIZE: st.builds(
+        ops.TokenizeParams, text=texts, model=maybe(texts), add_special=st.booleans()
+    ),
+    ops.Op.DETOKENIZE: st.builds(ops.DetokenizeParams, tokens=token_ids, model=maybe(texts)),
+    ops.Op.USAGE: st.builds(
+        ops.UsageParams, by=st.sampled_from(ops.USAGE_GROUPS), since_s=maybe(seconds)
+    ),
+}
+
+usages = st.builds(
+    ops.Usage,
+    prompt_tokens=counts,
+    cached_tokens=counts,
+    completion_tokens=counts,
+    counts=st.sampled_from(["exact", "estimated"]),
+)
+timings = st.builds(
+    ops.Timings, load_s=seconds, queue_s=seconds, ttft_s=maybe(seconds), total_s=seconds
+)
+filled_maps = st.dictionaries(texts, json_values, min_size=1, max_size=4)
+choices = st.builds(
+    ops.Choice,
+    index=counts,
+    finish_reason=st.sampled_from([reason.value for reason in ops.FinishReason]),
+    text=maybe(texts),
+    message=maybe(filled_maps),
+)
+results = st.builds(
+    ops.InferenceResult,
+    request_id=texts,
+    model=texts,
+    usage=usages,
+    timings=timings,
+    choices=st.lists(choices, max_size=4),
+    context=maps,
+)

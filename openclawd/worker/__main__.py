@@ -9,6 +9,7 @@ first.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import logging
 import os
@@ -64,16 +65,15 @@ def _serve(pipe: Pipe) -> int:
     threading.Thread(
         target=lambda: _guarded(worker.run_tokenizer, on_bug=_exit), name="tokenizer", daemon=True
     ).start()
-    try:
+    with contextlib.suppress(DaemonGone):
         _read(pipe, worker)
-    finally:
-        worker.stop()
-        engine.join(_STOP_S)  # it ends the process itself when it gets there first
+    worker.stop()
+    engine.join(_STOP_S)  # it ends the process itself when it gets there first
     return EXIT_STOPPED
 
 
 def _read(pipe: Pipe, worker: Worker) -> None:
-    """Hand out messages until `stop`."""
+    """Hand out messages until `stop`. Raises `DaemonGone`, and `RemoteProtocolError` for a bug."""
     while True:
         match message := pipe.receive():
             case Stop():

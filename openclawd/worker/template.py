@@ -34,6 +34,11 @@ _GROWTH: Final = 4
 """A prompt may have this many times its messages' characters, and some spare: a template that
 repeats them without end must not fill the memory."""
 
+_BEGIN: Final = "\ue000"
+_END: Final = "\ue001"
+"""Around a sentinel: private-use characters. Those of a message are covered as well, so that one
+that is left over after the cut is a part of a sentinel."""
+
 _NONCE_LIMIT: Final = 10**20
 _EDGE_CHARS: Final = 2
 """Of a control token's text that is cut in two, one part has at least this many characters: these
@@ -78,11 +83,18 @@ class ChatTemplate:
         """The prompt that asks for the next turn. Raises a `Problem` if there is none."""
         if self._template is None:
             raise Unsupported(f"this model cannot chat: {self.problem}", hint=_USE_GENERATE)
-        guard = _Guard(self._pattern)
+        guard = self._guard(messages)
         turns = [{"role": turn.role, "content": guard.cover(turn.content)} for turn in messages]
         limit = _SPARE_CHARS + _GROWTH * sum(len(turn["content"]) for turn in turns)
         text = _render(self._template, self._variables(turns), limit)
         return guard.cut(self._without_added(text))
+
+    def _guard(self, messages: Sequence[ChatMessage]) -> _Guard:
+        """One that covers nothing, unless there is something to cover."""
+        contents = [turn.content for turn in messages]
+        if self._pattern is None or not any(map(self._pattern.search, contents)):
+            return _Guard(None)
+        return _Guard(re.compile(f"{self._pattern.pattern}|[{_BEGIN}{_END}]"))
 
     def _variables(self, turns: list[dict[str, str]]) -> dict[str, Any]:
         return {
@@ -118,8 +130,8 @@ class _Guard:
     def cut(self, text: str) -> list[Span]:
         if not self._covered:
             return [Span(text, is_template=True)]
-        parts = re.split(f"\ue000{self._nonce}([0-9]+)\ue001", text)
-        if any(self._nonce in part for part in parts):
+        parts = re.split(f"{_BEGIN}{self._nonce}([0-9]+){_END}", text)
+        if any(_BEGIN in part or _END in part for part in parts):
             raise InvalidRequest(
                 "a message holds the text of a control token where the chat template cuts it",
                 hint="leave out text such as <|im_start|> from the messages",
@@ -132,7 +144,7 @@ class _Guard:
 
     def _sentinel(self, match: re.Match[str]) -> str:
         self._covered.append(match[0])
-        return f"\ue000{self._nonce}{len(self._covered) - 1}\ue001"
+        return f"{_BEGIN}{self._nonce}{len(self._covered) - 1}{_END}"
 
 
 def _control_pattern(control_texts: Iterable[str]) -> re.Pattern[str] | None:

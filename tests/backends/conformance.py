@@ -1,0 +1,275 @@
+"""What every backend must do, as tests. A backend joins by a subclass with a `backend` fixture.
+
+The model behind it needs at least 4 slots, 512 KV cells and a context of 256 tokens, and must be
+able to generate; nothing here depends on what it says.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from openclawd.backends.base import Backend, NoFreeCells
+from openclawd.engine.batch import Batch, BatchKind, Chunk, Opening, Outputs
+from openclawd.engine.sampling import SamplingParams
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+GREEDY = SamplingParams(temperature=0)
+WARM = SamplingParams(temperature=0.9, top_k=0, top_p=1, seed=7)
+PROMPTS = (
+    "The capital of France is",
+    "Once upon a time there was a small dragon who",
+    "A recipe for bread needs flour, water and",
+    "def add(first, second):\n    return",
+)
+NUM_TOKENS = 12
+
+
+def prompt_tokens(backend: Backend, text: str) -> list[int]:
+    return backend.tokenize(text, add_special=True, parse_special=False)
+
+
+def forward(backend: Backend, chunks: list[Chunk], **opened: Any) -> Outputs:
+    result = backend.forward(Batch(BatchKind.GENERATION, chunks, **opened))
+    assert isinstance(result, Outputs), result
+    return result
+
+
+def generate(
+    backend: Backend,
+    prompt: list[int],
+    num_tokens: int = NUM_TOKENS,
+    *,
+    sampling: SamplingParams = GREEDY,
+    slot: int = 0,
+    chunk_tokens: int = 512,
+) -> list[int]:
+    """The tokens that follow a prompt that is computed in chunks."""
+    tokens = list(prompt)
+    opened = [Opening(slot, tuple(tokens), sampling)]
+    computed = 0
+    while len(tokens) < len(prompt) + num_tokens:
+        part = tokens[computed : computed + chunk_tokens]
+        is_last = computed + len(part) == len(tokens)
+        outputs = forward(backend, [Chunk(slot, computed, part, is_last)], opened=opened)
+        opened, computed = [], computed + len(part)
+        tokens += [outputs.tokens[slot]] if is_last else []
+    return tokens[len(prompt) :]
+
+
+def generate_together(
+    backend: Backend, prompts: list[list[int]], samplings: Sequence[SamplingParams]
+) -> list[list[int]]:
+    """The tokens that follow each prompt, all computed in the same batches."""
+    sequences = [list(prompt) for prompt in prompts]
+    opened = [
+        Opening(slot, tuple(prompt), sampling)
+        for slot, (prompt, sampling) in enumerate(zip(prompts, samplings, strict=True))
+    ]
+    computed = [0] * len(prompts)
+    for _ in range(NUM_TOKENS):
+        chunks = [
+            Chunk(slot, start, tokens[start:], wants_output=True)
+            for slot, (start, tokens) in enumerate(zip(computed, sequences, strict=True))
+        ]
+        computed = [len(tokens) for tokens in sequences]
+        outputs = forward(backend, chunks, opened=opened)
+        opened = []
+        for slot, tokens in enumerate(sequences):
+            tokens.append(outputs.tokens[slot])
+    return [tokens[len(prompt) :] for prompt, tokens in zip(prompts, sequences, strict=True)]
+
+
+def embed(backend: Backend, inputs: list[list[int]]) -> list[np.ndarray]:
+    """The vectors of inputs that are computed in one batch."""
+    opened = [Opening(slot, tuple(tokens), None) for slot, tokens in enumerate(inputs)]
+    chunks = [Chunk(slot, 0, tokens, True) for slot, tokens in enumerate(inputs)]  # noqa: FBT003
+    result = backend.forward(Batch(BatchKind.EMBEDDING, chunks, opened))
+    assert isinstance(result, Outputs), result
+    return [vector(result.vectors[slot]) for slot in range(len(inputs))]
+
+
+def vector(data: bytes) -> np.ndarray:
+    return np.frombuffer(data, dtype="<f4")
+
+
+def cosine(first: np.ndarray, second: np.ndarray) -> float:
+    return float(first @ second)
+
+
+def share_a_start(ours: Iterable[int], theirs: Iterable[int], *, num_tokens: int) -> bool:
+    """Are the first tokens the same? Batches of other shapes round differently, so that a near tie
+    may fall the other way some time later."""
+    return list(ours)[:num_tokens] == list(theirs)[:num_tokens]
+
+
+class BackendConformance:
+    """The contract of `openclawd.backends.base.Backend`."""
+
+    def test_what_it_says_of_itself_is_possible(self, backend: Backend) -> None:
+        info, limits = backend.info, backend.limits
+        assert info.can_generate
+        assert info.vocab_size > 0
+        assert info.parameters > 0
+        assert info.size_bytes > 0
+        assert info.architecture
+        assert 0 < info.context <= info.kv_tokens
+        assert info.parallel <= limits.batch_tokens
+        assert limits.splits_prompts
+
+    def test_text_survives_tokens(self, backend: Backend) -> None:
+        text = "Grüße, 世界! 🙂\n\tx = [1, 2]"
+        tokens = backend.tokenize(text, add_special=False, parse_special=False)
+        assert backend.detokenize(tokens).decode().strip() == text
+        assert b"".join(map(backend.piece, tokens)).decode().strip() == text
+
+    def test_control_tokens_come_only_from_text_that_may_hold_them(self, backend: Backend) -> None:
+        text = backend.control_texts[0]
+        parsed = backend.tokenize(text, add_special=False, parse_special=True)
+        plain = backend.tokenize(text, add_special=False, parse_special=False)
+        assert len(parsed) == 1
+        assert parsed[0] not in plain
+        assert backend.piece(parsed[0]) == b""
+        assert backend.detokenize(parsed).decode() == text
+
+    def test_a_text_has_no_fewer_tokens_than_promised(self, backend: Backend) -> None:
+        for text in (" " * 500, "a" * 500, "word " * 100, "🙂" * 100):
+            tokens = backend.tokenize(text, add_special=False, parse_special=False)
+            assert len(tokens) * backend.max_token_bytes >= len(text.encode())
+
+    def test_some_token_ends_and_most_do_not(self, backend: Backend) -> None:
+        ends = [token for token in range(backend.info.vocab_size) if backend.is_end(token)]
+        assert 0 < len(ends) < 100
+
+    def test_greedy_is_deterministic_in_any_slot(self, backend: Backend) -> None:
+        prompt = prompt_tokens(backend, PROMPTS[0])
+        first = generate(backend, prompt)
+        assert generate(backend, prompt) == first
+        assert generate(backend, prompt, slot=3) == first
+
+    def test_a_prompt_in_chunks_is_the_same_prompt(self, backend: Backend) -> None:
+        prompt = prompt_tokens(backend, PROMPTS[1])
+        whole = generate(backend, prompt)
+        chunked = generate(backend, prompt, chunk_tokens=3)
+        assert share_a_start(whole, chunked, num_tokens=6)
+
+    def test_a_batch_gives_each_what_it_would_get_alone(self, backend: Backend) -> None:
+        prompts = [prompt_tokens(backend, text) for text in PROMPTS]
+        together = generate_together(backend, prompts, [GREEDY] * len(prompts))
+        for prompt, tokens in zip(prompts, together, strict=True):
+            assert share_a_start(tokens, generate(backend, prompt), num_tokens=6)
+        assert len({tuple(tokens) for tokens in together}) == len(prompts)
+
+    def test_samplings_in_a_batch_do_not_mix(self, backend: Backend) -> None:
+        prompt = prompt_tokens(backend, PROMPTS[1])
+        samplings = [GREEDY, WARM, GREEDY, SamplingParams(seed=8, temperature=0.9)]
+        together = generate_together(backend, [prompt] * 4, samplings)
+        assert together[0] == together[2]
+        assert share_a_start(together[0], generate(backend, prompt), num_tokens=6)
+        alone = generate(backend, prompt, sampling=WARM)
+        assert share_a_start(together[1], alone, num_tokens=4)
+
+    def test_the_seed_decides(self, backend: Backend) -> None:
+        prompt = prompt_tokens(backend, PROMPTS[1])
+        first = generate(backend, prompt, sampling=WARM)
+        assert generate(backend, prompt, sampling=WARM) == first
+        others = [
+            generate(backend, prompt, sampling=SamplingParams(temperature=0.9, seed=seed))
+            for seed in range(4)
+        ]
+        assert len({tuple(tokens) for tokens in [first, *others]}) > 1
+
+    def test_a_sequence_that_is_opened_again_goes_on_as_it_would_have(
+        self, backend: Backend
+    ) -> None:
+        sampling = SamplingParams(temperature=0.9, seed=5, repeat_penalty=1.3, presence_penalty=0.5)
+        prompt = prompt_tokens(backend, PROMPTS[1])
+        whole = generate(backend, prompt, sampling=sampling)
+        cut = 5
+        rest = generate(backend, prompt + whole[:cut], NUM_TOKENS - cut, sampling=sampling, slot=1)
+        assert share_a_start(rest, whole[cut:], num_tokens=4)
+
+    def test_a_bias_forces_and_forbids_tokens(self, backend: Backend) -> None:
+        prompt = prompt_tokens(backend, PROMPTS[0])
+        likely = generate(backend, prompt, 1)[0]
+        forced = backend.tokenize(" banana", add_special=False, parse_special=False)[0]
+        bias = SamplingParams(temperature=0, logit_bias=((forced, 1000.0),))
+        assert generate(backend, prompt, 3, sampling=bias) == [forced] * 3
+        bias = SamplingParams(temperature=0, logit_bias=((likely, -1000.0),))
+        assert generate(backend, prompt, 1, sampling=bias) != [likely]
+
+    def test_a_penalty_looks_back_on_the_prompt_and_the_answer(self, backend: Backend) -> None:
+        prompt = prompt_tokens(backend, "one, two, one, two, one, two, one, two, one,")
+        assert set(generate(backend, prompt)) & set(prompt)
+        penalised = SamplingParams(temperature=0, presence_penalty=100.0)
+        answer = generate(backend, prompt, sampling=penalised)
+        assert not set(answer) & set(prompt)
+        assert len(set(answer)) == len(answer)
+
+    def test_the_narrowest_filters_are_greedy(self, backend: Backend) -> None:
+        prompt = prompt_tokens(backend, PROMPTS[2])
+        likeliest = generate(backend, prompt, 4)
+        for narrow in ({"top_k": 1}, {"top_p": 0.0}, {"min_p": 1.0}, {"temperature": 1e-30}):
+            sampling = SamplingParams(**{"temperature": 1.0, **narrow, "seed": 3})
+            assert generate(backend, prompt, 4, sampling=sampling) == likeliest
+
+    def test_a_full_cache_is_a_result_and_changes_nothing(self, backend: Backend) -> None:
+        prompt = prompt_tokens(backend, PROMPTS[0])
+        wanted = generate(backend, prompt)
+        filler = (prompt_tokens(backend, "word " * 600))[: backend.info.kv_tokens // 3]
+        for slot in (1, 2):
+            generate(backend, filler, 1, slot=slot, chunk_tokens=backend.limits.batch_tokens)
+        opened, status = [Opening(3, tuple(filler), GREEDY)], None
+        for start in range(0, len(filler), 100):
+            chunk = Chunk(3, start, filler[start : start + 100], wants_output=False)
+            status = backend.forward(Batch(BatchKind.GENERATION, [chunk], opened))
+            opened = []
+            if isinstance(status, NoFreeCells):
+                break
+        assert isinstance(status, NoFreeCells)
+        opened = [Opening(0, tuple(prompt), GREEDY)]
+        chunk = Chunk(0, 0, prompt, wants_output=True)
+        outputs = forward(backend, [chunk], opened=opened, closed=[1, 2, 3])
+        assert outputs.tokens == {0: wanted[0]}
+
+    # ---- embeddings ----
+
+    def test_vectors_are_normalised_and_do_not_depend_on_company(self, backend: Backend) -> None:
+        inputs = [prompt_tokens(backend, text) for text in PROMPTS]
+        together = embed(backend, inputs)
+        for tokens, ours in zip(inputs, together, strict=True):
+            (alone,) = embed(backend, [tokens])
+            assert ours.shape == (backend.info.embedding_length,)
+            assert abs(float(np.linalg.norm(ours)) - 1) < 1e-5
+            assert cosine(ours, alone) > 0.999
+        for first, second in pairwise(together):
+            assert cosine(first, second) < 0.999
+
+    def test_an_embedding_in_chunks_is_the_mean_over_all(self, backend: Backend) -> None:
+        tokens = prompt_tokens(backend, PROMPTS[1])
+        (whole,) = embed(backend, [tokens])
+        opened = [Opening(0, tuple(tokens), None)]
+        first = Batch(BatchKind.EMBEDDING, [Chunk(0, 0, tokens[:3], wants_output=False)], opened)
+        assert backend.forward(first) == Outputs()
+        rest = Batch(BatchKind.EMBEDDING, [Chunk(0, 3, tokens[3:], wants_output=True)])
+        result = backend.forward(rest)
+        assert isinstance(result, Outputs)
+        assert cosine(vector(result.vectors[0]), whole) > 0.999
+
+    def test_embedding_and_generating_take_turns_without_a_trace(self, backend: Backend) -> None:
+        prompt = prompt_tokens(backend, PROMPTS[0])
+        wanted = generate(backend, prompt)
+        tokens = list(prompt)
+        opened = [Opening(3, tuple(tokens), GREEDY)]
+        computed = 0
+        for _ in range(NUM_TOKENS):
+            chunk = Chunk(3, computed, tokens[computed:], wants_output=True)
+            computed = len(tokens)
+            tokens.append(forward(backend, [chunk], opened=opened).tokens[3])
+            opened = []
+            embed(backend, [prompt])
+        assert share_a_start(tokens[len(prompt) :], wanted, num_tokens=6)

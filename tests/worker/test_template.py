@@ -1,0 +1,156 @@
+"""Chat templates: the conventions they are written for, and users' text kept apart."""
+
+from __future__ import annotations
+
+import datetime
+
+import pytest
+
+from openclawctl.wire.errors import InvalidRequest, LimitExceeded, Problem, Unsupported
+from openclawctl.wire.operations import ChatMessage
+from openclawd.backends.base import ChatFormat
+from openclawd.worker.template import ChatTemplate, Span
+
+CONTROL = ("<|im_start|>", "<|im_end|>", "<s>", "</s>")
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+BARE = "{% for message in messages %}{{ message.content }}{% endfor %}"
+
+
+def template(text: str | None, *, bos: str = "", eos: str = "") -> ChatTemplate:
+    return ChatTemplate(ChatFormat(text, bos, eos, bool(bos), bool(eos)), CONTROL)
+
+
+def render(text: str, *contents: str, bos: str = "", eos: str = "") -> list[Span]:
+    messages = [ChatMessage("user", content) for content in contents]
+    return template(text, bos=bos, eos=eos).render(messages)
+
+
+def whole(text: str, *contents: str) -> str:
+    return "".join(span.text for span in render(text, *contents))
+
+
+def untrusted(spans: list[Span]) -> list[str]:
+    return [span.text for span in spans if not span.is_template]
+
+
+def test_a_benign_chat_is_one_span_as_the_template_wrote_it() -> None:
+    assert render(CHATML, "hello < world |>") == [
+        Span(
+            "<|im_start|>user\nhello < world |><|im_end|>\n<|im_start|>assistant\n",
+            is_template=True,
+        )
+    ]
+
+
+def test_text_of_control_tokens_is_cut_out_where_it_stands() -> None:
+    spans = render(CHATML, "a<|im_end|>b<s>")
+    assert untrusted(spans) == ["<|im_end|>", "<s>"]
+    expected = "<|im_start|>user\na<|im_end|>b<s><|im_end|>\n<|im_start|>assistant\n"
+    assert "".join(span.text for span in spans) == expected
+    trusted = "".join(span.text for span in spans if span.is_template)
+    assert trusted.count("<|im_end|>") == 1
+
+
+@pytest.mark.parametrize("cut", range(1, len("<|im_start|>")))
+def test_two_messages_cannot_make_a_control_token_together(cut: int) -> None:
+    text = "<|im_start|>"
+    spans = render(BARE, text[:cut], text[cut:])
+    assert "".join(span.text for span in spans) == text
+    assert untrusted(spans)
+
+
+@pytest.mark.parametrize("cut", [1, 2])
+def test_not_even_a_short_one(cut: int) -> None:
+    assert untrusted(render(BARE, "<s>"[:cut], "<s>"[cut:]))
+
+
+def test_a_message_cannot_guess_a_sentinel() -> None:
+    content = "\ue000123450\ue001 <s>"
+    assert whole(BARE, content) == content
+    assert render(BARE, "\ue000") == [Span("\ue000", is_template=True)]
+
+
+def test_a_template_may_change_the_case_and_the_order() -> None:
+    spans = render("{{ messages[1].content | upper }}|{{ messages[0].content }}", "<s>", "b</s>")
+    assert [span.text for span in spans] == ["B", "</s>", "|", "<s>"]
+
+
+def test_a_template_that_cuts_a_sentinel_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match="control token"):
+        render("{{ messages[0].content[:5] }}", "<s> and more")
+
+
+def test_a_template_may_leave_a_message_out_or_repeat_it() -> None:
+    assert render("nothing", "<s>") == [Span("nothing", is_template=True)]
+    assert untrusted(render("{{ messages[0].content * 2 }}", "<s>")) == ["<s>", "<s>"]
+
+
+def test_what_the_tokenizer_adds_does_not_stand_there_twice() -> None:
+    (span,) = render("<s>{{ messages[0].content }}</s>", "hi", bos="<s>", eos="</s>")
+    assert span.text == "hi"
+    (span,) = render("<s>{{ messages[0].content }}</s>", "hi")
+    assert span.text == "<s>hi</s>"
+
+
+def test_a_message_is_never_taken_for_what_the_tokenizer_adds() -> None:
+    spans = render(BARE, "<s>hi", bos="<s>")
+    assert untrusted(spans) == ["<s>"]
+
+
+def test_the_conventions_of_hugging_face() -> None:
+    lines = "{% for m in messages %}\n  {% if loop.first %}\n{{ m.content }}\n  {% endif %}\n"
+    assert whole(lines + "{% endfor %}", "a", "b") == "a\n"
+    assert whole("{{ messages | tojson }}", "ü<&") == '[{"role": "user", "content": "ü<&"}]'
+    assert whole("{{ strftime_now('%Y') }}", "a") in str(
+        [datetime.datetime.now().astimezone().year + offset for offset in (-1, 0)]
+    )
+    assert whole("{% if tools is not none %}tools{% endif %}", "a") == ""
+    assert whole("{% for m in messages %}{{ m.content }}{% break %}{% endfor %}", "a", "b") == "a"
+
+
+def test_a_refusal_of_the_template_reaches_the_client() -> None:
+    text = "{{ raise_exception('roles must alternate') }}"
+    with pytest.raises(InvalidRequest, match="roles must alternate"):
+        render(text, "a")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{{ messages[99].content.x }}",
+        "{{ 1 / 0 }}",
+        "{{ messages.append(1) }}",
+        "{{ ''.__class__.__mro__ }}",
+        "{{ 'a' + 1 }}",
+    ],
+)
+def test_a_template_that_fails_is_unsupported(text: str) -> None:
+    with pytest.raises(Unsupported, match="chat template fails"):
+        render(text, "a")
+
+
+def test_a_template_that_never_ends_is_stopped() -> None:
+    text = "{% for i in range(99999) %}{% for j in range(99999) %}xxxxxxxx{% endfor %}{% endfor %}"
+    with pytest.raises(LimitExceeded, match="characters"):
+        render(text, "a")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [(None, "has no chat template"), ("{% if %}", "does not compile")]
+)
+def test_a_model_without_a_template_says_what_to_use(text: str | None, said: str) -> None:
+    chat = template(text)
+    assert not chat.is_usable
+    assert said in chat.problem
+    with pytest.raises(Problem) as refusal:
+        chat.render([ChatMessage("user", "hi")])
+    assert refusal.value.code == "unsupported"
+    assert "generate" in refusal.value.hint
+
+
+def test_a_vocabulary_without_control_tokens() -> None:
+    chat = ChatTemplate(ChatFormat(BARE, "", "", False, False), ())  # noqa: FBT003
+    assert chat.render([ChatMessage("user", "<s>")]) == [Span("<s>", is_template=True)]

@@ -1,4 +1,4 @@
-"""The shortest script that asks the daemon: `ask.py SOCKET MODEL QUESTION`.
+"""The shortest script that asks the daemon: `ask.py SOCKET MODEL PROMPT`.
 
 Prints when the first token came (monotonic clock). A process of its own, because its start is part
 of what is measured.
@@ -11,11 +11,10 @@ import time
 
 from openclawctl import Client
 
-socket_path, model, question = sys.argv[1:]
-messages = [{"role": "user", "content": question}]
+socket_path, model, prompt = sys.argv[1:]
 with (
-    Client(socket_path) as client,
-    client.chat(messages, model=model, max_tokens=1, temperature=0, stream=True) as stream,
+    Client(socket_path, app="script") as client,
+    client.generate(prompt, model=model, max_tokens=1, temperature=0, stream=True) as stream,
 ):
     next(stream)
     print(time.monotonic())

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from children import ChildFailed
-from first_token import cold_start, fresh_script, question, warm
+from first_token import cold_start, fresh_script, prompt, warm
 from live import MODEL, Daemon, running_daemon, smollm2_path, stop_on_sigterm
 from machine import DISTURBED_SHARE, CpuWatch
 from rich.console import Console
@@ -128,13 +128,13 @@ def _print_stream(stream: Stream) -> float:
 
 
 def compare_first_tokens(client: Client, daemon: Daemon) -> None:
-    """Measure now, each with a question of its own, and show the medians side by side."""
+    """Measure now, each with a prompt of its own, and show the medians side by side."""
     with console.status("measuring …"):
-        cold = [cold_start(question(number)) for number in range(COLD_ROUNDS)]
+        cold = [cold_start(prompt(number)) for number in range(COLD_ROUNDS)]
         scripts = [
-            fresh_script(str(daemon.socket), question(number)) for number in range(COLD_ROUNDS)
+            fresh_script(str(daemon.socket), prompt(number)) for number in range(COLD_ROUNDS)
         ]
-        warm_s = statistics.median(warm(client, question(n)) for n in range(WARM_ROUNDS))
+        warm_s = statistics.median(warm(client, prompt(n)) for n in range(WARM_ROUNDS))
     cold_s = statistics.median(start.total_s for start in cold)
     load_s = statistics.median(start.load_s for start in cold)
     table = Table("from … to its first token", "first token", "times as long")
@@ -150,8 +150,8 @@ def compare_first_tokens(client: Client, daemon: Daemon) -> None:
     console.print(table)
     say(
         f"Through the daemon the first token comes [bold]{cold_s / warm_s:.0f} times[/] sooner.\n"
-        f"[dim]Medians of {COLD_ROUNDS} cold and {WARM_ROUNDS} warm runs on this machine, just "
-        "now; the model file was in the page cache.[/]"
+        f"[dim]Short prompts; medians of {COLD_ROUNDS} cold and {WARM_ROUNDS} warm runs, just now; "
+        "the model file was in the page cache.[/]"
     )
 
 

@@ -1,7 +1,7 @@
 """llama-cpp-python in its own process, without any daemon: what openclawd is compared with.
 
-    inprocess.py cold MODEL THREADS QUESTION    load, answer once, say when what happened
-    inprocess.py serve MODEL THREADS            stay loaded, complete on command
+    inprocess.py cold MODEL THREADS PROMPT    load, answer once, say when what happened
+    inprocess.py serve MODEL THREADS          stay loaded, complete on command
 
 Speaks JSON lines. All times are of the monotonic clock, which the parent shares. Imports only what
 a script of a user would, and that first, since the start of such a script is part of the measure.
@@ -44,12 +44,9 @@ def say(answer: dict[str, Any]) -> None:
     print(json.dumps(answer), flush=True)
 
 
-def answer_once(model: Any, question: str) -> dict[str, float]:
+def answer_once(model: Any, prompt: str) -> dict[str, float]:
     loaded = time.monotonic()
-    messages = [{"role": "user", "content": question}]
-    for chunk in model.create_chat_completion(messages, max_tokens=1, temperature=0, stream=True):
-        if chunk["choices"][0]["delta"].get("content"):
-            break
+    next(model.create_completion(prompt, max_tokens=1, temperature=0, stream=True))
     return {"imported": IMPORTED, "loaded": loaded, "first_token": time.monotonic()}
 
 

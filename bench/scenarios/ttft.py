@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 
-from first_token import cold_start, fresh_script, question, warm
+from first_token import cold_start, fresh_script, prompt, warm
 from live import serving
 from measure import Report, Row, Settings, Target
 
@@ -16,12 +16,12 @@ def run(settings: Settings) -> Report:
     with serving() as daemon, Client(daemon.socket) as client:
         warm(client, "Hello")
         for number in range(settings.rounds):
-            text = question(number)
+            text = prompt(number)
             cold = cold_start(text)
             samples["cold"].append(cold.total_s)
             samples["load"].append(cold.load_s)
             samples["script"].append(fresh_script(str(daemon.socket), text))
-            samples["warm"].append(warm(client, question(number + 1)))
+            samples["warm"].append(warm(client, prompt(number + 1)))
     return _report(samples)
 
 

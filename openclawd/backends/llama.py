@@ -167,6 +167,7 @@ class _BatchArrays:
         self._slot_pointers = np.zeros(max_tokens, dtype=np.uintp)
         self._wants_output = np.zeros(max_tokens, dtype=np.int8)
         self._slots = np.arange(num_slots, dtype=np.int32)
+        self._slot_addresses = [self._slots.ctypes.data + 4 * slot for slot in range(num_slots)]
         self._count = np.arange(max_tokens, dtype=np.int32)
         self.batch = llama_cpp.llama_batch(
             n_tokens=0,
@@ -197,10 +198,15 @@ class _BatchArrays:
         return outputs
 
     def _write(self, chunk: Chunk, start: int, end: int) -> None:
-        self._tokens[start:end] = chunk.tokens
-        self._positions[start:end] = self._count[: end - start] + chunk.position
-        self._slot_pointers[start:end] = self._slots.ctypes.data + 4 * chunk.slot
-        self._wants_output[start:end] = 0
+        if end - start == 1:  # a decode: plain items are faster than slices of one
+            self._tokens[start] = chunk.tokens[0]
+            self._positions[start] = chunk.position
+            self._slot_pointers[start] = self._slot_addresses[chunk.slot]
+        else:
+            self._tokens[start:end] = chunk.tokens
+            self._positions[start:end] = self._count[: end - start] + chunk.position
+            self._slot_pointers[start:end] = self._slot_addresses[chunk.slot]
+            self._wants_output[start:end] = 0
         self._wants_output[end - 1] = chunk.wants_output
 
 

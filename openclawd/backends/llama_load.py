@@ -132,10 +132,11 @@ def _with_context(spec: LoadSpec, model: Any, params: Any) -> Loaded:
     )
     context = _make_context(spec, model, params, limits)
     is_encoder = _is_encoder(context)
-    length = spec.context
+    # Less than asked for when each sequence has cells of its own (option kv_unified off).
+    length = min(spec.context, llama_cpp.llama_n_ctx_seq(context))
     if is_encoder:  # it must see a whole input at once: make room for that
         llama_cpp.llama_free(context)
-        length = min(spec.context, llama_cpp.llama_model_n_ctx_train(model))
+        length = min(length, llama_cpp.llama_model_n_ctx_train(model))
         limits = BatchLimits(
             batch_tokens=max(length, spec.parallel),
             embedding_batch_tokens=length,
@@ -188,15 +189,15 @@ def _describe(
         threads=params.n_threads,
         gpu_layers=_num_gpu_layers(spec, model),
         devices=("gpu",) if llama_cpp.llama_supports_gpu_offload() else ("cpu",),
-        warnings=_warnings(spec, context_train, is_encoder=is_encoder),
+        warnings=_warnings(spec, context_train, length=length),
     )
 
 
-def _warnings(spec: LoadSpec, context_train: int, *, is_encoder: bool) -> tuple[str, ...]:
-    if spec.context <= context_train:
+def _warnings(spec: LoadSpec, context_train: int, *, length: int) -> tuple[str, ...]:
+    if length < spec.context:
+        return (f"context {spec.context} is cut to {length}, the most there is for a sequence",)
+    if length <= context_train:
         return ()
-    if is_encoder:
-        return (f"context {spec.context} is cut to {context_train}, the most this model can read",)
     trained = f"the {context_train} tokens the model was trained for"
     return (f"context {spec.context} is longer than {trained}; answers get worse beyond those",)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -11,7 +12,7 @@ from openclawctl.wire.fields import suggestion
 from openclawd.config import reference
 from openclawd.config.errors import ConfigError, Finding, shown
 from openclawd.config.model_files import model_files_by_stem
-from openclawd.config.schema import NAME_TEXT, Config
+from openclawd.config.schema import NAME_TEXT, Config, ModelConfig
 from openclawd.config.source import KeyPath, Source, key_path, read_source
 from openclawd.config.values import NotBuiltError
 
@@ -106,14 +107,22 @@ def _contradictions(config: Config) -> Iterator[tuple[KeyPath, str]]:
     """What single keys cannot show: settings that do not fit each other."""
     yield from _wrong_names(config)
     for name, model in config.models.items():
-        if model.kv_tokens < model.context:
-            message = f"found {model.kv_tokens}; one whole context of {model.context} must fit"
-            yield ("models", name, "kv_tokens"), message
+        for key, message in _contradictions_of_model(model):
+            yield ("models", name, key), message
     limits = config.resource_limits
     reserved, most = limits.reserved_admin_connections, limits.max_connections
     if reserved >= most:
         message = f"found {reserved}; it must be less than max_connections, which is {most}"
         yield ("resource_limits", "reserved_admin_connections"), message
+
+
+def _contradictions_of_model(model: ModelConfig) -> Iterator[tuple[str, str]]:
+    if model.kv_tokens < model.context:
+        yield "kv_tokens", f"found {model.kv_tokens}; one whole context of {model.context} must fit"
+    if model.required and not model.preload:
+        yield "required", "found true, without preload: true; a model is only required at the start"
+    if model.pinned and model.keep_alive_s != math.inf:
+        yield "pinned", "found true, beside a keep_alive that ends; remove one of them"
 
 
 def _wrong_names(config: Config) -> Iterator[tuple[KeyPath, str]]:

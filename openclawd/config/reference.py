@@ -1,4 +1,4 @@
-"""The keys of the schema as a flat list, for error messages and `docs/configuration.md`."""
+"""The keys of the schema as a flat list, for error messages and for the documentation."""
 
 from __future__ import annotations
 

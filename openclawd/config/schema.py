@@ -203,7 +203,7 @@ class ModelConfig(_Section):
     )
     required: bool = _key(
         default=False,
-        meaning="Fail the start of the daemon when this model cannot be preloaded.",
+        meaning="Fail the daemon's start when this model cannot be preloaded; needs `preload`.",
         allowed="true or false",
     )
     workers: Annotated[int, AfterValidator(values.one_worker)] = _count(
@@ -232,7 +232,7 @@ class ModelConfig(_Section):
     )
     pinned: bool = _key(
         default=False,
-        meaning="Never unload this model to make room for another.",
+        meaning="Stay loaded for good once loaded; `keep_alive` cannot be set beside it.",
         allowed="true or false",
     )
     devices: list[Annotated[str, PlainValidator(values.device)]] = _key(

@@ -9,11 +9,10 @@ the event loop; a full or broken disk is a `Problem` for the requests concerned,
 the writer.
 """
 
-from openclawd.ledger.ledger import LEDGER_FILE, Ledger
+from openclawd.ledger.ledger import Ledger
 from openclawd.ledger.rows import Counts, Outcome, Reservation, Settlement
 
 __all__ = [
-    "LEDGER_FILE",
     "Counts",
     "Ledger",
     "Outcome",

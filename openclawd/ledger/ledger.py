@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from openclawctl.wire.errors import Unavailable
     from openclawd.ledger.rows import Reservation, Settlement
 
-LEDGER_FILE = "ledger.sqlite3"
-
 
 class Ledger:
     """One open ledger. All but `open`, `close` and `recovered` are called on the loop.

@@ -257,6 +257,20 @@ MODEL = "models:\n  a:\n    path: a.gguf\n    "
             MODEL + "kv_tokens: 100",
             "c.yaml:4: models.a.kv_tokens: found 100; one whole context of 2048 must fit",
         ),
+        (
+            MODEL + "required: true",
+            (
+                "c.yaml:4: models.a.required: found true, without preload: true; a model is only "
+                "required at the start"
+            ),
+        ),
+        (
+            MODEL + "pinned: true\n    keep_alive: 5m",
+            (
+                "c.yaml:4: models.a.pinned: found true, beside a keep_alive that ends; remove one "
+                "of them"
+            ),
+        ),
         ("models: {a: {}}", "c.yaml:1: models.a.path: missing; write the path of a GGUF file"),
         (
             "models: {a: {path: ''}}",

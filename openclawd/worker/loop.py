@@ -64,7 +64,7 @@ class EngineLoop:
         while self._drain():
             self._step()
             if self._failure:
-                _log.error("the model failed: %s", self._failure)
+                _log.error("%s", self._failure)
                 return EXIT_MODEL_FAILED
         return EXIT_STOPPED
 
@@ -148,7 +148,7 @@ class EngineLoop:
                 _log.warning("the KV cache is full; the youngest sequence is computed again later")
                 return self._scheduler.preempt()
             case DecodeFailed(message):
-                self._failure = message
+                self._failure = f"the model stopped working: {message}"
                 return self._scheduler.fail(batch)
 
     def _gauges(self, batch: Batch | None, *, started_s: float) -> dict[str, int]:

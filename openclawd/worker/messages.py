@@ -245,8 +245,8 @@ def error_fields(problem: Problem) -> dict[str, Any]:
 
 
 def _plain(record: Any) -> dict[str, Any]:
-    """A dataclass as a map, lists of dataclasses included. `dataclasses.asdict` copies deeply, which
-    costs more than the rest of a step's bookkeeping together."""
+    """A dataclass as a map, lists of dataclasses included. `dataclasses.asdict` copies deeply,
+    which costs more than the rest of a step's bookkeeping together."""
     result = {}
     for entry in fields(record):
         value = getattr(record, entry.name)

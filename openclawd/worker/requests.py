@@ -8,7 +8,7 @@ Invariant: every request that was opened has exactly one `Ended`, when its last 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, assert_never
+from typing import TYPE_CHECKING, Any, assert_never
 
 from openclawctl.wire.errors import ModelFailed, Problem
 from openclawd.engine.sequence import Effect, Embedded, Ended, Finish, Sampled, Sequence
@@ -113,5 +113,9 @@ def _ended(rid: int, request: _Request, failure: str) -> RequestEnded:
         prompt_tokens=request.num_prompt_tokens,
         cached_tokens=0,
         completion_tokens=request.num_completion_tokens,
-        error=error_fields(ModelFailed(failure)) if Finish.ERROR in finishes else None,
+        error=_error(failure) if Finish.ERROR in finishes else None,
     )
+
+
+def _error(failure: str) -> dict[str, Any]:
+    return error_fields(ModelFailed(failure, hint="send the request again; see the daemon's log"))

@@ -43,6 +43,10 @@ if TYPE_CHECKING:
 MAX_ANSWER_TOKENS: Final = 60_000
 """Most tokens in an answer to `tokenize`: a frame holds 65,536 items (`wire/framing.py`)."""
 
+MAX_TOKENIZE_BYTES: Final = 1024 * 1024
+"""Longest text for `tokenize`. Other requests wait meanwhile: about a second for the worst text of
+this length (measured 2026-11-23: 8 MB of spaces take 9.7 s)."""
+
 MAX_ANSWER_CHARS: Final = 4 * 1024 * 1024
 """Longest answer to `detokenize`: in UTF-8 it may take four times as many bytes, a whole frame."""
 
@@ -131,7 +135,7 @@ class Tokenizer:
     def _generation(self, tokens: list[int]) -> PreparedRequest:
         if not tokens:
             raise InvalidRequest("the prompt is empty", hint="give at least one word")
-        self._check_length(len(tokens) + 1, "with room for one token of the answer, ")
+        self._check_length(len(tokens), num_answer_tokens=1)
         return PreparedRequest(BatchKind.GENERATION, [tokens])
 
     def _embed(self, params: EmbedParams) -> PreparedRequest:
@@ -148,6 +152,11 @@ class Tokenizer:
 
     def _tokenize(self, params: TokenizeParams) -> list[int]:
         text, add_special = params.text, params.add_special
+        if (num_bytes := len(text.encode("utf-8", "replace"))) > MAX_TOKENIZE_BYTES:
+            raise LimitExceeded(
+                f"the text has {num_bytes} bytes; tokenize takes {MAX_TOKENIZE_BYTES} at most",
+                hint="send the text in parts",
+            )
         tokens = self._backend.tokenize(text, add_special=add_special, parse_special=False)
         if len(tokens) > MAX_ANSWER_TOKENS:
             raise LimitExceeded(
@@ -214,12 +223,16 @@ class Tokenizer:
         """Refuse what cannot fit before time is spent on tokenising it."""
         most = self._backend.max_token_bytes
         if most and (at_least := len(text.encode("utf-8", "replace")) // most) > 0:
-            self._check_length(at_least, "at least ")
+            self._check_length(at_least, qualifier="at least ")
 
-    def _check_length(self, num_tokens: int, qualifier: str = "") -> None:
+    def _check_length(
+        self, num_tokens: int, *, num_answer_tokens: int = 0, qualifier: str = ""
+    ) -> None:
         context = self._backend.info.context
-        if num_tokens > context:
+        if num_tokens + num_answer_tokens > context:
+            answer = ", and the answer needs one of them" if num_answer_tokens else ""
             raise PromptTooLong(
-                f"the prompt has {qualifier}{num_tokens} tokens; the context is {context} tokens",
+                f"the prompt has {qualifier}{num_tokens} tokens; the context is {context} tokens"
+                f"{answer}",
                 hint="shorten the prompt, or have the model's context raised",
             )

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from openclawd.worker.messages import Abort, Drop, Prepare, Prepared, Start, Step
-from openclawd.worker.tokenizer import MAX_ANSWER_TOKENS
+from openclawd.worker.tokenizer import MAX_ANSWER_TOKENS, MAX_TOKENIZE_BYTES
 
 if TYPE_CHECKING:
     from worker.driver import Outcome, WorkerProcess
@@ -204,7 +204,7 @@ def test_a_prompt_longer_than_the_context_is_refused_with_both_numbers(
 ) -> None:
     error = warm_worker.refusal("generate", prompt="word " * 600)
     assert error["code"] == "prompt-too-long"
-    assert "602" in error["message"]
+    assert "601" in error["message"]
     assert "512" in error["message"]
 
 
@@ -278,6 +278,9 @@ def test_tokens_and_back(warm_worker: WorkerProcess) -> None:
 def test_answers_that_no_frame_can_hold_are_refused(warm_worker: WorkerProcess) -> None:
     error = warm_worker.refusal("tokenize", text="a b " * MAX_ANSWER_TOKENS)
     assert error["code"] == "limit-exceeded"
+    assert f"{MAX_ANSWER_TOKENS} at most" in error["message"]
+    error = warm_worker.refusal("tokenize", text="a" * (MAX_TOKENIZE_BYTES + 1))
+    assert f"{MAX_TOKENIZE_BYTES} at most" in error["message"]
     error = warm_worker.refusal("detokenize", tokens=[49_152])
     assert error["code"] == "invalid-request"
 

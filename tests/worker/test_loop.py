@@ -1,0 +1,139 @@
+"""The engine loop around a backend that fails on command.
+
+A real backend has no honest way to fail here; what a failure looks like is the declared seam, and
+`tests/backends/conformance.py` shows that the real one gives the same results.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from openclawd.backends.base import BatchLimits, DecodeFailed, ModelInfo, NoFreeCells
+from openclawd.engine.batch import BatchKind, Outputs
+from openclawd.worker.loop import EXIT_MODEL_FAILED, EngineLoop
+from openclawd.worker.messages import EXIT_STOPPED, Abort, Start, Step, Stop
+from openclawd.worker.tokenizer import PreparedRequest
+
+if TYPE_CHECKING:
+    import pytest
+
+    from openclawd.backends.base import ForwardResult
+    from openclawd.engine.batch import Batch
+    from openclawd.worker.messages import Ended
+
+
+class ScriptedBackend:
+    """Samples token 7 for ever, except where the script says otherwise."""
+
+    def __init__(self, script: list[ForwardResult | None]) -> None:
+        self.info = ModelInfo(
+            "",
+            "",
+            "",
+            1,
+            1,
+            64,
+            64,
+            2,
+            100,
+            4,
+            10,
+            True,
+            True,
+            1,
+            0,
+            ("cpu",),
+        )
+        self.limits = BatchLimits(batch_tokens=16, embedding_batch_tokens=16, splits_prompts=True)
+        self.script = deque(script)
+        self.batches: list[Batch] = []
+
+    def forward(self, batch: Batch) -> ForwardResult:
+        self.batches.append(batch)
+        planned = self.script.popleft() if self.script else None
+        slots = [chunk.slot for chunk in batch.chunks if chunk.wants_output]
+        return planned or Outputs(tokens=dict.fromkeys(slots, 7))
+
+    def piece(self, token: int) -> bytes:
+        return str(token).encode()
+
+    def is_end(self, token: int) -> bool:
+        return token == 0
+
+
+class Prepared:
+    """In the place of the tokeniser: every request is prepared, with three tokens."""
+
+    def take(self, rid: int) -> PreparedRequest | None:
+        return PreparedRequest(BatchKind.GENERATION, [[1, 2, 3]]) if rid else None
+
+
+def serve(script: list[ForwardResult | None], *messages: Any) -> tuple[int, list[Step], Any]:
+    """Run the loop on these messages until every request has ended."""
+    backend, steps = ScriptedBackend(script), []
+    open_rids = {message.rid for message in messages if isinstance(message, Start)}
+
+    def send(step: Step) -> None:
+        steps.append(step)
+        open_rids.difference_update(ended.rid for ended in step.ended)
+        if not open_rids:
+            loop.submit(Stop())
+
+    loop: EngineLoop = EngineLoop(backend, Prepared(), send=send)  # type: ignore[arg-type]
+    for message in messages:
+        loop.submit(message)
+    return loop.run(), steps, backend
+
+
+def ends(steps: list[Step]) -> dict[int, Ended]:
+    return {ended.rid: ended for step in steps for ended in step.ended}
+
+
+def start(rid: int, max_tokens: int = 3) -> Start:
+    return Start(rid, max_tokens, {"seed": 1})
+
+
+def test_each_step_is_one_frame() -> None:
+    status, steps, backend = serve([], start(1), start(2))
+    assert status == EXIT_STOPPED
+    assert len(steps) == len(backend.batches) == 3
+    assert [len(step.outputs) for step in steps] == [2, 2, 2]
+    assert {ended.completion_tokens for ended in ends(steps).values()} == {3}
+
+
+def test_a_full_cache_makes_the_youngest_wait_and_costs_no_token(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    _, steps, backend = serve([None, NoFreeCells()], start(1), start(2))
+    assert {ended.finish_reasons[0] for ended in ends(steps).values()} == {"length"}
+    assert {ended.completion_tokens for ended in ends(steps).values()} == {3}
+    assert [opening.slot for batch in backend.batches for opening in batch.opened] == [0, 1, 0]
+    assert "KV cache is full" in caplog.text
+
+
+def test_a_request_that_finds_no_room_alone_ends_as_failed() -> None:
+    status, steps, _ = serve([NoFreeCells()], start(1))
+    assert status == EXIT_STOPPED
+    problem = ends(steps)[1].to_problem()
+    assert problem.code == "model-failed"
+    assert "no room" in problem.message
+
+
+def test_a_failed_batch_ends_its_requests_and_the_worker() -> None:
+    status, steps, _ = serve([None, DecodeFailed("out of order")], start(1))
+    assert status == EXIT_MODEL_FAILED
+    ended = ends(steps)[1]
+    assert ended.finish_reasons == ["error"]
+    assert (ended.prompt_tokens, ended.completion_tokens) == (3, 1)
+    assert ended.to_problem().message == "the model stopped working: out of order"
+
+
+def test_an_abort_for_an_unknown_request_says_nothing() -> None:
+    _, steps, _ = serve([], Abort(9), start(1, max_tokens=1))
+    assert len(steps) == 1
+
+
+def test_a_start_without_a_prepare_is_answered() -> None:
+    _, steps, _ = serve([], start(0))
+    assert ends(steps)[0].to_problem().code == "internal"

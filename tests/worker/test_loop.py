@@ -28,22 +28,22 @@ class ScriptedBackend:
 
     def __init__(self, script: list[ForwardResult | None]) -> None:
         self.info = ModelInfo(
-            "",
-            "",
-            "",
-            1,
-            1,
-            64,
-            64,
-            2,
-            100,
-            4,
-            10,
-            True,
-            True,
-            1,
-            0,
-            ("cpu",),
+            description="",
+            architecture="",
+            quantization="",
+            parameters=1,
+            size_bytes=1,
+            context_train=64,
+            context=64,
+            parallel=2,
+            kv_tokens=100,
+            embedding_length=4,
+            vocab_size=10,
+            can_generate=True,
+            can_embed=False,
+            threads=1,
+            gpu_layers=0,
+            devices=("cpu",),
         )
         self.limits = BatchLimits(batch_tokens=16, embedding_batch_tokens=16, splits_prompts=True)
         self.script = deque(script)

@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the daemon. Returns the exit status: 0 stopped, 1 could not start, 2 usage, 78
     configuration."""
     arguments = _parser().parse_args(argv)
-    os.umask(0o077)
+    os.umask(0o027)  # whatever holds usage is made private on its own; logs are for a group to read
     places = _places(arguments)
     try:
         config = _config(arguments, places)

@@ -11,17 +11,24 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 Row = dict[str, str | int | float]
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How much is measured. `rounds` is odd, so that a median is one of the measurements."""
+    """How much is measured. `rounds` is odd, so that a median is one of the measurements;
+    `before_round` may wait for a calm machine."""
 
-    rounds: int
+    num_rounds: int
     is_quick: bool
+    before_round: Callable[[], object]
+
+    def rounds(self) -> Iterator[int]:
+        for number in range(self.num_rounds):
+            self.before_round()
+            yield number
 
     def pick(self, quick: int, thorough: int) -> int:
         """A number of samples or seconds."""

@@ -3,7 +3,7 @@
     python bench/run.py                       all of them, some minutes
     python bench/run.py --quick               fewer rounds and samples
     python bench/run.py --only single_stream  one of them; may be repeated
-    python bench/run.py --wait-quiet 300      before each, wait up to 300 s for a calm machine
+    python bench/run.py --wait-quiet 300      wait for a calm machine, up to 300 s a round
 
 Results go to bench/results/. A missed target is printed as MISS and does not change the exit
 status: a busy machine must not fail a build. What the figures mean: docs/performance.md.
@@ -50,7 +50,8 @@ console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH_
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     rounds = options.rounds or (QUICK_ROUNDS if options.quick else ROUNDS)
-    settings = Settings(rounds=rounds, is_quick=options.quick)
+    limit_s = options.wait_quiet
+    settings = Settings(rounds, options.quick, lambda: wait_quiet(limit_s=limit_s))
     stop_on_sigterm()
     machine = describe_machine()
     _print_machine(machine)
@@ -58,8 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     failures = 0
     try:
         for name in options.only or SCENARIOS:
-            if options.wait_quiet:
-                wait_quiet(limit_s=options.wait_quiet)
+            settings.before_round()
             results[name] = _run_one(name, settings)
             failures += "error" in results[name]
     except KeyboardInterrupt:
@@ -76,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--only", action="append", choices=SCENARIOS, metavar="NAME")
     parser.add_argument("--quick", action="store_true", help="fewer rounds and samples")
     parser.add_argument("--rounds", type=int, help=f"rounds of each comparison (default {ROUNDS})")
-    parser.add_argument("--wait-quiet", type=float, metavar="SECONDS", help="longest wait for calm")
+    parser.add_argument("--wait-quiet", type=float, default=0, metavar="SECONDS")
     return parser
 
 

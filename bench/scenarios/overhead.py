@@ -32,7 +32,7 @@ def run(settings: Settings) -> Report:
         daemon.wait_ready()
         serial = _serial(daemon.socket, count=count // 2)
         rates: dict[str, list[float]] = {"AsyncClient": [], "raw frames": []}
-        for _ in range(settings.rounds):
+        for _ in settings.rounds():
             rates["AsyncClient"].append(asyncio.run(_library_rate(daemon.socket, count)))
             rates["raw frames"].append(_raw_rate(daemon.socket, count))
     rows: list[Row] = [

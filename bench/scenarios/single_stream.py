@@ -34,11 +34,11 @@ def run(settings: Settings) -> Report:
         Client(daemon.socket) as client,
         inprocess_model(threads=THREADS) as model,
     ):
-        samples = _alternate(client, model, rounds=settings.rounds)
+        samples = _alternate(client, model, settings)
     return _report(samples)
 
 
-def _alternate(client: Client, model: Child, *, rounds: int) -> dict[str, list[float]]:
+def _alternate(client: Client, model: Child, settings: Settings) -> dict[str, list[float]]:
     ways: dict[str, Callable[[], float]] = {
         "daemon": lambda: daemon_rate(client),
         "completion": lambda: inprocess_rate(model, way="completion"),
@@ -47,7 +47,7 @@ def _alternate(client: Client, model: Child, *, rounds: int) -> dict[str, list[f
     samples: dict[str, list[float]] = {way: [] for way in WAYS}
     for measure in ways.values():
         measure()  # warm-up
-    for number in range(rounds):
+    for number in settings.rounds():
         for way in WAYS if number % 2 == 0 else reversed(WAYS):
             samples[way].append(ways[way]())
     return samples

@@ -43,7 +43,7 @@ def run(settings: Settings) -> Report:
     with serving(parallel=max(COUNTS), context=1024) as daemon, inprocess_model() as model:
         asyncio.run(_burst(daemon.socket, max(COUNTS)))  # warm-up
         _one_after_the_other(model)
-        for _ in range(settings.rounds):
+        for _ in settings.rounds():
             for count in COUNTS:
                 bursts[count].append(asyncio.run(_burst(daemon.socket, count)))
             sequential.append(_one_after_the_other(model))

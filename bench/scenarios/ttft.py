@@ -15,7 +15,7 @@ def run(settings: Settings) -> Report:
     samples: dict[str, list[float]] = {"cold": [], "load": [], "script": [], "warm": []}
     with serving() as daemon, Client(daemon.socket) as client:
         warm(client, "Hello")
-        for number in range(settings.rounds):
+        for number in settings.rounds():
             text = prompt(number)
             cold = cold_start(text)
             samples["cold"].append(cold.total_s)

@@ -58,12 +58,11 @@ LONGEST_TOKEN_BYTES = 1024
 async def infer(service: Service, exchange: Exchange, params: InferenceParams) -> dict[str, Any]:
     """Serve `generate`, `chat` or `embed`. Raises `Problem` with what stood in the way."""
     model = service.fleet.resolve(params.model)
-    limits = service.limits_of(model)
-    num_bytes = sum(len(text.encode(errors="replace")) for text in _longest_inputs(params))
-    check_prompt_bytes(num_bytes, longest_token_bytes=LONGEST_TOKEN_BYTES, limits=limits)
-    inference = Inference(service, exchange, params, model, limits)
+    inference = Inference(service, exchange, params, model)
+    inference.check_size()  # before anything is loaded, with what is known of the model by then
     async with model.lease(inference.on_loading) as link:
         inference.load_s = inference.elapsed_s()
+        inference.check_size()
         call = link.prepare(exchange.request.op, exchange.request.params)
         try:
             await inference.run(link, call)
@@ -104,7 +103,6 @@ class Inference:
     exchange: Exchange
     params: InferenceParams
     model: Model
-    limits: TokenLimits
     request_id: str = field(default_factory=lambda: str(new_request_id()))
     load_s: float = 0.0
     queue_s: float = 0.0
@@ -119,7 +117,18 @@ class Inference:
     def elapsed_s(self) -> float:
         return self.service.now() - self.exchange.arrived_at
 
+    @property
+    def limits(self) -> TokenLimits:
+        """Exact once the model is loaded; it may have less context than was configured."""
+        return self.service.limits_of(self.model)
+
     # ---- the steps ----
+
+    def check_size(self) -> None:
+        """Refuse a prompt that cannot fit before time is spent on it. Raises `PromptTooLong`."""
+        num_bytes = sum(len(text.encode(errors="replace")) for text in _longest_inputs(self.params))
+        longest = self.model.info.get("max_token_bytes") or LONGEST_TOKEN_BYTES
+        check_prompt_bytes(num_bytes, longest_token_bytes=longest, limits=self.limits)
 
     async def run(self, link: Link, call: Call) -> None:
         """Everything between tokenising and the last token, recorded however it ends."""

@@ -59,6 +59,10 @@ WRITE_BUFFER_BYTES: Final = 64 * 1024
 MAX_MERGED_CHARS: Final = 4 * 1024 * 1024
 """Most text that waits for one slow client, over all its requests."""
 
+MAX_UNSENT_BYTES: Final = 64 * 1024 * 1024
+"""Most bytes that wait for one slow client (whole results and vectors are not merged). A client
+that lets this much pile up is disconnected."""
+
 STALL_TIMEOUT_S: Final = 60.0
 LINGER_S: Final = 1.0
 """How long a refused client gets to read why, before the socket is closed under it."""
@@ -164,6 +168,8 @@ class Peer(asyncio.Protocol):
         is_expected = request_id is None or self._connection.is_open(request_id)
         if is_alive and is_expected:
             self._transport.write(self._connection.send(message))
+            if self._is_paused and self._transport.get_write_buffer_size() > MAX_UNSENT_BYTES:
+                self._disconnect(f"has left {MAX_UNSENT_BYTES} bytes of its results unread")
 
     def send_delta(self, delta: Delta) -> None:
         """Send a piece of a result, or keep it until the client reads again."""
@@ -337,12 +343,11 @@ class Peer(asyncio.Protocol):
         self._refuse(ProtocolError(f"no `hello` came within {seconds:.0f} s"))
 
     def _time_out_stall(self) -> None:
-        logger.warning(
-            "client %s (%s) has read nothing for %.0f s and is disconnected",
-            self.client,
-            self.principal.name,
-            STALL_TIMEOUT_S,
-        )
+        self._disconnect(f"has read nothing for {STALL_TIMEOUT_S:.0f} s")
+
+    def _disconnect(self, reason: str) -> None:
+        name, principal = self.client or "(unnamed)", self.principal.name
+        logger.warning("client %s of %s %s and is disconnected", name, principal, reason)
         self.abort()
 
     def _set_timer(self, delay_s: float, callback: Callable[[], object] | None) -> None:

@@ -169,10 +169,11 @@ class Service:
     # ---- what handlers ask ----
 
     def limits_of(self, model: Model) -> TokenLimits:
+        """The token limits of a model; before it is loaded, with the configured context."""
         config = self.fleet.config_of(model)
         return TokenLimits(
             model=model.name,
-            context=config.context,
+            context=min(config.context, model.info.get("context", config.context)),
             max_input_tokens=self._config.max_input_tokens_for(config),
             max_output_tokens=self._config.max_output_tokens_for(config),
         )

@@ -17,7 +17,7 @@ from openclawctl.wire.operations import Sampling
 from openclawd.backends.base import DecodeFailed, NoFreeCells
 from openclawd.engine.batch import Batch, BatchKind, Outputs
 from openclawd.engine.sampling import SamplingParams
-from openclawd.engine.scheduler import Limits, NeverFits, Scheduler
+from openclawd.engine.scheduler import Limits, Scheduler
 from openclawd.engine.sequence import Effect, Sequence
 from openclawd.engine.stopping import OutputText
 from openclawd.worker.messages import EXIT_STOPPED, Abort, Start, Step, Stop
@@ -110,19 +110,13 @@ class EngineLoop:
     def _add(self, sequences: list[Sequence]) -> None:
         """All sequences of a request, or none. Raises `PromptTooLong`."""
         for sequence in sequences:
-            never_fits = self._scheduler.add(sequence) or self._exceeds_context(sequence)
-            if never_fits:
+            if never_fits := self._scheduler.add(sequence):
                 self._scheduler.abort(sequence.rid)
                 raise PromptTooLong(
                     f"the request needs {never_fits.num_tokens_needed} tokens, prompt and answer"
                     f" together; the model has {never_fits.num_tokens_allowed}",
                     hint="shorten the prompt or lower max_tokens",
                 )
-
-    def _exceeds_context(self, sequence: Sequence) -> NeverFits | None:
-        context = self._backend.info.context
-        needed = sequence.num_cells_needed
-        return NeverFits(needed, context) if needed > context else None
 
     # ---- one step ----
 

@@ -194,6 +194,7 @@ def _describe(backend: Backend, tokenizer: Tokenizer, *, load_s: float) -> dict[
     return {
         **{name: getattr(info, name) for name in info.__dataclass_fields__},
         "devices": [*info.devices],
+        "max_token_bytes": backend.max_token_bytes,
         "warnings": warnings,
         "chat_template": tokenizer.template.is_usable,
         "load_s": round(load_s, 3),

@@ -1,7 +1,7 @@
 """The tokeniser thread: requests become tokens beside the running batch.
 
 Owns the requests that are prepared and not started. Knows the backend's tokenizer and the chat
-template; computes nothing.
+template; computes nothing. How long a prompt may be is the daemon's admission.
 
 Invariant: every `prepare` gets exactly one answer: `prepared`, `answer` or `refused`.
 """
@@ -18,7 +18,6 @@ from openclawctl.wire.errors import (
     InvalidRequest,
     LimitExceeded,
     Problem,
-    PromptTooLong,
     Unsupported,
 )
 from openclawctl.wire.operations import (
@@ -123,29 +122,21 @@ class Tokenizer:
 
     def _generate(self, params: GenerateParams) -> PreparedRequest:
         self._check_generation(params)
-        self._check_size(params.prompt)
         return self._generation(self._plain(params.prompt))
 
     def _chat(self, params: ChatParams) -> PreparedRequest:
         self._check_generation(params)
-        for turn in params.messages:
-            self._check_size(turn.content)
         return self._generation(self._tokens_of(self.template.render(params.messages)))
 
     def _generation(self, tokens: list[int]) -> PreparedRequest:
         if not tokens:
             raise InvalidRequest("the prompt is empty", hint="give at least one word")
-        self._check_length(len(tokens), num_answer_tokens=1)
         return PreparedRequest(BatchKind.GENERATION, [tokens])
 
     def _embed(self, params: EmbedParams) -> PreparedRequest:
         if not self._backend.info.can_embed:
             raise Unsupported("this model cannot embed", hint="use an embedding model")
-        prompts = []
-        for text in params.input:
-            self._check_size(text)
-            prompts.append(self._plain(text))
-            self._check_length(len(prompts[-1]))
+        prompts = [self._plain(text) for text in params.input]
         if not all(prompts):
             raise InvalidRequest("an input has no tokens", hint="leave it out")
         return PreparedRequest(BatchKind.EMBEDDING, prompts)
@@ -217,22 +208,4 @@ class Tokenizer:
             raise InvalidRequest(
                 f"token {unknown[0]} does not exist; this model has tokens 0 to {vocab_size - 1}",
                 hint="take token ids from tokenize with the same model",
-            )
-
-    def _check_size(self, text: str) -> None:
-        """Refuse what cannot fit before time is spent on tokenising it."""
-        most = self._backend.max_token_bytes
-        if most and (at_least := len(text.encode("utf-8", "replace")) // most) > 0:
-            self._check_length(at_least, qualifier="at least ")
-
-    def _check_length(
-        self, num_tokens: int, *, num_answer_tokens: int = 0, qualifier: str = ""
-    ) -> None:
-        context = self._backend.info.context
-        if num_tokens + num_answer_tokens > context:
-            answer = ", and the answer needs one of them" if num_answer_tokens else ""
-            raise PromptTooLong(
-                f"the prompt has {qualifier}{num_tokens} tokens; the context is {context} tokens"
-                f"{answer}",
-                hint="shorten the prompt, or have the model's context raised",
             )

@@ -13,7 +13,7 @@ from worker.driver import running_worker
 
 from openclawd.backends import llama
 from openclawd.backends.base import LoadSpec
-from openclawd.worker.messages import Loaded
+from openclawd.worker.messages import Loaded, Start
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -77,4 +77,7 @@ def test_an_encoder_as_a_worker(bert_path: Path, folder: Path) -> None:
         assert sorted(outcome.vectors) == list(range(6))
         assert outcome.end.finish_reasons == ["stop"] * 6
         assert worker.refusal("generate", prompt="the cat")["code"] == "unsupported"
-        assert worker.refusal("embed", input=["cat " * 63])["code"] == "prompt-too-long"
+        rid = worker.prepare("embed", input=["cat " * 63])
+        worker.send(Start(rid, 0, {}))
+        (refused,) = worker.finish(rid)
+        assert refused.end.to_problem().code == "prompt-too-long"

@@ -104,6 +104,16 @@ def test_a_prompt_over_the_context_is_refused_with_both_numbers(client: Client) 
         client.generate("word " * 3000, max_tokens=4)
 
 
+def test_a_huge_prompt_is_refused_on_its_bytes(client: Client) -> None:
+    with pytest.raises(PromptTooLong, match="8000000 bytes"):
+        client.chat([{"role": "user", "content": "a" * 8_000_000}])
+
+
+def test_a_long_input_of_embed_is_refused(client: Client) -> None:
+    with pytest.raises(PromptTooLong, match="2048"):
+        client.embed(["short", "word " * 2500])
+
+
 def test_a_prompt_and_max_tokens_over_the_context_are_refused(client: Client) -> None:
     with pytest.raises(PromptTooLong, match="max_tokens 1000 = "):
         client.generate("word " * 1500, max_tokens=1000)

@@ -13,6 +13,9 @@ from openclawd.worker.tokenizer import MAX_ANSWER_TOKENS, MAX_TOKENIZE_BYTES
 if TYPE_CHECKING:
     from worker.driver import Outcome, WorkerProcess
 
+KV_TOKENS = 1024
+"""What `driver.py` gives the worker."""
+
 STORY = "Once upon a time there was a small dragon who"
 
 
@@ -177,15 +180,15 @@ def test_a_dropped_request_cannot_be_started(warm_worker: WorkerProcess) -> None
     assert outcome.end.to_problem().code == "internal"
 
 
-def test_a_request_too_large_for_the_context_is_refused_at_start(
+def test_a_request_that_the_cache_can_never_hold_is_refused_at_start(
     warm_worker: WorkerProcess,
 ) -> None:
     rid = warm_worker.prepare("generate", prompt=STORY)
-    warm_worker.send(Start(rid, 511, {"seed": 1}))
+    warm_worker.send(Start(rid, KV_TOKENS, {"seed": 1}))
     (outcome,) = warm_worker.finish(rid)
     problem = outcome.end.to_problem()
     assert problem.code == "prompt-too-long"
-    assert "512" in problem.message
+    assert str(KV_TOKENS) in problem.message
 
 
 def test_parameters_out_of_range_are_refused_at_start(warm_worker: WorkerProcess) -> None:
@@ -199,19 +202,10 @@ def test_parameters_out_of_range_are_refused_at_start(warm_worker: WorkerProcess
 # ---- prepare ----
 
 
-def test_a_prompt_longer_than_the_context_is_refused_with_both_numbers(
-    warm_worker: WorkerProcess,
-) -> None:
-    error = warm_worker.refusal("generate", prompt="word " * 600)
-    assert error["code"] == "prompt-too-long"
-    assert "601" in error["message"]
-    assert "512" in error["message"]
-
-
-def test_a_huge_prompt_is_refused_without_being_tokenised(warm_worker: WorkerProcess) -> None:
-    error = warm_worker.refusal("chat", messages=[{"role": "user", "content": "a" * 8_000_000}])
-    assert error["code"] == "prompt-too-long"
-    assert "at least" in error["message"]
+def test_the_daemon_gets_what_it_needs_to_refuse_long_prompts(warm_worker: WorkerProcess) -> None:
+    _, prepared = warm_worker.ask("generate", prompt="word " * 600)
+    assert isinstance(prepared, Prepared)
+    assert prepared.prompt_tokens == prepared.longest == 601
 
 
 def test_a_prompt_without_tokens_is_refused(warm_worker: WorkerProcess) -> None:
@@ -250,8 +244,6 @@ def test_many_inputs_and_long_ones(warm_worker: WorkerProcess) -> None:
     outcome = warm_worker.run("embed", input=inputs)
     assert sorted(outcome.vectors) == list(range(21))
     assert outcome.end.finish_reasons == ["stop"] * 21
-    error = warm_worker.refusal("embed", input=["short", "word " * 600])
-    assert error["code"] == "prompt-too-long"
 
 
 def test_generating_beside_an_embedding_goes_on(warm_worker: WorkerProcess) -> None:

@@ -20,9 +20,19 @@ from openclawctl.wire.errors import (
     problem_from_wire,
 )
 from openclawctl.wire.fields import Fields
+from openclawctl.wire.framing import MAX_FRAME_BYTES, MOST_FRAME_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+_WRAPPING_BYTES: Final = 64 * 1024
+
+TO_WORKER_FRAME_BYTES: Final = MOST_FRAME_BYTES + _WRAPPING_BYTES
+"""Largest frame to a worker: the largest request that a daemon can be configured to take, with what
+it wraps around it. A smaller limit would let one client's request end the worker of everybody."""
+
+FROM_WORKER_FRAME_BYTES: Final = MAX_FRAME_BYTES + _WRAPPING_BYTES
+"""Largest frame from a worker. The largest is an answer to `detokenize` (`worker/tokenizer.py`)."""
 
 EXIT_STOPPED: Final = 0
 EXIT_LOAD_FAILED: Final = 70

@@ -145,14 +145,24 @@ def _prepare_directories(places: Places, user: str | None) -> None:
     )
     for folder, mode in folders:
         if not folder.is_dir():
-            folder.mkdir(parents=True, exist_ok=True)
-            folder.chmod(mode)
-            if owner is not None:
-                shutil.chown(folder, owner.pw_uid, owner.pw_gid)
+            _make_directory(folder, mode, owner)
     if owner is not None:
         os.initgroups(owner.pw_name, owner.pw_gid)
         os.setgid(owner.pw_gid)
         os.setuid(owner.pw_uid)
+
+
+def _make_directory(folder: Path, mode: int, owner: pwd.struct_passwd | None) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(mode)
+        if owner is not None:
+            shutil.chown(folder, owner.pw_uid, owner.pw_gid)
+    except OSError as error:
+        raise OSError(
+            f"the directory {folder} cannot be made: {error.strerror}; name others with --socket "
+            "and --state-dir"
+        ) from None
 
 
 def _user(name: str) -> pwd.struct_passwd:

@@ -80,12 +80,13 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--config", type=Path, metavar="FILE", help="configuration (YAML or JSON)")
     what.add_argument(
         "--models",
-        metavar="NAME=PATH[,NAME=PATH…]",
-        help="serve these models with default settings, without a configuration file",
+        metavar="NAME[=PATH],…",
+        help="serve these models with default settings, without a configuration file; a NAME alone "
+        "is NAME.gguf in the state directory's models/",
     )
-    add("--workers", type=int, metavar="N", help="worker processes per model")
+    add("--workers", type=int, metavar="N", help="worker processes per model (only 1 is built yet)")
     add("--socket", type=Path, metavar="PATH", help="the Unix socket to listen on")
-    add("--state-dir", type=Path, metavar="DIR", help="where the ledger is kept")
+    add("--state-dir", type=Path, metavar="DIR", help="where the ledger and models/ are")
     add("--log-level", choices=["debug", "info", "warning", "error"], help="least severe to log")
     add("--log-format", choices=["auto", "journald", "json", "console"], help="how to log")
     add("--user", metavar="NAME", help="drop root's rights to this user after start")

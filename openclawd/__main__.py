@@ -14,8 +14,12 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 from openclawctl.wire.errors import OpenclawError
 from openclawd import __version__
-from openclawd.config import Config, ConfigError, config_from_models, load_config
-from openclawd.config.places import Places, find_places
+
+try:
+    from openclawd.config import Config, ConfigError, config_from_models, load_config
+    from openclawd.config.places import Places, find_places
+except ModuleNotFoundError as error:  # the base installation has this program, but only the client
+    sys.exit(f"openclawd: error: {error}; the daemon needs `pip install 'openclawd[daemon]'`")
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

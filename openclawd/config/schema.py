@@ -250,7 +250,7 @@ class ModelConfig(_Section):
         None,
         meaning="CPU threads of the model.",
         allowed="auto, or a whole number from 1 to 1024",
-        default_text="auto: `cpu_cores_per_worker`, or the physical cores",
+        default_text="auto: `cpu_cores_per_worker`, or every core the daemon may use",
     )
     system_prompts: Annotated[list[str], AfterValidator(values.no_system_prompts)] = _key(
         [],

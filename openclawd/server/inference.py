@@ -76,7 +76,7 @@ async def ask_tokenizer(
 ) -> dict[str, Any]:
     """Serve `tokenize` or `detokenize`: no sequence, no queue, no ledger row."""
     model = service.fleet.resolve(params.model)
-    async with model.lease(lambda progress: _tell_loading(exchange, progress)) as link:
+    async with model.lease(lambda progress: tell_loading(exchange, progress)) as link:
         call = link.prepare(exchange.request.op, exchange.request.params)
         try:
             answer = await call.prepared
@@ -188,7 +188,7 @@ class Inference:
     # ---- news ----
 
     def on_loading(self, progress: Loading) -> None:
-        _tell_loading(self.exchange, progress)
+        tell_loading(self.exchange, progress)
 
     def _on_queued(self, position: int, eta_s: float | None) -> None:
         self.exchange.event("queued", {"position": position, "eta_s": eta_s})
@@ -302,7 +302,8 @@ def new_request_id() -> uuid.UUID:
     return uuid.UUID(int=value)
 
 
-def _tell_loading(exchange: Exchange, progress: Loading) -> None:
+def tell_loading(exchange: Exchange, progress: Loading) -> None:
+    """Tell a request's client how far its model is."""
     exchange.event("loading", {"phase": progress.phase, "fraction": progress.fraction})
 
 

@@ -20,9 +20,20 @@ from openclawctl.wire.errors import (
     problem_from_wire,
 )
 from openclawctl.wire.fields import Fields
+from openclawctl.wire.framing import MAX_FRAME_BYTES, MAX_ITEMS, MOST_FRAME_BYTES
+from openclawctl.wire.messages import LONGEST_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+_WRAPPING_BYTES: Final = 64 * 1024
+
+TO_WORKER_FRAME_BYTES: Final = MOST_FRAME_BYTES + _WRAPPING_BYTES
+"""Largest frame to a worker: the largest request that a daemon can be configured to take, with what
+it wraps around it. A smaller limit would let one client's request end the worker of everybody."""
+
+FROM_WORKER_FRAME_BYTES: Final = MAX_FRAME_BYTES + _WRAPPING_BYTES
+"""Largest frame from a worker. The largest is an answer to `detokenize` (`worker/tokenizer.py`)."""
 
 EXIT_STOPPED: Final = 0
 EXIT_LOAD_FAILED: Final = 70
@@ -31,7 +42,6 @@ EXIT_LOAD_FAILED_FOR_NOW: Final = 75
 """The model could not load for want of memory or a device (EX_TEMPFAIL in sysexits.h)."""
 
 _MAX_ID: Final = 2**63 - 1
-_MAX_LIST: Final = 65_536
 
 
 # ---- daemon → worker ----
@@ -165,7 +175,7 @@ class Refused:
             source.text("kind"),
             source.text("message"),
             hint=source.text("hint"),
-            retry_after_s=source.number_or_none("retry_after_s", low=0, high=1e9),
+            retry_after_s=source.number_or_none("retry_after_s", low=0, high=LONGEST_S),
         )
 
 
@@ -292,11 +302,11 @@ def _step(source: Fields) -> Step:
     return Step(
         outputs=[
             _output(source.nested(value, "output"))
-            for value in source.items("outputs", max_items=_MAX_LIST)
+            for value in source.items("outputs", max_items=MAX_ITEMS)
         ],
         ended=[
             _ended(source.nested(value, "ended"))
-            for value in source.items("ended", max_items=_MAX_LIST)
+            for value in source.items("ended", max_items=MAX_ITEMS)
         ],
         gauges=source.mapping("gauges"),
     )
@@ -307,7 +317,7 @@ def _output(source: Fields) -> Output:
         rid=_count(source, "rid"),
         index=_count(source, "index"),
         text=source.text("text"),
-        token_ids=source.integers("token_ids", max_items=_MAX_LIST, low=0, high=_MAX_ID),
+        token_ids=source.integers("token_ids", max_items=MAX_ITEMS, low=0, high=_MAX_ID),
         embedding=source.binary_or_none("embedding"),
     )
 
@@ -315,7 +325,7 @@ def _output(source: Fields) -> Output:
 def _ended(source: Fields) -> Ended:
     return Ended(
         rid=_count(source, "rid"),
-        finish_reasons=source.texts("finish_reasons", max_items=_MAX_LIST),
+        finish_reasons=source.texts("finish_reasons", max_items=MAX_ITEMS),
         prompt_tokens=_count(source, "prompt_tokens"),
         cached_tokens=_count(source, "cached_tokens"),
         completion_tokens=_count(source, "completion_tokens"),

@@ -190,3 +190,13 @@ def test_a_port_is_refused_with_a_sentence() -> None:
     start = try_to_start("--port", "8080")
     assert start.returncode == 2
     assert "HTTP comes with the gateway" in start.stderr
+
+
+def test_without_the_extra_daemon_it_says_what_to_install() -> None:
+    program = "import runpy, sys; sys.modules['pydantic'] = None; runpy.run_module('openclawd')"
+    answer = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert answer.returncode == 1
+    assert answer.stderr.count("\n") == 1
+    assert "pip install 'openclawd[daemon]'" in answer.stderr

@@ -257,6 +257,12 @@ class ModelConfig(_Section):
         meaning="Prompts computed at load and kept (not built yet).",
         allowed="an empty list",
     )
+    prefix_sharing: Literal["principal", "all"] = _key(
+        "principal",
+        meaning="Whose requests share what was computed of a common beginning: each user's own, or"
+        " everybody's (then times and `cached_tokens` tell what others' prompts begin with).",
+        allowed="principal or all",
+    )
     inference_settings: Annotated[InferenceSettings, BeforeValidator(values.empty_if_nil)] = _key(
         InferenceSettings(),
         meaning="Overrides of the daemon's `inference_settings` for this model.",

@@ -183,7 +183,13 @@ class Inference:
             return Start(rid, max_tokens=0, sampling={})
         sampling = self.params.sampling.over(self.service.sampling_of(self.model)).encode()
         sampling.setdefault("seed", secrets.randbits(32))
-        return Start(rid, max_tokens=self.max_tokens, sampling=sampling, stop=self.params.stop)
+        return Start(
+            rid,
+            max_tokens=self.max_tokens,
+            sampling=sampling,
+            stop=self.params.stop,
+            domain=self.service.prefix_domain_of(self.model, self.exchange.peer.principal),
+        )
 
     # ---- news ----
 

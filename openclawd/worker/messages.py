@@ -78,7 +78,8 @@ class Prepare:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Compute a prepared request. `sampling` has no None left; `max_tokens` is 0 for `embed`."""
+    """Compute a prepared request. `sampling` has no None left; `max_tokens` is 0 for `embed`.
+    Prefixes are shared with requests of the same `domain` only."""
 
     type: ClassVar[str] = "start"
     rid: int
@@ -86,6 +87,7 @@ class Start:
     sampling: dict[str, Any]
     stop: list[str] = field(default_factory=list)
     priority: int = 0
+    domain: str = ""
 
 
 @dataclass(frozen=True, slots=True)

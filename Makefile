@@ -20,6 +20,8 @@ check: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest --quiet tests/docs
+	$(BIN)/python -m pytest --quiet tests/wire tests/engine --cov-config=pyproject.toml \
+		--cov=openclawctl.wire --cov=openclawd.engine --cov-fail-under=100
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .

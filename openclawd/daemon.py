@@ -23,6 +23,7 @@ from openclawd.fleet.model import Model, ModelState
 from openclawd.fleet.registry import Fleet
 from openclawd.ledger import Ledger
 from openclawd.observe import logs
+from openclawd.server.dispatch import answer
 from openclawd.server.listener import StartError, hold_lock, open_socket
 from openclawd.server.peer import Peer
 from openclawd.server.service import Service
@@ -96,6 +97,7 @@ class _Daemon:
                 settings.config,
                 self._fleet,
                 ledger,
+                answer=answer,
                 version=settings.version,
                 socket_path=settings.places.socket,
                 names=settings.names,

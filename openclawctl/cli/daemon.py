@@ -80,11 +80,11 @@ def start_command(shell: Shell, /, **options: Any) -> None:
     path = _socket_path(shell)
     running = launch.find_running(path)
     if running is not None:
-        _tell(shell, path, running, "was already running")
+        _tell(shell, path, running, "was already running", runs=True)
         return
     _warn_of_systemd()
     started = _launch(shell, _arguments(shell, options), options["state_dir"])
-    _tell(shell, path, started, "started")
+    _tell(shell, path, started, "started", runs=True)
 
 
 @daemon_command.command("stop")
@@ -97,7 +97,7 @@ def stop_command(shell: Shell, /) -> None:
     if running is not None:
         _refuse_unit(running, "stop")
         launch.stop(running.pid, timeout_s=shell.timeout_s or launch.STOP_TIMEOUT_S)
-    _tell(shell, path, running, "stopped" if running else "was not running")
+    _tell(shell, path, running, "stopped" if running else "was not running", runs=False)
 
 
 @daemon_command.command("restart")
@@ -115,7 +115,7 @@ def restart_command(shell: Shell, /, **options: Any) -> None:
         if not any(options.values()):  # as it was started
             arguments = launch.arguments_of(running.pid)
         launch.stop(running.pid, timeout_s=shell.timeout_s or launch.STOP_TIMEOUT_S)
-    _tell(shell, path, _launch(shell, arguments, options["state_dir"]), "restarted")
+    _tell(shell, path, _launch(shell, arguments, options["state_dir"]), "restarted", runs=True)
 
 
 @daemon_command.command("status")
@@ -126,10 +126,10 @@ def status_command(shell: Shell, /) -> int:
     path = _socket_path(shell)
     running = launch.find_running(path)
     if running is None:
-        _tell(shell, path, None, "is not running")
+        _tell(shell, path, None, "is not running", runs=False)
         return EXIT_UNREACHABLE
     managed = f", as {running.unit} of systemd" if running.unit else ""
-    _tell(shell, path, running, f"is running{managed}")
+    _tell(shell, path, running, f"is running{managed}", runs=True)
     return 0
 
 
@@ -137,16 +137,17 @@ def _socket_path(shell: Shell) -> str:
     return os.path.abspath(paths.find_socket(shell.socket_path, config=paths.load_config()))
 
 
-def _tell(shell: Shell, path: str, running: launch.Running | None, state: str) -> None:
-    pid = running.pid if running else None
+def _tell(
+    shell: Shell, path: str, process: launch.Running | None, sentence: str, *, runs: bool
+) -> None:
+    """`process` is the one that runs now, or was stopped."""
+    pid = process.pid if process else None
     if shell.is_json:
-        print_json({"running": state not in _DOWN, "state": state, "pid": pid, "socket": path})
+        state = "running" if runs else "stopped"
+        print_json({"state": state, "pid": pid if runs else None, "socket": path})
     else:
         who = "openclawd" if pid is None else f"openclawd (pid {pid})"
-        print_line(f"{who} {state}; socket {path}")
-
-
-_DOWN: Final = ("stopped", "was not running", "is not running")
+        print_line(f"{who} {sentence}; socket {path}")
 
 
 def _arguments(shell: Shell, options: dict[str, Any]) -> list[str]:

@@ -135,12 +135,11 @@ def _with_context(spec: LoadSpec, model: Any, params: Any) -> Loaded:
         batch_tokens=max(spec.batch_tokens, spec.parallel),
         embedding_batch_tokens=min(EMBEDDING_BATCH_TOKENS, spec.kv_tokens),
         splits_prompts=True,
-        num_prefix_tags=_num_prefix_tags(spec, model, params),
+        num_prefix_tags=_num_prefix_tags(spec, model),
     )
     context = _make_context(spec, model, params, limits)
     is_encoder = _is_encoder(context)
-    # Less than asked for when each sequence has cells of its own (option kv_unified off).
-    length = min(spec.context, llama_cpp.llama_n_ctx_seq(context))
+    length = spec.context
     if is_encoder:  # it must see a whole input at once: make room for that
         llama_cpp.llama_free(context)
         length = min(length, llama_cpp.llama_model_n_ctx_train(model))
@@ -154,14 +153,13 @@ def _with_context(spec: LoadSpec, model: Any, params: Any) -> Loaded:
     return Loaded(model, context, info, limits, is_encoder)
 
 
-def _num_prefix_tags(spec: LoadSpec, model: Any, params: Any) -> int:
-    """How many prefixes can be kept. None where cells cannot be had by several sequences, or where
-    a part of a sequence is not enough to go on from: a recurrent state is only that of the last
-    token, and a sliding window has forgotten the first ones."""
+def _num_prefix_tags(spec: LoadSpec, model: Any) -> int:
+    """How many prefixes can be kept. None where a part of a sequence is not enough to go on from: a
+    recurrent state is only that of the last token, a sliding window has forgotten the first."""
     is_recurrent = llama_cpp.llama_model_is_recurrent(model)
     is_hybrid = llama_cpp.llama_model_is_hybrid(model)
     has_window = llama_cpp.llama_model_n_swa(model) > 0
-    if is_recurrent or is_hybrid or has_window or not params.kv_unified:
+    if is_recurrent or is_hybrid or has_window:
         return 0
     most: int = llama_cpp.llama_max_parallel_sequences()
     return min(MAX_PREFIX_TAGS, most - spec.parallel)

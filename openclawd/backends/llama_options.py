@@ -51,22 +51,10 @@ def _cache_type_v(model: Any, context: Any, value: Any) -> None:
     context.type_v = value
 
 
-def _offload_kqv(model: Any, context: Any, value: Any) -> None:
-    del model
-    context.offload_kqv = value
-
-
-def _kv_unified(model: Any, context: Any, value: Any) -> None:
-    del model
-    context.kv_unified = value
-
-
 _OPTIONS: Final[dict[str, tuple[dict[Any, Any], Callable[[Any, Any, Any], None]]]] = {
     "flash_attn": (_FLASH_ATTN, _flash_attn),
     "cache_type_k": (_CACHE_TYPES, _cache_type_k),
     "cache_type_v": (_CACHE_TYPES, _cache_type_v),
-    "offload_kqv": (_SWITCH, _offload_kqv),
-    "kv_unified": (_SWITCH, _kv_unified),
 }
 _LOAD_OPTIONS: Final = ("mmap", "mlock")
 

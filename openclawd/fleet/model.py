@@ -2,7 +2,7 @@
 
 Owns the state machine `unloaded → loading → ready → draining → unloaded`, `backoff`, `failed`, and
 is the only place where a worker is started, restarted or stopped (`Model.run`). Knows no client and
-no token; requests hold the model through `lease()` and take turns through `turn()`.
+no token; requests hold the model through `lease()` and take turns at it through `turns`.
 
 Invariants: one worker at a time; a worker is stopped only when no lease is held or the daemon ends;
 everyone who waits for the model hears of every change of its state.
@@ -16,7 +16,6 @@ import enum
 import logging
 import math
 import os
-import signal
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, assert_never
@@ -29,18 +28,12 @@ from openclawctl.wire.errors import (
     Problem,
     WorkerDied,
 )
-from openclawd.admission.queue import RequestQueue
+from openclawd.fleet.ending import Cause, Ending, ending_of
 from openclawd.fleet.link import Link
 from openclawd.fleet.process import WorkerProcess, spawn
 from openclawd.fleet.restart import RestartPolicy
-from openclawd.worker.messages import (
-    EXIT_LOAD_FAILED,
-    EXIT_LOAD_FAILED_FOR_NOW,
-    Load,
-    Loaded,
-    LoadFailed,
-    Loading,
-)
+from openclawd.fleet.turns import Turns
+from openclawd.worker.messages import Load, Loaded, LoadFailed, Loading
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -61,15 +54,6 @@ class ModelState(enum.Enum):
     DRAINING = "draining"
     BACKOFF = "backoff"
     FAILED = "failed"
-
-
-class Ending(enum.Enum):
-    """Why a worker ended."""
-
-    STOPPED = "stopped"
-    LOAD_FAILED = "load failed"
-    LOAD_FAILED_FOR_NOW = "load failed for now"
-    CRASHED = "crashed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,13 +93,9 @@ class Model:
         self.state = ModelState.UNLOADED
         self.reason = ""
         self.since = time.time()
-        self.last_used = time.time()
         self.info: dict[str, Any] = {}
         self.progress = Loading("start", 0.0)
-        self.queue: RequestQueue[object] = RequestQueue(
-            model=spec.name, max_running=spec.load.parallel, max_waiting=max_waiting
-        )
-        self._turns: dict[object, asyncio.Future[None]] = {}
+        self.turns = Turns(model=spec.name, max_running=spec.load.parallel, max_waiting=max_waiting)
         self._worker: WorkerProcess | None = None
         self._link: Link | None = None
         self._policy = RestartPolicy()
@@ -127,6 +107,7 @@ class Model:
         self._idle = asyncio.Event()
         self._idle.set()
         self._num_leases = 0
+        self._num_endings = 0
         self._keep_alive_timer: asyncio.TimerHandle | None = None
         self._waiters: set[asyncio.Future[None]] = set()
         self._num_hopeful = 0
@@ -171,31 +152,9 @@ class Model:
             yield link
         finally:
             self._num_leases -= 1
-            self.last_used = time.time()
             if self._num_leases == 0:
                 self._idle.set()
                 self._start_keep_alive()
-
-    @contextlib.asynccontextmanager
-    async def turn(self, on_queued: Callable[[int, float | None], None]) -> AsyncIterator[None]:
-        """Wait for one of the model's `parallel` places, first come first served.
-
-        `on_queued(position, eta_s)` is called once if it has to wait. Raises `Overloaded`.
-        """
-        ticket = object()
-        loop = asyncio.get_running_loop()
-        may_start = self.queue.enter(ticket, now=loop.time())
-        try:
-            if not may_start:
-                self._turns[ticket] = loop.create_future()
-                on_queued(self.queue.position(ticket), self.queue.eta_s(ticket))
-                await self._turns[ticket]
-            yield
-        finally:
-            self._turns.pop(ticket, None)
-            for promoted in self.queue.leave(ticket, now=loop.time()):
-                if not (turn := self._turns[promoted]).done():
-                    turn.set_result(None)
 
     # ---- for administrators ----
 
@@ -213,12 +172,12 @@ class Model:
         if self.state in (ModelState.FAILED, ModelState.BACKOFF):
             self._forget_failure()
             self._set_state(ModelState.UNLOADED, "unloaded on request")
-        elif self._worker is not None:
-            worker = self._worker
+        elif self.state is not ModelState.UNLOADED:
             if self.state is ModelState.READY:
                 self._set_state(ModelState.DRAINING, "unloading on request")
             self._unwanted.set()
-            while self._worker is worker:
+            num_endings = self._num_endings  # it may be wanted, and loading, again by then
+            while self._num_endings == num_endings:
                 await self._wait_change()
 
     async def wait_settled(self) -> None:
@@ -240,11 +199,12 @@ class Model:
         while True:
             await self._wanted.wait()
             self._unwanted.clear()
-            ending, story = await self._run_worker()
-            await self._after(ending, story)
+            ending = await self._run_worker()
+            self._num_endings += 1
+            await self._after(ending)
 
-    async def _run_worker(self) -> tuple[Ending, str]:
-        """One worker from start to exit. Returns why it ended, in a code and in a sentence."""
+    async def _run_worker(self) -> Ending:
+        """One worker from start to exit."""
         self.progress = Loading("start", 0.0)
         self._problem = None
         self._set_state(ModelState.LOADING, "")
@@ -253,10 +213,11 @@ class Model:
             try:
                 worker = await spawn(self.name, link, devices=self.spec.devices, cores=cores)
             except OSError as error:
-                return Ending.LOAD_FAILED_FOR_NOW, f"no worker process could be started: {error}"
+                story = f"no worker process could be started: {error}"
+                return Ending(Cause.LOAD_FAILED_FOR_NOW, story)
             return await self._watch_worker(worker, link)
 
-    async def _watch_worker(self, worker: WorkerProcess, link: Link) -> tuple[Ending, str]:
+    async def _watch_worker(self, worker: WorkerProcess, link: Link) -> Ending:
         started_at = time.monotonic()
         self._worker = worker
         logger.info("model %s: worker %d loads %s", self.name, worker.pid, self.spec.load.path)
@@ -274,7 +235,14 @@ class Model:
             time.monotonic() - started_at,
             status,
         )
-        return self._classify(worker, status)
+        if self._unwanted.is_set():
+            return Ending(Cause.STOPPED, "unloaded on request")
+        return ending_of(
+            status,
+            said=self._problem.message if self._problem else None,
+            last_words=worker.last_words[-1] if worker.last_words else None,
+            was_loading=self.state is ModelState.LOADING,
+        )
 
     async def _wait_exit(self, worker: WorkerProcess) -> int:
         async with asyncio.TaskGroup() as tasks:
@@ -288,34 +256,17 @@ class Model:
         await self._idle.wait()
         await worker.stop()
 
-    def _classify(self, worker: WorkerProcess, status: int) -> tuple[Ending, str]:
-        if self._unwanted.is_set():
-            return Ending.STOPPED, "unloaded on request"
-        if status == EXIT_LOAD_FAILED:
-            return Ending.LOAD_FAILED, self._load_story(worker)
-        if status == EXIT_LOAD_FAILED_FOR_NOW:
-            return Ending.LOAD_FAILED_FOR_NOW, self._load_story(worker)
-        story = f"its worker {_how_it_ended(status)}"
-        if worker.last_words:
-            story += f"; its last words: {worker.last_words[-1]}"
-        was_loading = self.state is ModelState.LOADING
-        return (Ending.LOAD_FAILED_FOR_NOW if was_loading else Ending.CRASHED), story
-
-    def _load_story(self, worker: WorkerProcess) -> str:
-        if self._problem is not None:
-            return self._problem.message
-        return worker.last_words[-1] if worker.last_words else "the worker did not say why"
-
-    async def _after(self, ending: Ending, story: str) -> None:
+    async def _after(self, ending: Ending) -> None:
         """Decide what follows a worker's end, and wait if that is a backoff."""
-        match ending:
-            case Ending.STOPPED:
+        story = ending.story
+        match ending.cause:
+            case Cause.STOPPED:
                 self._set_state(ModelState.UNLOADED, story)
-            case Ending.LOAD_FAILED:
+            case Cause.LOAD_FAILED:
                 self._fail(story)
-            case Ending.LOAD_FAILED_FOR_NOW:
+            case Cause.LOAD_FAILED_FOR_NOW:
                 await self._back_off(self._policy.delay_after_failed_load_s(), story)
-            case Ending.CRASHED:
+            case Cause.CRASHED:
                 delay = self._policy.delay_after_crash_s(time.monotonic())
                 if delay is None:
                     crashes = self._policy.num_recent_crashes
@@ -323,7 +274,7 @@ class Model:
                 else:
                     await self._back_off(delay, story)
             case _:
-                assert_never(ending)
+                assert_never(ending.cause)
 
     def _fail(self, story: str) -> None:
         hint = self._problem.hint if self._problem else "see the log of the daemon"
@@ -423,7 +374,6 @@ class Model:
     def _forget_failure(self) -> None:
         self._policy.forget()
         self._retry_at = 0.0
-        self._wanted.set()
         if self.state is ModelState.FAILED:
             self._set_state(ModelState.UNLOADED, "")
         self._notify()
@@ -433,7 +383,7 @@ class Model:
         self.reason = reason
         self.since = time.time()
         level = logging.ERROR if state in (ModelState.FAILED, ModelState.BACKOFF) else logging.INFO
-        logger.log(level, "model %s is %s%s", self.name, state.value, reason and f": {reason}")
+        logger.log(level, "model %s: %s%s", self.name, state.value, reason and f": {reason}")
         self._notify()
 
     def _notify(self) -> None:
@@ -479,11 +429,3 @@ class Model:
             status = os.stat(self.spec.load.path)
             return status.st_ino, status.st_size, status.st_mtime_ns
         return None
-
-
-def _how_it_ended(status: int) -> str:
-    if status >= 0:
-        return f"exited with status {status}"
-    with contextlib.suppress(ValueError):
-        return f"was killed by {signal.Signals(-status).name}"
-    return f"was killed by signal {-status}"

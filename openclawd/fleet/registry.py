@@ -161,8 +161,8 @@ class Fleet:
             "parallel": load.parallel,
             "context": load.context,
             "kv_tokens": load.kv_tokens,
-            "busy": model.queue.num_running,
-            "queued": model.queue.num_waiting,
+            "busy": model.turns.num_running,
+            "queued": model.turns.num_waiting,
             "keep_alive_s": None
             if math.isinf(model.spec.keep_alive_s)
             else model.spec.keep_alive_s,

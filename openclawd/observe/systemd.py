@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from typing import Final
 
 import sdnotify
@@ -33,7 +32,7 @@ class Notifier:
         return self._notifier is not None
 
     def ready(self) -> None:
-        """The start, or a reload, is over."""
+        """The start is over."""
         self._send("READY=1")
 
     def status(self, text: str) -> None:
@@ -43,13 +42,8 @@ class Notifier:
     def stopping(self) -> None:
         self._send("STOPPING=1")
 
-    def reloading(self) -> None:
-        """A reload begins; `ready` ends it. The time stamp is for `Type=notify-reload`."""
-        now_usec = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
-        self._send(f"RELOADING=1\nMONOTONIC_USEC={now_usec}")
-
     def extend_timeout(self, seconds: float) -> None:
-        """Ask for this much more time to start, reload or stop, from now on."""
+        """Ask for this much more time to start or stop, from now on."""
         self._send(f"EXTEND_TIMEOUT_USEC={round(seconds * 1_000_000)}")
 
     def close(self) -> None:

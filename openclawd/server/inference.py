@@ -137,7 +137,7 @@ class Inference:
             await reserve(self)
             self.is_reserved = True
             queued_at = self.elapsed_s()
-            async with self.model.turn(self._on_queued):
+            async with self.model.turns.take(self._on_queued):
                 self.queue_s = self.elapsed_s() - queued_at
                 self.ended = await self._compute(link, call)
             self._raise_if_cut_short(self.ended)

@@ -19,11 +19,10 @@ from openclawctl.wire.operations import Op
 from openclawd.admission.connections import ConnectionLimits, check_connection, check_request
 from openclawd.admission.identity import Credentials, Principal, identify
 from openclawd.admission.limits import TokenLimits
-from openclawd.server.dispatch import answer
 from openclawd.server.totals import Totals
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Awaitable, Callable, Coroutine
     from pathlib import Path
 
     from openclawctl.wire.errors import Problem
@@ -39,7 +38,10 @@ _NEEDS_NO_MODEL = frozenset({Op.PING, Op.STATUS, Op.MODELS, Op.USAGE})
 
 
 class Service:
-    """Everything a request's handler needs. `names` maps user ids to user names."""
+    """Everything a request's handler needs.
+
+    `answer` serves one request (`dispatch.answer`); `names` maps user ids to user names.
+    """
 
     def __init__(
         self,
@@ -47,6 +49,7 @@ class Service:
         fleet: Fleet,
         ledger: Ledger,
         *,
+        answer: Callable[[Service, Exchange], Awaitable[None]],
         version: str,
         socket_path: Path,
         names: dict[int, str],
@@ -55,6 +58,7 @@ class Service:
         self.fleet = fleet
         self.ledger = ledger
         self.totals = Totals()
+        self._answer = answer
         self.version = version
         self.server_name = f"openclawd {version}"
         self.hello_timeout_s = limits.hello_timeout_s
@@ -120,7 +124,7 @@ class Service:
         self._num_requests[user] += 1
         self._is_idle.clear()
         try:
-            await answer(self, exchange)
+            await self._answer(self, exchange)
         finally:
             self._num_requests[user] -= 1
             if not self._num_requests.total():
@@ -209,8 +213,8 @@ class Service:
             },
             "connections": {"open": len(self._peers), "max": self._limits.max_connections},
             "requests": {
-                "running": sum(model.queue.num_running for model in models),
-                "queued": sum(model.queue.num_waiting for model in models),
+                "running": sum(model.turns.num_running for model in models),
+                "queued": sum(model.turns.num_waiting for model in models),
                 "finished": self.totals.num_finished,
                 "failed": self.totals.num_failed,
             },

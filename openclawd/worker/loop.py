@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import queue
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, assert_never
 
 from openclawctl.wire.errors import Internal, InvalidRequest, Problem, PromptTooLong
 from openclawctl.wire.fields import Fields
@@ -90,6 +90,8 @@ class EngineLoop:
                 self._effects += self._scheduler.abort(rid)
             case Start():
                 self._start(message)
+            case _:
+                assert_never(message)
         return True
 
     def _start(self, start: Start) -> None:

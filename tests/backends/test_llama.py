@@ -87,9 +87,7 @@ def test_a_batch_that_llama_cpp_refuses_is_a_typed_failure(
         {"flash_attn": True},
         {"flash_attn": "auto", "cache_type_k": "q8_0", "cache_type_v": "q8_0"},
         {"cache_type_k": "bf16", "cache_type_v": "bf16"},
-        {"kv_unified": False},
         {"mmap": False},
-        {"offload_kqv": False},
     ],
 )
 def test_options_are_taken(model_path: Path, options: dict[str, object]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from openclawctl import paths
 from openclawd.config.places import find_places
 
 SYSTEMD = {"RUNTIME_DIRECTORY": "/run/x:/run/y", "STATE_DIRECTORY": "/var/lib/x"}
@@ -39,6 +40,13 @@ def test_a_user_gets_xdg_directories(monkeypatch, tmp_path: Path) -> None:  # ty
     assert places.socket == tmp_path / "run" / "openclawd" / "openclawd.sock"
     assert places.state_dir == tmp_path / "state" / "openclawd"
     assert places.config_file == config
+
+
+def test_daemon_and_client_agree_on_a_users_socket(monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    for runtime_dir in ("/run/user/4711", ""):
+        monkeypatch.setenv("XDG_RUNTIME_DIR", runtime_dir)
+        ours = find_places({}, is_root=False).socket
+        assert str(ours.parent) == paths.user_runtime_dir()
 
 
 def test_a_relative_flag_becomes_absolute() -> None:

@@ -66,7 +66,7 @@ def test_a_bad_file_is_named_to_client_status_and_log(
         assert row["reason"] in caught.value.message
         assert str(path) in row["reason"]
         assert caught.value.hint
-        wait_until(lambda: "model bad is failed" in daemon.log(), what="the log line")
+        wait_until(lambda: "model bad: failed" in daemon.log(), what="the log line")
 
 
 def test_a_file_that_was_mended_is_tried_again_by_the_next_request(folder: Path) -> None:
@@ -83,6 +83,18 @@ def test_a_file_that_was_mended_is_tried_again_by_the_next_request(folder: Path)
             assert [row["worker_pid"] for row in client.status()["models"]] == pid_before
             shutil.copy(smollm2_path(), path)
             assert client.generate("x", max_tokens=1).usage.completion_tokens == 1
+
+
+def test_unloading_a_failed_model_forgets_the_failure_and_starts_nothing(folder: Path) -> None:
+    with running_daemon("--models", f"m={folder}/nowhere.gguf", folder=folder) as daemon:
+        daemon.wait_ready()
+        with Client(socket_path=str(daemon.socket), retries=0) as client:
+            assert client.unload("m")["state"] == "unloaded"
+            loads_before = daemon.log().count("loads ")
+            assert client.status()["models"][0]["state"] == "unloaded"
+            with pytest.raises(ModelFailed):
+                client.load("m")
+            wait_until(lambda: daemon.log().count("loads ") == loads_before + 1, what="one load")
 
 
 def test_a_required_model_that_fails_stops_the_start(folder: Path) -> None:

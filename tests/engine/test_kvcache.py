@@ -77,3 +77,35 @@ def test_check_finds_a_leak() -> None:
     cache.num_cells -= 1
     with pytest.raises(AssertionError):
         cache.check()
+
+
+def test_when_the_tags_run_out_the_prefix_used_longest_ago_goes() -> None:
+    cache = KvCache(num_slots=1, num_cells=100, num_tags=3)
+
+    def visit(*tokens: int) -> int:
+        """Compute a prompt; how many of its tokens were kept from before."""
+        new = Sequence(1, 0, list(tokens), max_tokens=1)
+        slot = cache.acquire(new)
+        num_kept = new.num_computed_tokens
+        new.num_computed_tokens = len(tokens)
+        cache.keep(slot)
+        cache.release(slot)
+        cache.check()
+        return num_kept
+
+    assert [visit(n, n, n) for n in (1, 2)] == [0, 0]
+    assert visit(1, 1, 1) == 2
+    assert visit(3, 3, 3) == 0
+    assert visit(1, 1, 1) == 2
+    assert visit(2, 2, 2) == 0
+
+
+def test_without_tags_nothing_is_kept() -> None:
+    cache = KvCache(num_slots=2, num_cells=100, num_tags=1)
+    for rid in (1, 2):
+        new = Sequence(rid, 0, [1, 2, 3], max_tokens=1)
+        slot = cache.acquire(new)
+        assert new.num_computed_tokens == 0
+        new.num_computed_tokens = 3
+        cache.keep(slot)
+        cache.check()

@@ -43,13 +43,6 @@ def test_messages(systemd, notifier, call, state):
     assert systemd.recv(4096).decode() == state
 
 
-def test_a_reload_has_a_time_stamp(systemd, notifier):
-    notifier.reloading()
-    reloading, stamp = systemd.recv(4096).decode().split("\n")
-    assert reloading == "RELOADING=1"
-    assert int(stamp.removeprefix("MONOTONIC_USEC=")) > 0
-
-
 def test_children_cannot_speak_for_the_daemon(notifier):
     assert "NOTIFY_SOCKET" not in os.environ
     assert notifier.is_active

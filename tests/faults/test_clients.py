@@ -19,7 +19,7 @@ import pytest
 from harness import RawClient, running_daemon, wait_until
 
 from openclawctl import Client
-from openclawctl.wire.messages import Cancel, Delta, Done, Error, Welcome
+from openclawctl.wire.messages import Cancel, Delta, Done, Error, Request, Welcome
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -100,6 +100,17 @@ def test_a_cancel_while_waiting_ends_with_the_cancelled_error(own_daemon: Daemon
         error = raw.next_of(Error, 8)
         assert error.code == "cancelled"
         assert event.id != 8
+
+
+@pytest.mark.parametrize("op", ["generate", "ping"])
+def test_a_cancel_in_the_same_write_as_its_request_is_answered(daemon: Daemon, op: str) -> None:
+    with RawClient(daemon.socket, timeout_s=10) as raw:
+        params = {"prompt": "hi"} if op == "generate" else {}
+        request = raw.connection.send(Request(1, op, params))
+        raw.socket.sendall(request + raw.connection.send(Cancel(1)))
+        assert raw.next_of(Error, 1).code == "cancelled"
+        raw.request(1, "ping")  # the id is free again
+        raw.next_of(Done, 1)
 
 
 def test_a_client_that_never_reads_disturbs_nobody(own_daemon: Daemon) -> None:

@@ -16,8 +16,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, assert_never
 
 from openclawctl.wire.errors import Internal, Problem, RemoteProtocolError
-from openclawctl.wire.framing import MAX_FRAME_BYTES, FrameReader, encode_frame
+from openclawctl.wire.framing import FrameReader, encode_frame
 from openclawd.worker.messages import (
+    FROM_WORKER_FRAME_BYTES,
+    TO_WORKER_FRAME_BYTES,
     Abort,
     Answer,
     Drop,
@@ -41,9 +43,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 logger = logging.getLogger(__name__)
-
-LINK_FRAME_BYTES = 4 * MAX_FRAME_BYTES
-"""Largest frame on the link: a client's largest request, with room for what is added to it."""
 
 
 @dataclass(slots=True, eq=False)
@@ -76,7 +75,7 @@ class Link(asyncio.Protocol):
     ) -> None:
         self._on_load_message = on_load_message
         self._on_lost = on_lost
-        self._reader = FrameReader(max_bytes=LINK_FRAME_BYTES)
+        self._reader = FrameReader(max_bytes=FROM_WORKER_FRAME_BYTES)
         self._transport: asyncio.WriteTransport | None = None
         self._calls: dict[int, Call] = {}
         self._next_rid = 1
@@ -88,10 +87,14 @@ class Link(asyncio.Protocol):
     def send(self, message: ToWorker) -> None:
         """Queue a message for the worker; nothing happens when the link is closed already."""
         if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(encode_frame(encode(message), max_bytes=LINK_FRAME_BYTES))
+            self._transport.write(encode_frame(encode(message), max_bytes=TO_WORKER_FRAME_BYTES))
 
     def prepare(self, op: str, params: dict[str, Any]) -> Call:
-        """Have a request tokenised. `call.prepared` gets the exact counts, or a problem."""
+        """Have a request tokenised. `call.prepared` gets the exact counts, or a problem.
+
+        `params` are decoded and encoded again: what a client added to them would make the frame
+        larger than its own, and a frame that is too large ends the worker.
+        """
         loop = asyncio.get_running_loop()
         call = Call(self._next_rid, loop.create_future(), loop.create_future())
         self._next_rid += 1

@@ -20,6 +20,7 @@ from openclawctl.wire.errors import (
     problem_from_wire,
 )
 from openclawctl.wire.fields import Fields
+from openclawctl.wire.framing import LARGEST_MAX_FRAME_BYTES, MAX_FRAME_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,6 +30,13 @@ EXIT_LOAD_FAILED: Final = 70
 """The model cannot load until its file or the configuration changes (EX_SOFTWARE in sysexits.h)."""
 EXIT_LOAD_FAILED_FOR_NOW: Final = 75
 """The model could not load for want of memory or a device (EX_TEMPFAIL in sysexits.h)."""
+
+TO_WORKER_FRAME_BYTES: Final = LARGEST_MAX_FRAME_BYTES + 64 * 1024
+"""Whatever a client may be allowed to send, with what the daemon wraps around it: the daemon has
+limited it already, and a frame that the worker refuses costs every request it computes."""
+
+FROM_WORKER_FRAME_BYTES: Final = 4 * MAX_FRAME_BYTES
+"""Largest step or answer. Less than a client may send: a worker has read a file of strangers."""
 
 _MAX_ID: Final = 2**63 - 1
 _MAX_LIST: Final = 65_536

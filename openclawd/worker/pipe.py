@@ -8,16 +8,20 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Final
 
-from openclawctl.wire.framing import MAX_FRAME_BYTES, FrameReader, encode_frame
-from openclawd.worker.messages import FromWorker, ToWorker, decode_to_worker, encode
+from openclawctl.wire.framing import FrameReader, encode_frame
+from openclawd.worker.messages import (
+    FROM_WORKER_FRAME_BYTES,
+    TO_WORKER_FRAME_BYTES,
+    FromWorker,
+    ToWorker,
+    decode_to_worker,
+    encode,
+)
 
 if TYPE_CHECKING:
     import socket
 
 _READ_BYTES: Final = 256 * 1024
-
-FRAME_BYTES: Final = MAX_FRAME_BYTES + 64 * 1024
-"""Largest frame either way: a client's largest request, with what the daemon wraps around it."""
 
 
 class DaemonGone(Exception):
@@ -29,7 +33,7 @@ class Pipe:
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
-        self._reader = FrameReader(max_bytes=FRAME_BYTES)
+        self._reader = FrameReader(max_bytes=TO_WORKER_FRAME_BYTES)
         self._send_lock = threading.Lock()
 
     def receive(self) -> ToWorker:
@@ -46,7 +50,7 @@ class Pipe:
 
     def send(self, message: FromWorker) -> None:
         """Send one message. Raises `DaemonGone`, or `LocalProtocolError` if it is too large."""
-        frame = encode_frame(encode(message), max_bytes=FRAME_BYTES)
+        frame = encode_frame(encode(message), max_bytes=FROM_WORKER_FRAME_BYTES)
         with self._send_lock:
             try:
                 self._connection.sendall(frame)

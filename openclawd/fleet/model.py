@@ -207,25 +207,34 @@ class Model:
         self._start_keep_alive()
 
     async def unload(self) -> None:
-        """Let running requests finish, then stop the worker. Returns when it is gone."""
+        """Let running requests finish, then stop the worker. Returns when it is gone.
+
+        Whoever waits for the model meanwhile is woken and wants it again, which loads it anew.
+        """
         self._wanted.clear()
         self._stop_keep_alive()
         if self.state in (ModelState.FAILED, ModelState.BACKOFF):
             self._forget_failure()
             self._set_state(ModelState.UNLOADED, "unloaded on request")
-        elif self._worker is not None:
-            worker = self._worker
-            if self.state is ModelState.READY:
-                self._set_state(ModelState.DRAINING, "unloading on request")
-            self._unwanted.set()
-            while self._worker is worker:
-                await self._wait_change()
+        elif self.state is ModelState.UNLOADED:
+            self._notify()
+        else:
+            await self._stop_worker()
+
+    async def _stop_worker(self) -> None:
+        """Stop the worker that is there or is being started."""
+        link = self._link
+        if self.state is ModelState.READY:
+            self._set_state(ModelState.DRAINING, "unloading on request")
+        self._unwanted.set()
+        while self._link is link:
+            await self._wait_change()
 
     async def wait_settled(self) -> None:
-        """Until the first load has succeeded or failed."""
+        """Until the first load has succeeded or failed, or was called off by `unload()`."""
         self._wanted.set()
-        settled = (ModelState.READY, ModelState.FAILED, ModelState.BACKOFF)
-        while self.state not in settled:
+        await self._wait_change()
+        while self.state is ModelState.LOADING:
             await self._wait_change()
 
     def abandon(self) -> None:
@@ -238,7 +247,8 @@ class Model:
     async def run(self) -> None:
         """Start the worker when the model is wanted, and again when it died, for ever."""
         while True:
-            await self._wanted.wait()
+            while not self._wanted.is_set():  # it may be cleared between being set and our turn
+                await self._wanted.wait()
             self._unwanted.clear()
             ending, story = await self._run_worker()
             await self._after(ending, story)
@@ -253,6 +263,7 @@ class Model:
             try:
                 worker = await spawn(self.name, link, devices=self.spec.devices, cores=cores)
             except OSError as error:
+                self._link = None
                 return Ending.LOAD_FAILED_FOR_NOW, f"no worker process could be started: {error}"
             return await self._watch_worker(worker, link)
 
@@ -357,8 +368,9 @@ class Model:
             case Loaded(info=info):
                 self.info = info
                 self._policy.loaded()
-                self._set_state(ModelState.READY, "")
-                self._start_keep_alive()
+                if not self._unwanted.is_set():  # else it has been told to stop
+                    self._set_state(ModelState.READY, "")
+                    self._start_keep_alive()
             case LoadFailed():
                 problem = ModelFailed if message.permanent else NoMemory
                 self._problem = problem(message.message, hint=message.hint)
@@ -422,7 +434,6 @@ class Model:
     def _forget_failure(self) -> None:
         self._policy.forget()
         self._retry_at = 0.0
-        self._wanted.set()
         if self.state is ModelState.FAILED:
             self._set_state(ModelState.UNLOADED, "")
         self._notify()

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from openclawctl.wire.errors import ProtocolError
 from openclawctl.wire.fields import Fields
-from openclawctl.wire.operations import MAX_TOKEN_ID, Choice, InferenceResult, Timings, Usage
+from openclawctl.wire.framing import MAX_ITEMS
+from openclawctl.wire.messages import MAX_TOKEN_ID
+from openclawctl.wire.operations import Choice, InferenceResult, Timings, Usage
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -138,7 +140,7 @@ def embeddings(result: dict[str, Any], deltas: Iterable[Delta], num_inputs: int)
 
 
 def tokens_of(result: dict[str, Any]) -> list[int]:
-    return _fields(result).integers("tokens", max_items=2**31, low=0, high=MAX_TOKEN_ID)
+    return _fields(result).integers("tokens", max_items=MAX_ITEMS, low=0, high=MAX_TOKEN_ID)
 
 
 def text_of(result: dict[str, Any]) -> str:

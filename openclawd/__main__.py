@@ -14,8 +14,12 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 from openclawctl.wire.errors import OpenclawError
 from openclawd import __version__
-from openclawd.config import Config, ConfigError, config_from_models, load_config
-from openclawd.config.places import Places, find_places
+
+try:
+    from openclawd.config import Config, ConfigError, config_from_models, load_config
+    from openclawd.config.places import Places, find_places
+except ModuleNotFoundError as error:  # the base installation has this program, but only the client
+    sys.exit(f"openclawd: error: {error}; the daemon needs `pip install 'openclawd[daemon]'`")
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -80,12 +84,13 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--config", type=Path, metavar="FILE", help="configuration (YAML or JSON)")
     what.add_argument(
         "--models",
-        metavar="NAME=PATH[,NAME=PATH…]",
-        help="serve these models with default settings, without a configuration file",
+        metavar="NAME[=PATH],…",
+        help="serve these models with default settings, without a configuration file; a NAME alone "
+        "is NAME.gguf in the state directory's models/",
     )
-    add("--workers", type=int, metavar="N", help="worker processes per model")
+    add("--workers", type=int, metavar="N", help="worker processes per model (only 1 is built yet)")
     add("--socket", type=Path, metavar="PATH", help="the Unix socket to listen on")
-    add("--state-dir", type=Path, metavar="DIR", help="where the ledger is kept")
+    add("--state-dir", type=Path, metavar="DIR", help="where the ledger and models/ are")
     add("--log-level", choices=["debug", "info", "warning", "error"], help="least severe to log")
     add("--log-format", choices=["auto", "journald", "json", "console"], help="how to log")
     add("--user", metavar="NAME", help="drop root's rights to this user after start")
@@ -145,14 +150,24 @@ def _prepare_directories(places: Places, user: str | None) -> None:
     )
     for folder, mode in folders:
         if not folder.is_dir():
-            folder.mkdir(parents=True, exist_ok=True)
-            folder.chmod(mode)
-            if owner is not None:
-                shutil.chown(folder, owner.pw_uid, owner.pw_gid)
+            _make_directory(folder, mode, owner)
     if owner is not None:
         os.initgroups(owner.pw_name, owner.pw_gid)
         os.setgid(owner.pw_gid)
         os.setuid(owner.pw_uid)
+
+
+def _make_directory(folder: Path, mode: int, owner: pwd.struct_passwd | None) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(mode)
+        if owner is not None:
+            shutil.chown(folder, owner.pw_uid, owner.pw_gid)
+    except OSError as error:
+        raise OSError(
+            f"the directory {folder} cannot be made: {error.strerror}; name others with --socket "
+            "and --state-dir"
+        ) from None
 
 
 def _user(name: str) -> pwd.struct_passwd:

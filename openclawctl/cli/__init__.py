@@ -14,13 +14,11 @@ import click
 
 from openclawctl import __version__
 from openclawctl.cli.shell import Shell, drop_output, print_json, say
-from openclawctl.wire.errors import OpenclawError
+from openclawctl.wire.errors import EXIT_INTERRUPTED, EXIT_USAGE, OpenclawError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-EXIT_USAGE: Final = 2
-EXIT_INTERRUPTED: Final = 130
 EXIT_PIPE_CLOSED: Final = 141
 """What a shell reports of a program that SIGPIPE ended: whoever read our output has left."""
 

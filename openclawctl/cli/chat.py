@@ -22,7 +22,7 @@ from openclawctl.cli.shell import (
     say,
     write,
 )
-from openclawctl.wire.errors import OpenclawError
+from openclawctl.wire.errors import EXIT_INTERRUPTED, OpenclawError
 from openclawctl.wire.fields import suggestion
 
 if TYPE_CHECKING:
@@ -41,7 +41,6 @@ Ctrl-C stops an answer. A line that ends with \\ goes on; """ starts and ends a 
 lines. A message that begins with / is written with //.'''
 
 _QUOTES: Final = '"""'
-EXIT_INTERRUPTED = 130
 
 
 @dataclass

@@ -46,10 +46,20 @@ def _refuse_port(ctx: click.Context, param: click.Parameter, value: str | None) 
 
 _OPTIONS: Final = (
     click.option("--models", metavar="NAME[=PATH],…", help="Serve these models."),
-    click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Workers per model."),
+    click.option(
+        "--workers",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Workers per model (only 1 is built yet).",
+    ),
     click.option("--config", metavar="FILE", type=click.Path(), help="The daemon's configuration."),
     click.option("--socket", metavar="PATH", type=click.Path(), help="The socket to listen on."),
-    click.option("--state-dir", metavar="DIR", type=click.Path(), help="Ledger and log."),
+    click.option(
+        "--state-dir",
+        metavar="DIR",
+        type=click.Path(),
+        help="Where its ledger, log and models/ are.",
+    ),
     click.option("--port", hidden=True, expose_value=False, callback=_refuse_port),
 )
 

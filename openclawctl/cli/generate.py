@@ -17,14 +17,12 @@ from openclawctl.cli.shell import (
     say,
     write,
 )
+from openclawctl.wire.errors import EXIT_FAILED, EXIT_INTERRUPTED
 
 if TYPE_CHECKING:
     from openclawctl.client import Client, Stream
     from openclawctl.options import CompletionOptions
     from openclawctl.results import Completion
-
-EXIT_FAILED = 1
-EXIT_INTERRUPTED = 130
 
 
 @click.command("generate")

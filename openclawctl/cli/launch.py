@@ -174,12 +174,10 @@ def _start_failed(
     process: subprocess.Popen[bytes], log_file: Path, log_start: int
 ) -> OpenclawError:
     tail = _tail(log_file, log_start)
-    hint = f"its whole log is {log_file}"
-    if "ModuleNotFoundError" in tail:
-        hint = "is the daemon's part installed? `pip install 'openclawd[daemon]'`"
     status = process.returncode
     how = f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
     said = f"; it said:\n{tail}" if tail else ", without a word"
+    hint = f"its whole log is {log_file}"
     return OpenclawError(f"openclawd did not start ({how}){said}", hint=hint)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,7 +12,10 @@ from openclawctl.cli.shell import Shell, json_option, print_json, print_line, pr
 from openclawctl.wire.messages import Event
 from openclawctl.wire.units import format_duration, format_size
 
-_AWAKE = frozenset({"loading", "ready", "busy", "unloading", "draining"})
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_AWAKE = frozenset({"loading", "ready", "draining"})
 
 
 @click.command("models")
@@ -101,7 +104,7 @@ def load_command(shell: Shell, /, model: str | None) -> None:
         print_line(f"{result.get('model', model)} is {result.get('state', 'ready')} ({waited})")
 
 
-def _reporter(progress: Progress) -> Any:
+def _reporter(progress: Progress) -> Callable[[str, float | None], None]:
     def report(phase: str, fraction: float | None) -> None:
         progress.on_event(Event(0, "loading", {"phase": phase, "fraction": fraction}))
 

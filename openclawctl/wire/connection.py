@@ -17,6 +17,7 @@ from openclawctl.wire.errors import LocalProtocolError, RemoteProtocolError
 from openclawctl.wire.framing import (
     HELLO_FRAME_BYTES,
     MAX_FRAME_BYTES,
+    MOST_FRAME_BYTES,
     FrameReader,
     encode_frame,
 )
@@ -65,7 +66,8 @@ MAY_SEND: Final[dict[tuple[Role, State], frozenset[type[Message]]]] = {
 
 
 class Connection:
-    """Either end of a connection. `max_frame_bytes` holds once `welcome` has passed."""
+    """Either end of a connection. `max_frame_bytes` holds once `welcome` has passed; a client's is
+    then the one that `welcome` names."""
 
     def __init__(self, role: Role, *, max_frame_bytes: int = MAX_FRAME_BYTES) -> None:
         self._role = role
@@ -168,8 +170,7 @@ class Connection:
             case Hello():
                 self._state = State.GREETING
             case Welcome():
-                self._state = State.OPEN
-                self._reader.max_bytes = self._max_frame_bytes
+                self._open(message)
             case Request(id=request_id):
                 if request_id in self._open_ids:
                     return f"request id {request_id} is still open on this connection"
@@ -186,3 +187,11 @@ class Connection:
             case _:
                 pass  # cancel and goaway change nothing here
         return None
+
+    def _open(self, welcome: Welcome) -> None:
+        self._state = State.OPEN
+        named = welcome.limits.get("max_frame_bytes", self._max_frame_bytes)
+        is_sound = type(named) is int and HELLO_FRAME_BYTES <= named <= MOST_FRAME_BYTES
+        if self._role is Role.CLIENT and is_sound:
+            self._max_frame_bytes = named
+        self._reader.max_bytes = self._max_frame_bytes

@@ -103,6 +103,9 @@ EXIT_BY_KIND: Final[dict[Kind, int]] = {
     Kind.FAILED: 1,
     Kind.BUG: 1,
 }
+EXIT_FAILED: Final = EXIT_BY_KIND[Kind.FAILED]
+EXIT_USAGE: Final = EXIT_BY_KIND[Kind.REQUEST]
+EXIT_INTERRUPTED: Final = EXIT_BY_KIND[Kind.CANCELLED]
 EXIT_UNREACHABLE: Final = 3
 
 

@@ -25,8 +25,8 @@ HELLO_FRAME_BYTES: Final = 64 * 1024
 MAX_FRAME_BYTES: Final = 16 * 1024 * 1024
 """Default largest frame afterwards: about four million words of text."""
 
-LARGEST_MAX_FRAME_BYTES: Final = 2**30
-"""The most that an administrator may raise it to."""
+MOST_FRAME_BYTES: Final = 1024 * 1024 * 1024
+"""The most that an administrator may allow instead."""
 
 MAX_DEPTH: Final = 32
 """Deepest nesting. JSON schemas and tool definitions, the deepest honest input, stay under 20."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from openclawctl.wire.errors import Problem, RemoteProtocolError, problem_from_wire
 from openclawctl.wire.fields import Fields
+from openclawctl.wire.framing import MAX_ITEMS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,8 +26,7 @@ _MAX_NAME_CHARS: Final = 256
 LONGEST_S: Final = 1e10
 """Longest time in seconds, three centuries: no infinity reaches arithmetic on times."""
 
-_MAX_TOKEN_ID: Final = 2**31 - 1
-_MAX_LIST: Final = 65_536
+MAX_TOKEN_ID: Final = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +210,7 @@ def _delta(fields: Fields) -> Delta:
         id=fields.integer("id", low=0),
         index=fields.integer("index", low=0),
         text=fields.text("text") if fields.has("text") else "",
-        token_ids=fields.integers("token_ids", max_items=_MAX_LIST, low=0, high=_MAX_TOKEN_ID),
+        token_ids=fields.integers("token_ids", max_items=MAX_ITEMS, low=0, high=MAX_TOKEN_ID),
         embedding=fields.binary_or_none("embedding"),
     )
 

@@ -15,7 +15,8 @@ from typing import Any, Final
 
 from openclawctl.wire.errors import InvalidRequest, Unsupported
 from openclawctl.wire.fields import Fields
-from openclawctl.wire.messages import LONGEST_S
+from openclawctl.wire.framing import MAX_ITEMS
+from openclawctl.wire.messages import LONGEST_S, MAX_TOKEN_ID
 
 MAX_STOP_STRINGS: Final = 16
 MAX_STOP_CHARS: Final = 256
@@ -25,7 +26,6 @@ become one."""
 MAX_EMBED_INPUTS: Final = 2048
 MAX_CHAT_MESSAGES: Final = 4096
 MAX_LOGIT_BIASES: Final = 1024
-MAX_TOKEN_ID: Final = 2**31 - 1
 MAX_TOKENS: Final = 2**31 - 1
 MAX_SEED: Final = 2**63 - 1
 MAX_MODEL_NAME_CHARS: Final = 256
@@ -289,7 +289,7 @@ class DetokenizeParams:
     @classmethod
     def decode(cls, source: Fields) -> DetokenizeParams:
         return cls(
-            tokens=source.integers("tokens", max_items=65_536, low=0, high=MAX_TOKEN_ID),
+            tokens=source.integers("tokens", max_items=MAX_ITEMS, low=0, high=MAX_TOKEN_ID),
             model=source.text_or_none("model", max_chars=MAX_MODEL_NAME_CHARS),
         )
 
@@ -484,7 +484,7 @@ class InferenceResult:
             timings=Timings.decode(source.nested(source.mapping("timings"), "timings")),
             choices=[
                 Choice.decode(source.nested(value, "choices"))
-                for value in source.items("choices", max_items=65_536)
+                for value in source.items("choices", max_items=MAX_ITEMS)
             ],
             context=source.mapping("context"),
         )

@@ -28,7 +28,7 @@ def check_prompt_bytes(num_bytes: int, *, longest_token_bytes: int, limits: Toke
     at_least = num_bytes // longest_token_bytes
     if at_least > limits.context:
         raise PromptTooLong(
-            f"the prompt has {num_bytes} bytes, which is more than {at_least} tokens; the context "
+            f"the prompt has {num_bytes} bytes, so at least {at_least} tokens; the context "
             f"of model {limits.model} holds {limits.context} tokens",
             hint="shorten the prompt",
         )

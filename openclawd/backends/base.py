@@ -58,11 +58,16 @@ class ModelInfo:
 
 @dataclass(frozen=True, slots=True)
 class BatchLimits:
-    """The largest batches `forward` takes. `splits_prompts` False: a prompt must come in one."""
+    """The largest batches `forward` takes. `splits_prompts` False: a prompt must come in one.
+
+    `num_prefix_tags`: sequence ids beside the slots, from `parallel` on, under which cells can be
+    kept for others; 0 when the model's memory cannot share part of a sequence.
+    """
 
     batch_tokens: int
     embedding_batch_tokens: int
     splits_prompts: bool
+    num_prefix_tags: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +85,7 @@ class ChatFormat:
 @dataclass(frozen=True, slots=True)
 class NoFreeCells:
     """The batch was not computed, because the KV cache had no room for it. Nothing changed, except
-    that its closed and opened slots are closed and opened."""
+    that its cache operations are done and its opened slots are set up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,11 +153,12 @@ class Backend(Protocol):
         ...
 
     def forward(self, batch: Batch) -> ForwardResult:
-        """Close and open the batch's slots, compute its chunks, sample or average. Blocks.
+        """Do the batch's cache operations, set up its opened slots, compute its chunks, sample or
+        average. Blocks.
 
-        A chunk's position is the number of tokens of that slot that were computed since it was
-        opened. The token sampled after position p is a function of the tokens, the sampling
-        parameters and p, as exactly as the hardware's arithmetic is.
+        A chunk's position is the number of tokens whose cells its slot has. The token sampled after
+        position p is a function of the tokens, the sampling parameters and p, as exactly as the
+        hardware's arithmetic is.
         """
         ...
 

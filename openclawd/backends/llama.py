@@ -28,7 +28,16 @@ from openclawd.backends.base import (
 from openclawd.backends.llama_load import Loaded, load_model
 from openclawd.backends.llama_sampler import Sampler
 from openclawd.backends.llama_vocab import LlamaVocab
-from openclawd.engine.batch import Batch, BatchKind, Chunk, Opening, Outputs
+from openclawd.engine.batch import (
+    Batch,
+    BatchKind,
+    CacheOp,
+    Chunk,
+    CopyCells,
+    DropCells,
+    Opening,
+    Outputs,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -38,8 +47,6 @@ if TYPE_CHECKING:
 # Results of llama_decode, llama.h.
 _COMPUTED: Final = 0
 _NO_SLOT: Final = 1
-
-_WHOLE_SEQUENCE: Final = -1
 
 
 def load(spec: LoadSpec, on_progress: Callable[[float], bool]) -> LlamaBackend:
@@ -83,8 +90,7 @@ class LlamaBackend:
 
     def forward(self, batch: Batch) -> ForwardResult:
         """See `Backend.forward`."""
-        for slot in batch.closed:
-            self._close_slot(slot)
+        self._change_cells(batch.cache_ops)
         for opening in batch.opened:
             self._open_slot(opening)
         self._switch_to(batch.kind)
@@ -107,7 +113,7 @@ class LlamaBackend:
     # ---- slots ----
 
     def _open_slot(self, opening: Opening) -> None:
-        self._close_slot(opening.slot)
+        self._close_sampler(opening.slot)
         if opening.sampling is None:
             length = self.info.embedding_length
             self._sums[opening.slot] = np.zeros(length, dtype=np.float64)
@@ -116,13 +122,22 @@ class LlamaBackend:
                 opening.sampling, opening.tokens, vocab_size=self._vocab.size
             )
 
-    def _close_slot(self, slot: int) -> None:
+    def _close_sampler(self, slot: int) -> None:
         self._sums.pop(slot, None)
         sampler = self._samplers.pop(slot, None)
         if sampler is not None:
             sampler.close()
-        if self._memory is not None:
-            llama_cpp.llama_memory_seq_rm(self._memory, slot, _WHOLE_SEQUENCE, _WHOLE_SEQUENCE)
+
+    def _change_cells(self, ops: list[CacheOp]) -> None:
+        """llama.cpp's unified cache only notes who has a cell; nothing is copied."""
+        if self._memory is None:  # encoders keep nothing
+            return
+        for op in ops:
+            match op:
+                case CopyCells(source, target, start, end):
+                    llama_cpp.llama_memory_seq_cp(self._memory, source, target, start, end)
+                case DropCells(owner, start, end):
+                    llama_cpp.llama_memory_seq_rm(self._memory, owner, start, end)
 
     # ---- one step ----
 

@@ -25,6 +25,9 @@ EMBEDDING_BATCH_TOKENS: Final = 128
 """Tokens per step of an embedding with a generating model. Such a step makes logits for every one
 of them, and their buffer stays: 128 tokens of a vocabulary of 128k are 64 MiB."""
 
+MAX_PREFIX_TAGS: Final = 128
+"""Most kept prefixes: far more than a cache of today's sizes can hold of useful length."""
+
 _UBATCH_TOKENS: Final = 512
 """llama.cpp's own default for what it computes at once."""
 
@@ -78,9 +81,12 @@ def _params(spec: LoadSpec) -> tuple[Any, Any]:
     model.n_gpu_layers = _ALL_LAYERS if spec.gpu_layers is None else spec.gpu_layers
     context = llama_cpp.llama_context_default_params()
     context.n_ctx = spec.kv_tokens
-    context.n_seq_max = spec.parallel
     context.n_threads = context.n_threads_batch = spec.threads or len(os.sched_getaffinity(0))
     context.pooling_type = llama_cpp.LLAMA_POOLING_TYPE_NONE
+    # Sequence ids of kept prefixes are not counted: they never stand in a batch, and a unified
+    # cache takes any id below LLAMA_MAX_SEQ (llama-kv-cache.cpp, `seq_to_stream`). Each that is
+    # counted costs a row of logits.
+    context.n_seq_max = spec.parallel
     context.kv_unified = True
     context.no_perf = True
     apply_options(spec.options, model, context)
@@ -129,6 +135,7 @@ def _with_context(spec: LoadSpec, model: Any, params: Any) -> Loaded:
         batch_tokens=max(spec.batch_tokens, spec.parallel),
         embedding_batch_tokens=min(EMBEDDING_BATCH_TOKENS, spec.kv_tokens),
         splits_prompts=True,
+        num_prefix_tags=_num_prefix_tags(spec, model, params),
     )
     context = _make_context(spec, model, params, limits)
     is_encoder = _is_encoder(context)
@@ -145,6 +152,19 @@ def _with_context(spec: LoadSpec, model: Any, params: Any) -> Loaded:
         context = _make_context(spec, model, params, limits)
     info = _describe(spec, model, params, length=length, is_encoder=is_encoder)
     return Loaded(model, context, info, limits, is_encoder)
+
+
+def _num_prefix_tags(spec: LoadSpec, model: Any, params: Any) -> int:
+    """How many prefixes can be kept. None where cells cannot be had by several sequences, or where
+    a part of a sequence is not enough to go on from: a recurrent state is only that of the last
+    token, and a sliding window has forgotten the first ones."""
+    is_recurrent = llama_cpp.llama_model_is_recurrent(model)
+    is_hybrid = llama_cpp.llama_model_is_hybrid(model)
+    has_window = llama_cpp.llama_model_n_swa(model) > 0
+    if is_recurrent or is_hybrid or has_window or not params.kv_unified:
+        return 0
+    most: int = llama_cpp.llama_max_parallel_sequences()
+    return min(MAX_PREFIX_TAGS, most - spec.parallel)
 
 
 def _make_context(spec: LoadSpec, model: Any, params: Any, limits: BatchLimits) -> Any:

@@ -15,6 +15,9 @@ from openclawd.backends.base import CannotLoad
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+_GGML_TYPE_BF16: Final = 30
+"""ggml.h, enum ggml_type; llama_cpp has no name for it."""
+
 _FLASH_ATTN: Final = {
     "auto": llama_cpp.LLAMA_FLASH_ATTN_TYPE_AUTO,
     True: llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED,
@@ -23,6 +26,7 @@ _FLASH_ATTN: Final = {
 _CACHE_TYPES: Final = {
     "f32": llama_cpp.GGML_TYPE_F32,
     "f16": llama_cpp.GGML_TYPE_F16,
+    "bf16": _GGML_TYPE_BF16,
     "q8_0": llama_cpp.GGML_TYPE_Q8_0,
     "q5_1": llama_cpp.GGML_TYPE_Q5_1,
     "q5_0": llama_cpp.GGML_TYPE_Q5_0,

@@ -1,7 +1,8 @@
 """Where the daemon's directories and files are (design, "Names, places, defaults").
 
 A flag wins over what systemd set, that over root's directories, those over the user's own (XDG).
-Reads the environment it is given and looks whether one file exists; creates nothing.
+Reads the environment (systemd's variables as they are given, XDG's as they are) and looks whether
+one file exists; creates nothing.
 """
 
 from __future__ import annotations
@@ -66,8 +67,8 @@ def _place(environ: Mapping[str, str], variable: str, is_root: bool, root_dir: P
 
 
 def _user_runtime_dir() -> Path:
-    """Where logind puts it. Not platformdirs' answer: without `$XDG_RUNTIME_DIR` that is a name in
-    /tmp that anybody can foresee and take."""
+    """Where logind puts it; the client looks there too (`openclawctl.paths`). Not platformdirs'
+    answer: without `$XDG_RUNTIME_DIR` that is a name in /tmp that anybody can foresee and take."""
     return Path(os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}") / NAME
 
 

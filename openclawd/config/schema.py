@@ -250,12 +250,18 @@ class ModelConfig(_Section):
         None,
         meaning="CPU threads of the model.",
         allowed="auto, or a whole number from 1 to 1024",
-        default_text="auto: `cpu_cores_per_worker`, or the physical cores",
+        default_text="auto: `cpu_cores_per_worker`, or every core the daemon may use",
     )
     system_prompts: Annotated[list[str], AfterValidator(values.no_system_prompts)] = _key(
         [],
         meaning="Prompts computed at load and kept (not built yet).",
         allowed="an empty list",
+    )
+    prefix_sharing: Literal["principal", "all"] = _key(
+        "principal",
+        meaning="Whose requests share what was computed of a common beginning: each user's own, or"
+        " everybody's (then times and `cached_tokens` tell what others' prompts begin with).",
+        allowed="principal or all",
     )
     inference_settings: Annotated[InferenceSettings, BeforeValidator(values.empty_if_nil)] = _key(
         InferenceSettings(),

@@ -61,9 +61,7 @@ def read_source(path: Path) -> Source:
     name = str(path)
     text = _read_text(path, name)
     if path.suffix == ".json":
-        text = text.replace(
-            "\t", " "
-        )  # YAML forbids tabs as indentation; JSON files often have them
+        text = text.replace("\t", " ")  # YAML forbids the tabs that indent many JSON files
     try:
         node = yaml.compose(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:

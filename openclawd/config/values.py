@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from openclawctl.wire.framing import HELLO_FRAME_BYTES, LARGEST_MAX_FRAME_BYTES
+from openclawctl.wire.framing import HELLO_FRAME_BYTES, MOST_FRAME_BYTES
 from openclawctl.wire.units import parse_duration_s, parse_size_bytes
 
 
@@ -73,7 +73,7 @@ def size_bytes(value: object) -> int:
 
 def frame_bytes(value: object) -> int:
     size = size_bytes(value)
-    if not HELLO_FRAME_BYTES <= size <= LARGEST_MAX_FRAME_BYTES:
+    if not HELLO_FRAME_BYTES <= size <= MOST_FRAME_BYTES:
         raise ValueError("out of range")
     return size
 

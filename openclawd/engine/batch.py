@@ -20,9 +20,32 @@ class BatchKind(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class CopyCells:
+    """The KV cells of `source` at positions `[start, end)` are from now on `target`'s, too. Shared,
+    not copied: a cell is free when nobody has it any more."""
+
+    source: int
+    target: int
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class DropCells:
+    """`owner` gives up its KV cells at positions `[start, end)`; -1 is all there are."""
+
+    owner: int
+    start: int = -1
+    end: int = -1
+
+
+CacheOp = CopyCells | DropCells
+
+
+@dataclass(frozen=True, slots=True)
 class Opening:
-    """A slot is taken by a sequence, and emptied if it is not. `tokens` are all it has so far, for
-    penalties that look back; `sampling` is None for embeddings."""
+    """A slot is taken by a sequence. `tokens` are all it has so far, for penalties that look back;
+    `sampling` is None for embeddings. Its cells are the concern of the batch's `cache_ops`."""
 
     slot: int
     tokens: tuple[int, ...]
@@ -45,13 +68,13 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One step. `closed` slots are emptied first, then `opened` ones are set up, then the chunks
-    are computed. A slot may be closed and opened again in one batch."""
+    """One step: `cache_ops` are done in their order, then `opened` slots are set up, then the
+    chunks are computed."""
 
     kind: BatchKind
     chunks: list[Chunk]
     opened: list[Opening] = field(default_factory=list)
-    closed: list[int] = field(default_factory=list)
+    cache_ops: list[CacheOp] = field(default_factory=list)
 
     @property
     def num_tokens(self) -> int:

@@ -1,48 +1,160 @@
-"""Who holds which slot, and how many KV cells are promised to each.
+"""Who holds which slot, how many KV cells each is promised, and which prefixes are kept.
 
-Owns the accounting only; the cells themselves are a backend's. A sequence is promised all the cells
-it can ever need before it starts, so that a started sequence never waits for room.
+Owns the accounting; the cells themselves are a backend's. A sequence is promised all the cells it
+can ever need before it starts, so that a started sequence never waits for room. Kept prefixes that
+nobody uses count as room: they are evicted, least recently used first, when a batch needs it.
 
-Invariants (`check`): every slot is free or held once; promised + free cells = all cells.
+Invariants (`check`): every slot is free or held once; promised cells + those of prefixes in use
+never exceed all cells; computed cells + those of all prefixes never do either.
 """
 
 from __future__ import annotations
 
 import heapq
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from openclawd.engine.batch import DropCells
+from openclawd.engine.prefixes import Match, PrefixTree
+
+if TYPE_CHECKING:
+    from openclawd.engine.batch import CacheOp
+    from openclawd.engine.prefixes import Node
+    from openclawd.engine.sequence import Sequence
+
+
+@dataclass(slots=True)
+class _Holding:
+    """What a running sequence holds. `num_shared` of its computed tokens are in cells of the tree,
+    on the path to `anchor`; the rest is its own."""
+
+    sequence: Sequence
+    anchor: Node
+    num_shared: int
+
+    @property
+    def num_promised(self) -> int:
+        return self.sequence.num_cells_needed - self.num_shared
+
+    @property
+    def num_computed(self) -> int:
+        return self.sequence.num_computed_tokens - self.num_shared
 
 
 class KvCache:
-    """`num_slots` sequences at most, sharing `num_cells` KV cells (one token each)."""
+    """`num_slots` sequences at most, sharing `num_cells` KV cells (one token each). `num_tags` more
+    sequence ids, from `num_slots` on, may be used for kept prefixes; 0 keeps none."""
 
-    __slots__ = ("_free_slots", "_held", "num_cells", "num_free_cells", "num_slots")
-
-    def __init__(self, num_slots: int, num_cells: int) -> None:
+    def __init__(self, num_slots: int, num_cells: int, *, num_tags: int = 0) -> None:
         self.num_slots = num_slots
         self.num_cells = num_cells
-        self.num_free_cells = num_cells
+        self.keeps_prefixes = num_tags > 0
         self._free_slots = list(range(num_slots))  # a heap: the lowest slot is taken first
-        self._held: dict[int, int] = {}
+        self._held: dict[int, _Holding] = {}
+        self._tree = PrefixTree(list(range(num_slots, num_slots + num_tags)))
+        # A backend that was warmed up may hold cells of nobody.
+        self._ops: list[CacheOp] = [DropCells(slot) for slot in range(num_slots)]
 
-    def can_acquire(self, num_cells: int) -> bool:
-        return bool(self._free_slots) and num_cells <= self.num_free_cells
+    # ---- questions ----
 
-    def acquire(self, num_cells: int) -> int:
-        """The slot that now holds `num_cells`. Only after `can_acquire` said so."""
-        assert self.can_acquire(num_cells)
-        slot = heapq.heappop(self._free_slots)
-        self._held[slot] = num_cells
-        self.num_free_cells -= num_cells
-        return slot
-
-    def release(self, slot: int) -> None:
-        self.num_free_cells += self._held.pop(slot)
-        heapq.heappush(self._free_slots, slot)
+    @property
+    def num_used_cells(self) -> int:
+        """Cells that hold a computed token, each counted once however many share it."""
+        own = sum(holding.num_computed for holding in self._held.values())
+        return own + self._tree.num_cells
 
     def held_slots(self) -> frozenset[int]:
         return frozenset(self._held)
 
+    def match(self, sequence: Sequence) -> Match:
+        """The longest kept prefix of a sequence, short of its last token: that one is computed in
+        any case, to get the next."""
+        known = sequence.tokens[:-1] if self._may_share(sequence) else []
+        return self._tree.match(sequence.domain, known)
+
+    def can_acquire(self, sequence: Sequence) -> bool:
+        if not self._free_slots:
+            return False
+        match = self.match(sequence)
+        newly_locked = sum(len(node.tokens) for node in match.node.path() if not node.num_users)
+        promised = sum(holding.num_promised for holding in self._held.values())
+        taken = promised + self._tree.num_locked_cells
+        return taken + newly_locked + sequence.num_cells_needed - match.num_tokens <= self.num_cells
+
+    # ---- commands ----
+
+    def acquire(self, sequence: Sequence) -> int:
+        """The slot that a sequence now holds, with the cells of the longest kept prefix in it.
+
+        Sets `num_computed_tokens` to its length. Only after `can_acquire` said so.
+        """
+        match = self.match(sequence)
+        slot = heapq.heappop(self._free_slots)
+        self._tree.lock(match.node)
+        self._ops += self._tree.copy_to(slot, match)
+        self._held[slot] = _Holding(sequence, match.node, match.num_tokens)
+        sequence.num_computed_tokens = match.num_tokens
+        return slot
+
+    def keep(self, slot: int) -> None:
+        """Keep what a sequence has computed so far, for others.
+
+        Where another one was quicker to compute the same, its cells take the place of the slot's:
+        so what a sequence shares is always a prefix, and keeping never takes more room.
+        """
+        holding = self._held[slot]
+        sequence = holding.sequence
+        if not self._may_share(sequence):
+            return
+        computed = sequence.tokens[: sequence.num_computed_tokens]
+        insertion = self._tree.insert(sequence.domain, computed, slot)
+        self._ops += insertion.ops
+        if insertion.node is None:
+            return
+        if insertion.num_known > holding.num_shared:
+            known = Match(insertion.node, insertion.num_known)
+            self._ops.append(DropCells(slot, holding.num_shared, insertion.num_known))
+            self._ops += self._tree.copy_to(slot, known, start=holding.num_shared)
+        self._tree.lock(insertion.node)
+        self._tree.unlock(holding.anchor)
+        holding.anchor = insertion.node
+        holding.num_shared = len(computed)
+
+    def release(self, slot: int) -> None:
+        """Give back a slot and its cells; those that were kept stay with the tree."""
+        holding = self._held.pop(slot)
+        self._tree.unlock(holding.anchor)
+        self._ops.append(DropCells(slot))
+        heapq.heappush(self._free_slots, slot)
+
+    def make_room(self, num_tokens: int) -> None:
+        """Evict kept prefixes until a batch of this many tokens fits."""
+        while self.num_used_cells + num_tokens > self.num_cells:
+            ops = self._tree.evict()
+            assert ops is not None, "what is promised always fits"
+            self._ops += ops
+
+    def forget_prefixes(self) -> bool:
+        """Evict every prefix that nobody uses. False if there was none."""
+        num_before = len(self._ops)
+        while ops := self._tree.evict():
+            self._ops += ops
+        return len(self._ops) > num_before
+
+    def take_ops(self) -> list[CacheOp]:
+        """What the backend is to do before the next batch, in order."""
+        ops, self._ops = self._ops, []
+        return ops
+
     def check(self) -> None:
         """Raise `AssertionError` if the accounting does not add up."""
         assert sorted([*self._free_slots, *self._held]) == list(range(self.num_slots))
-        assert sum(self._held.values()) + self.num_free_cells == self.num_cells
-        assert self.num_free_cells >= 0
+        self._tree.check()
+        promised = sum(holding.num_promised for holding in self._held.values())
+        assert promised + self._tree.num_locked_cells <= self.num_cells
+        assert self.num_used_cells <= self.num_cells
+        for holding in self._held.values():
+            assert 0 <= holding.num_shared <= holding.sequence.num_computed_tokens
+
+    def _may_share(self, sequence: Sequence) -> bool:
+        return self.keeps_prefixes and sequence.shares_prefix

@@ -15,14 +15,19 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from openclawd.engine.batch import Batch, BatchKind, Chunk, Opening, Outputs
 from openclawd.engine.kvcache import KvCache
+from openclawd.engine.prefixes import num_same
 from openclawd.engine.sequence import Effect, Embedded, Ended, Finish, Sampled, Sequence, State
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+MIN_PREFIX_TO_AWAIT: Final = 32
+"""Fewer tokens are computed twice rather than waited for: on two cores they take about as long as
+two steps of a running batch (SmolLM2, measured 2026-11)."""
 
 
 class Vocabulary(Protocol):
@@ -40,13 +45,15 @@ class Vocabulary(Protocol):
 @dataclass(frozen=True, slots=True)
 class Limits:
     """`batch_tokens` and `embedding_batch_tokens` bound one step of each kind. Models that need a
-    whole prompt at once have `splits_prompts` False; then a step's bound is a prompt's, too."""
+    whole prompt at once have `splits_prompts` False; then a step's bound is a prompt's, too.
+    `num_prefix_tags` is how many prefixes can be kept; 0 for models that cannot share cells."""
 
     num_slots: int
     kv_tokens: int
     batch_tokens: int
     embedding_batch_tokens: int
     splits_prompts: bool = True
+    num_prefix_tags: int = 0
 
     def __post_init__(self) -> None:
         assert 0 < self.num_slots <= self.batch_tokens, "a step must hold one token of every slot"
@@ -67,10 +74,9 @@ class Scheduler:
     def __init__(self, limits: Limits, vocabulary: Vocabulary) -> None:
         self._limits = limits
         self._vocabulary = vocabulary
-        self._kv = KvCache(limits.num_slots, limits.kv_tokens)
+        self._kv = KvCache(limits.num_slots, limits.kv_tokens, num_tags=limits.num_prefix_tags)
         self._waiting: dict[BatchKind, deque[Sequence]] = {kind: deque() for kind in BatchKind}
         self._running: dict[int, Sequence] = {}  # by slot, in the order of admission
-        self._closed: list[int] = []  # slots to be emptied with the next batch
         self._next_admitted = BatchKind.GENERATION
         self._next_computed = BatchKind.GENERATION
         self._is_admission_paused = False
@@ -87,8 +93,8 @@ class Scheduler:
 
     @property
     def num_used_tokens(self) -> int:
-        """KV cells that hold a computed token now; fewer than are promised."""
-        return sum(sequence.num_computed_tokens for sequence in self._running.values())
+        """KV cells that hold a computed token now, of running sequences and kept prefixes."""
+        return self._kv.num_used_cells
 
     @property
     def is_idle(self) -> bool:
@@ -121,17 +127,20 @@ class Scheduler:
             chunks = self._chunks(self._next_computed)
         kind = self._next_computed
         self._next_computed = _other(kind)  # with work of both kinds, they take turns
-        closed, self._closed = self._closed, []
-        return Batch(kind, chunks, opened, closed)
+        self._kv.make_room(sum(len(chunk.tokens) for chunk in chunks))
+        return Batch(kind, chunks, opened, self._kv.take_ops())
 
     def update(self, batch: Batch, outputs: Outputs) -> list[Effect]:
         """Take in what a batch gave. No other event may come between `schedule` and this."""
         effects: list[Effect] = []
         for chunk in batch.chunks:
             sequence = self._running[chunk.slot]
+            was_in_prefill = sequence.is_in_prefill
             sequence.num_computed_tokens += len(chunk.tokens)
             if not chunk.wants_output:
                 continue
+            if was_in_prefill:
+                self._kv.keep(chunk.slot)
             if batch.kind is BatchKind.EMBEDDING:
                 effects.append(Embedded(sequence, outputs.vectors[chunk.slot]))
                 effects.append(self._end(sequence, Finish.STOP))
@@ -140,12 +149,15 @@ class Scheduler:
         return effects
 
     def preempt(self) -> list[Effect]:
-        """A backend had no KV cell left for a batch: take back the slot of the sequence that was
-        admitted last. It goes to the front of its queue and is computed again later.
+        """A backend had no KV cell left for a batch: forget the prefixes that nobody uses, or else
+        take back the slot of the sequence that was admitted last. It goes to the front of its queue
+        and is computed again later.
 
         Nothing is admitted until a sequence ends, or the same batch would come again. A sequence
         that is alone cannot be helped by waiting; it ends.
         """
+        if self._kv.forget_prefixes():
+            return []
         sequence = next(reversed(self._running.values()))
         if len(self._running) == 1:
             return [self._end(sequence, Finish.ERROR)]
@@ -184,19 +196,41 @@ class Scheduler:
         not pass a large one for ever.
         """
         opened: list[Opening] = []
-        while not self._is_admission_paused and (queue := self._next_queue()):
-            if not self._kv.can_acquire(queue[0].num_cells_needed):
+        while not self._is_admission_paused and (sequence := self._next_waiting()):
+            if not self._kv.can_acquire(sequence):
                 break
-            opened.append(self._open(queue.popleft()))
+            self._waiting[sequence.kind].remove(sequence)
+            opened.append(self._open(sequence))
         return opened
 
-    def _next_queue(self) -> deque[Sequence]:
-        queue = self._waiting[self._next_admitted]
-        return queue or self._waiting[_other(self._next_admitted)]
+    def _next_waiting(self) -> Sequence | None:
+        """The first that need not wait for a prefix; of both kinds, the one whose turn it is."""
+        for kind in (self._next_admitted, _other(self._next_admitted)):
+            for sequence in self._waiting[kind]:
+                if not self._awaits_prefix(sequence):
+                    return sequence
+        return None
+
+    def _awaits_prefix(self, sequence: Sequence) -> bool:
+        """Is a running sequence about to compute much of what this one begins with? Then it is
+        worth waiting for, since it will be shared."""
+        if not (self._kv.keeps_prefixes and sequence.shares_prefix):
+            return False
+        leaders = [
+            running
+            for running in self._running.values()
+            if running.is_in_prefill and running.shares_prefix and running.domain == sequence.domain
+        ]
+        if not leaders:
+            return False
+        common = max(_num_common(leader, sequence) for leader in leaders)
+        return common - self._kv.match(sequence).num_tokens >= MIN_PREFIX_TO_AWAIT
 
     def _open(self, sequence: Sequence) -> Opening:
-        slot = self._kv.acquire(sequence.num_cells_needed)
+        slot = self._kv.acquire(sequence)
         sequence.slot = slot
+        if sequence.num_cached_tokens is None:
+            sequence.num_cached_tokens = sequence.num_computed_tokens
         sequence.state = State.RUNNING
         self._running[slot] = sequence
         self._next_admitted = _other(sequence.kind)
@@ -208,7 +242,6 @@ class Scheduler:
         slot, sequence.slot = sequence.slot, None
         del self._running[slot]
         self._kv.release(slot)
-        self._closed.append(slot)
 
     # ---- one step ----
 
@@ -256,10 +289,18 @@ class Scheduler:
         if sequence.slot is None:
             self._waiting[sequence.kind].remove(sequence)
         else:
+            if finish is not Finish.ERROR:
+                self._kv.keep(sequence.slot)
             self._release(sequence)
             self._is_admission_paused = False
         sequence.state = State.ENDED
         return Ended(sequence, finish, sequence.text.finish())
+
+
+def _num_common(leader: Sequence, sequence: Sequence) -> int:
+    """How many tokens the prompts of two sequences begin with alike."""
+    prompt = leader.tokens[: leader.num_prompt_tokens]
+    return num_same(prompt, sequence.tokens, offset=0)
 
 
 def _other(kind: BatchKind) -> BatchKind:

@@ -35,7 +35,8 @@ class Finish(enum.Enum):
 class Sequence:
     """`tokens` is the prompt, then what was sampled. `rid` and `index` are the caller's names for
     it. `max_tokens` 0 means an embedding: nothing is sampled. `priority` is carried for the
-    scheduler's order, which today is the order of arrival."""
+    scheduler's order, which today is the order of arrival. Only sequences of one `domain` share
+    prefixes. `num_cached_tokens` of the prompt were there when it first ran."""
 
     rid: int
     index: int
@@ -44,6 +45,8 @@ class Sequence:
     sampling: SamplingParams = field(default_factory=SamplingParams)
     text: OutputText = field(default_factory=OutputText)
     priority: int = 0
+    domain: str = ""
+    num_cached_tokens: int | None = None
     num_prompt_tokens: int = field(init=False)
     num_computed_tokens: int = 0
     slot: int | None = None
@@ -56,6 +59,15 @@ class Sequence:
     @property
     def kind(self) -> BatchKind:
         return BatchKind.GENERATION if self.max_tokens else BatchKind.EMBEDDING
+
+    @property
+    def shares_prefix(self) -> bool:
+        """An embedding needs the hidden state of every token, so all of it is computed."""
+        return self.kind is BatchKind.GENERATION
+
+    @property
+    def is_in_prefill(self) -> bool:
+        return self.num_computed_tokens < self.num_prompt_tokens
 
     @property
     def num_completion_tokens(self) -> int:

@@ -348,7 +348,8 @@ class Model:
 
     async def _back_off(self, delay_s: float, story: str) -> None:
         self._retry_at = time.monotonic() + delay_s
-        self._set_state(ModelState.BACKOFF, f"{story}; next try in {delay_s:.1f} s")
+        when = f"in {delay_s:.1f} s" if delay_s else "now"
+        self._set_state(ModelState.BACKOFF, f"{story}; next try {when}")
         while (left := self._retry_at - time.monotonic()) > 0 and self._wanted.is_set():
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(left):

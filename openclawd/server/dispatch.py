@@ -30,14 +30,13 @@ from openclawctl.wire.operations import (
     UsageParams,
     decode_params,
 )
-from openclawd.server.inference import ask_tokenizer, infer
+from openclawd.server.inference import ask_tokenizer, infer, tell_loading
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from openclawd.server.peer import Exchange
     from openclawd.server.service import Service
-    from openclawd.worker.messages import Loading
 
     Handler = Callable[[Service, Exchange, Params], Awaitable[dict[str, Any]]]
 
@@ -105,11 +104,7 @@ async def _models(service: Service, exchange: Exchange, params: Params) -> dict[
 async def _load(service: Service, exchange: Exchange, params: Params) -> dict[str, Any]:
     assert isinstance(params, ModelParams)
     model = service.fleet.resolve(params.model)
-
-    def tell(progress: Loading) -> None:
-        exchange.event("loading", {"phase": progress.phase, "fraction": progress.fraction})
-
-    await model.load(tell)
+    await model.load(lambda progress: tell_loading(exchange, progress))
     return {"model": model.name, "state": model.state.value, "info": model.info}
 
 

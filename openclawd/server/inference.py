@@ -76,7 +76,7 @@ async def ask_tokenizer(
 ) -> dict[str, Any]:
     """Serve `tokenize` or `detokenize`: no sequence, no queue, no ledger row."""
     model = service.fleet.resolve(params.model)
-    async with model.lease(lambda progress: _tell_loading(exchange, progress)) as link:
+    async with model.lease(lambda progress: tell_loading(exchange, progress)) as link:
         call = link.prepare(exchange.request.op, params.encode())
         try:
             answer = await call.prepared
@@ -183,12 +183,18 @@ class Inference:
             return Start(rid, max_tokens=0, sampling={})
         sampling = self.params.sampling.over(self.service.sampling_of(self.model)).encode()
         sampling.setdefault("seed", secrets.randbits(32))
-        return Start(rid, max_tokens=self.max_tokens, sampling=sampling, stop=self.params.stop)
+        return Start(
+            rid,
+            max_tokens=self.max_tokens,
+            sampling=sampling,
+            stop=self.params.stop,
+            domain=self.service.prefix_domain_of(self.model, self.exchange.peer.principal),
+        )
 
     # ---- news ----
 
     def on_loading(self, progress: Loading) -> None:
-        _tell_loading(self.exchange, progress)
+        tell_loading(self.exchange, progress)
 
     def _on_queued(self, position: int, eta_s: float | None) -> None:
         self.exchange.event("queued", {"position": position, "eta_s": eta_s})
@@ -302,7 +308,8 @@ def new_request_id() -> uuid.UUID:
     return uuid.UUID(int=value)
 
 
-def _tell_loading(exchange: Exchange, progress: Loading) -> None:
+def tell_loading(exchange: Exchange, progress: Loading) -> None:
+    """Tell a request's client how far its model is."""
     exchange.event("loading", {"phase": progress.phase, "fraction": progress.fraction})
 
 

@@ -182,6 +182,12 @@ class Service:
         """The sampling defaults of a model."""
         return self._config.sampling_for(self.fleet.config_of(model))
 
+    def prefix_domain_of(self, model: Model, caller: Principal) -> str:
+        """Whose requests may share computed prefixes with this caller's. By default only their own:
+        times and `cached_tokens` would tell one user what another one's prompts begin with."""
+        shares_with_all = self.fleet.config_of(model).prefix_sharing == "all"
+        return "" if shares_with_all else caller.name
+
     def note_tokens(self, num_tokens: int) -> None:
         self.totals.note_tokens(num_tokens, now=self.now())
 

@@ -164,6 +164,7 @@ def _limits(backend: Backend) -> Limits:
         batch_tokens=backend.limits.batch_tokens,
         embedding_batch_tokens=backend.limits.embedding_batch_tokens,
         splits_prompts=backend.limits.splits_prompts,
+        num_prefix_tags=backend.limits.num_prefix_tags,
     )
 
 
@@ -181,6 +182,7 @@ def _sequences(start: Start, prepared: PreparedRequest) -> list[Sequence]:
             sampling=sampling,
             text=OutputText(start.stop),
             priority=start.priority,
+            domain=start.domain,
         )
         for index, tokens in enumerate(prepared.prompts)
     ]

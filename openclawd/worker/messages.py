@@ -20,10 +20,20 @@ from openclawctl.wire.errors import (
     problem_from_wire,
 )
 from openclawctl.wire.fields import Fields
-from openclawctl.wire.framing import LARGEST_MAX_FRAME_BYTES, MAX_FRAME_BYTES
+from openclawctl.wire.framing import MAX_FRAME_BYTES, MAX_ITEMS, MOST_FRAME_BYTES
+from openclawctl.wire.messages import LONGEST_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+_WRAPPING_BYTES: Final = 64 * 1024
+
+TO_WORKER_FRAME_BYTES: Final = MOST_FRAME_BYTES + _WRAPPING_BYTES
+"""Largest frame to a worker: the largest request that a daemon can be configured to take, with what
+it wraps around it. A smaller limit would let one client's request end the worker of everybody."""
+
+FROM_WORKER_FRAME_BYTES: Final = MAX_FRAME_BYTES + _WRAPPING_BYTES
+"""Largest frame from a worker. The largest is an answer to `detokenize` (`worker/tokenizer.py`)."""
 
 EXIT_STOPPED: Final = 0
 EXIT_LOAD_FAILED: Final = 70
@@ -31,15 +41,7 @@ EXIT_LOAD_FAILED: Final = 70
 EXIT_LOAD_FAILED_FOR_NOW: Final = 75
 """The model could not load for want of memory or a device (EX_TEMPFAIL in sysexits.h)."""
 
-TO_WORKER_FRAME_BYTES: Final = LARGEST_MAX_FRAME_BYTES + 64 * 1024
-"""Whatever a client may be allowed to send, with what the daemon wraps around it: the daemon has
-limited it already, and a frame that the worker refuses costs every request it computes."""
-
-FROM_WORKER_FRAME_BYTES: Final = 4 * MAX_FRAME_BYTES
-"""Largest step or answer. Less than a client may send: a worker has read a file of strangers."""
-
 _MAX_ID: Final = 2**63 - 1
-_MAX_LIST: Final = 65_536
 
 
 # ---- daemon → worker ----
@@ -76,7 +78,8 @@ class Prepare:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Compute a prepared request. `sampling` has no None left; `max_tokens` is 0 for `embed`."""
+    """Compute a prepared request. `sampling` has no None left; `max_tokens` is 0 for `embed`.
+    Prefixes are shared with requests of the same `domain` only."""
 
     type: ClassVar[str] = "start"
     rid: int
@@ -84,6 +87,7 @@ class Start:
     sampling: dict[str, Any]
     stop: list[str] = field(default_factory=list)
     priority: int = 0
+    domain: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +177,7 @@ class Refused:
             source.text("kind"),
             source.text("message"),
             hint=source.text("hint"),
-            retry_after_s=source.number_or_none("retry_after_s", low=0, high=1e9),
+            retry_after_s=source.number_or_none("retry_after_s", low=0, high=LONGEST_S),
         )
 
 
@@ -300,11 +304,11 @@ def _step(source: Fields) -> Step:
     return Step(
         outputs=[
             _output(source.nested(value, "output"))
-            for value in source.items("outputs", max_items=_MAX_LIST)
+            for value in source.items("outputs", max_items=MAX_ITEMS)
         ],
         ended=[
             _ended(source.nested(value, "ended"))
-            for value in source.items("ended", max_items=_MAX_LIST)
+            for value in source.items("ended", max_items=MAX_ITEMS)
         ],
         gauges=source.mapping("gauges"),
     )
@@ -315,7 +319,7 @@ def _output(source: Fields) -> Output:
         rid=_count(source, "rid"),
         index=_count(source, "index"),
         text=source.text("text"),
-        token_ids=source.integers("token_ids", max_items=_MAX_LIST, low=0, high=_MAX_ID),
+        token_ids=source.integers("token_ids", max_items=MAX_ITEMS, low=0, high=_MAX_ID),
         embedding=source.binary_or_none("embedding"),
     )
 
@@ -323,7 +327,7 @@ def _output(source: Fields) -> Output:
 def _ended(source: Fields) -> Ended:
     return Ended(
         rid=_count(source, "rid"),
-        finish_reasons=source.texts("finish_reasons", max_items=_MAX_LIST),
+        finish_reasons=source.texts("finish_reasons", max_items=MAX_ITEMS),
         prompt_tokens=_count(source, "prompt_tokens"),
         cached_tokens=_count(source, "cached_tokens"),
         completion_tokens=_count(source, "completion_tokens"),

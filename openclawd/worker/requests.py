@@ -24,6 +24,7 @@ class _Request:
     num_prompt_tokens: int
     finish_by_index: list[Finish | None]
     num_completion_tokens: int = 0
+    num_cached_tokens: int = 0
 
     @property
     def has_ended(self) -> bool:
@@ -88,6 +89,7 @@ class Requests:
     def _end(self, step: StepOutputs, sequence: Sequence, finish: Finish, *, failure: str) -> None:
         request = self._open[sequence.rid]
         request.finish_by_index[sequence.index] = finish
+        request.num_cached_tokens += sequence.num_cached_tokens or 0
         if request.has_ended:
             del self._open[sequence.rid]
             step.ended.append(_ended(sequence.rid, request, failure))
@@ -111,7 +113,7 @@ def _ended(rid: int, request: _Request, failure: str) -> RequestEnded:
         rid,
         finish_reasons=[finish.value for finish in finishes],
         prompt_tokens=request.num_prompt_tokens,
-        cached_tokens=0,
+        cached_tokens=request.num_cached_tokens,
         completion_tokens=request.num_completion_tokens,
         error=_error(failure) if Finish.ERROR in finishes else None,
     )

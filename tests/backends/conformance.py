@@ -7,12 +7,22 @@ able to generate; nothing here depends on what it says.
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+import pytest
 
 from openclawd.backends.base import Backend, NoFreeCells
-from openclawd.engine.batch import Batch, BatchKind, Chunk, Opening, Outputs
+from openclawd.engine.batch import (
+    Batch,
+    BatchKind,
+    CacheOp,
+    Chunk,
+    CopyCells,
+    DropCells,
+    Opening,
+    Outputs,
+)
 from openclawd.engine.sampling import SamplingParams
 
 if TYPE_CHECKING:
@@ -33,8 +43,22 @@ def prompt_tokens(backend: Backend, text: str) -> list[int]:
     return backend.tokenize(text, add_special=True, parse_special=False)
 
 
-def forward(backend: Backend, chunks: list[Chunk], **opened: Any) -> Outputs:
-    result = backend.forward(Batch(BatchKind.GENERATION, chunks, **opened))
+def fresh(opened: list[Opening]) -> list[CacheOp]:
+    """What empties the slots of new sequences."""
+    return [DropCells(opening.slot) for opening in opened]
+
+
+def forward(
+    backend: Backend,
+    chunks: list[Chunk],
+    *,
+    opened: list[Opening] | None = None,
+    cache_ops: list[CacheOp] | None = None,
+) -> Outputs:
+    """Compute a batch; opened slots are emptied first unless `cache_ops` say what is in them."""
+    opened = opened or []
+    ops = fresh(opened) if cache_ops is None else cache_ops
+    result = backend.forward(Batch(BatchKind.GENERATION, chunks, opened, ops))
     assert isinstance(result, Outputs), result
     return result
 
@@ -88,7 +112,7 @@ def embed(backend: Backend, inputs: list[list[int]]) -> list[np.ndarray]:
     """The vectors of inputs that are computed in one batch."""
     opened = [Opening(slot, tuple(tokens), None) for slot, tokens in enumerate(inputs)]
     chunks = [Chunk(slot, 0, tokens, True) for slot, tokens in enumerate(inputs)]  # noqa: FBT003
-    result = backend.forward(Batch(BatchKind.EMBEDDING, chunks, opened))
+    result = backend.forward(Batch(BatchKind.EMBEDDING, chunks, opened, fresh(opened)))
     assert isinstance(result, Outputs), result
     return [vector(result.vectors[slot]) for slot in range(len(inputs))]
 
@@ -226,15 +250,50 @@ class BackendConformance:
         opened, status = [Opening(3, tuple(filler), GREEDY)], None
         for start in range(0, len(filler), 100):
             chunk = Chunk(3, start, filler[start : start + 100], wants_output=False)
-            status = backend.forward(Batch(BatchKind.GENERATION, [chunk], opened))
+            status = backend.forward(Batch(BatchKind.GENERATION, [chunk], opened, fresh(opened)))
             opened = []
             if isinstance(status, NoFreeCells):
                 break
         assert isinstance(status, NoFreeCells)
         opened = [Opening(0, tuple(prompt), GREEDY)]
         chunk = Chunk(0, 0, prompt, wants_output=True)
-        outputs = forward(backend, [chunk], opened=opened, closed=[1, 2, 3])
+        emptied: list[CacheOp] = [DropCells(slot) for slot in range(4)]
+        outputs = forward(backend, [chunk], opened=opened, cache_ops=emptied)
         assert outputs.tokens == {0: wanted[0]}
+
+    # ---- kept prefixes ----
+
+    def test_a_kept_prefix_serves_another_sequence(self, backend: Backend) -> None:
+        """Kept under a tag, cut in two, and put together again: it goes on as if just computed."""
+        if not backend.limits.num_prefix_tags:
+            pytest.skip("this model cannot share cells")
+        prompt = prompt_tokens(backend, " ".join(PROMPTS))
+        wanted = generate(backend, prompt)
+        tag, upper = backend.info.parallel, backend.info.parallel + 1
+        end, cut = len(prompt) - 1, len(prompt) // 2
+        kept: list[CacheOp] = [
+            CopyCells(0, tag, 0, end),
+            CopyCells(tag, upper, 0, cut),
+            DropCells(tag, 0, cut),
+            DropCells(0),
+            DropCells(1),
+            CopyCells(upper, 1, 0, cut),
+            CopyCells(tag, 1, cut, end),
+        ]
+        tokens, computed = list(prompt), end
+        opened = [Opening(1, tuple(prompt), GREEDY)]
+        for _ in range(NUM_TOKENS):
+            chunk = Chunk(1, computed, tokens[computed:], wants_output=True)
+            computed = len(tokens)
+            tokens.append(forward(backend, [chunk], opened=opened, cache_ops=kept).tokens[1])
+            opened, kept = [], []
+        forward(
+            backend,
+            [Chunk(2, 0, prompt[:1], wants_output=True)],
+            opened=[Opening(2, tuple(prompt), GREEDY)],
+            cache_ops=[DropCells(owner) for owner in (1, 2, tag, upper)],
+        )
+        assert share_a_start(tokens[len(prompt) :], wanted, num_tokens=6)
 
     # ---- embeddings ----
 
@@ -253,7 +312,8 @@ class BackendConformance:
         tokens = prompt_tokens(backend, PROMPTS[1])
         (whole,) = embed(backend, [tokens])
         opened = [Opening(0, tuple(tokens), None)]
-        first = Batch(BatchKind.EMBEDDING, [Chunk(0, 0, tokens[:3], wants_output=False)], opened)
+        chunks = [Chunk(0, 0, tokens[:3], wants_output=False)]
+        first = Batch(BatchKind.EMBEDDING, chunks, opened, fresh(opened))
         assert backend.forward(first) == Outputs()
         rest = Batch(BatchKind.EMBEDDING, [Chunk(0, 3, tokens[3:], wants_output=True)])
         result = backend.forward(rest)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
+import llama_cpp
 import pytest
 from backends.conformance import BackendConformance
 
 from openclawd.backends import llama
 from openclawd.backends.base import CannotLoad, DecodeFailed, LoadAborted, LoadSpec
+from openclawd.backends.llama_options import apply_options
+from openclawd.config import LlamaOptions
+from openclawd.config.schema import CacheType
 from openclawd.engine.batch import Batch, BatchKind, Chunk, Opening
 from openclawd.engine.sampling import SamplingParams
 
@@ -82,6 +86,7 @@ def test_a_batch_that_llama_cpp_refuses_is_a_typed_failure(
     [
         {"flash_attn": True},
         {"flash_attn": "auto", "cache_type_k": "q8_0", "cache_type_v": "q8_0"},
+        {"cache_type_k": "bf16", "cache_type_v": "bf16"},
         {"kv_unified": False},
         {"mmap": False},
         {"offload_kqv": False},
@@ -94,6 +99,15 @@ def test_options_are_taken(model_path: Path, options: dict[str, object]) -> None
     result = loaded.forward(Batch(BatchKind.GENERATION, [chunk], opened))
     loaded.close()
     assert not isinstance(result, DecodeFailed)
+
+
+@pytest.mark.parametrize("cache_type", get_args(CacheType))
+def test_what_the_configuration_allows_is_known_here(cache_type: str) -> None:
+    model = llama_cpp.llama_model_default_params()
+    context = llama_cpp.llama_context_default_params()
+    allowed = LlamaOptions(flash_attn=True, cache_type_k=cache_type, cache_type_v=cache_type)
+    apply_options(allowed.for_backend(), model, context)
+    assert context.type_k == context.type_v
 
 
 @pytest.mark.parametrize(

@@ -43,12 +43,22 @@ def test_generate_is_deterministic_at_temperature_0(client: Client) -> None:
 
 
 def test_a_seed_repeats_and_another_differs(client: Client) -> None:
+    # The first one computes the prompt, the others share it: only those are alike to the last bit.
     texts = [
         client.generate("Once", max_tokens=16, temperature=1.5, seed=seed).text
-        for seed in (1, 1, 2)
+        for seed in (1, 1, 1, 2)
     ]
-    assert texts[0] == texts[1]
-    assert texts[1] != texts[2]
+    assert texts[1] == texts[2]
+    assert texts[2] != texts[3]
+
+
+def test_a_common_beginning_is_computed_once(client: Client) -> None:
+    system = {"role": "system", "content": "Be brief. " + "Mind the numbers. " * 30}
+    questions = [{"role": "user", "content": text} for text in ("What is 1 + 1?", "And 2 + 3?")]
+    first, second = (client.chat([system, q], max_tokens=2) for q in questions)
+    assert first.usage.cached_tokens < 30
+    assert second.usage.cached_tokens > 100
+    assert second.usage.prompt_tokens - second.usage.cached_tokens < 20
 
 
 def test_a_stop_string_ends_the_text_before_it(client: Client) -> None:

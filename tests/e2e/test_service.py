@@ -6,9 +6,10 @@ import json
 import signal
 from typing import TYPE_CHECKING
 
+import pytest
 from harness import RawClient, running_daemon, smollm2_argument, smollm2_path, wait_until
 
-from openclawctl import Client
+from openclawctl import Client, LimitExceeded
 from openclawctl.wire.messages import Cancel, Delta, Done, Event
 
 if TYPE_CHECKING:
@@ -77,3 +78,20 @@ def test_a_log_file_is_private_and_reopened_on_sighup(folder: Path) -> None:
         stored = b"".join(path.read_bytes() for path in daemon.state_dir.glob("ledger*"))
         assert request_id.encode() in stored
         assert secret.encode() not in stored
+
+
+def test_a_message_of_the_configured_size_is_refused_by_the_worker_not_fatal_to_it(
+    folder: Path,
+) -> None:
+    config = folder / "config.yaml"
+    config.write_text(
+        f"models: {{m: {{path: {smollm2_path()}}}}}\nresource_limits: {{max_frame_bytes: 20MiB}}\n"
+    )
+    with running_daemon("--config", str(config), folder=folder) as daemon:
+        daemon.wait_ready()
+        with Client(socket_path=str(daemon.socket)) as client:
+            client.load("m")
+            worker_pid = client.models()[0]["worker_pid"]
+            with pytest.raises(LimitExceeded, match="tokenize takes"):
+                client.tokenize("a " * (9 * 1024 * 1024))
+            assert client.models()[0]["worker_pid"] == worker_pid

@@ -1,29 +1,36 @@
-"""The accounting of slots and cells."""
+"""The accounting of slots, cells and kept prefixes."""
 
 from __future__ import annotations
 
 import pytest
 
+from openclawd.engine.batch import CopyCells, DropCells
 from openclawd.engine.kvcache import KvCache
+from openclawd.engine.sequence import Sequence
+
+
+def sequence(num_cells: int) -> Sequence:
+    return Sequence(1, 0, [1] * (num_cells - 1), max_tokens=1)
 
 
 def test_slots_and_cells_come_back() -> None:
     cache = KvCache(num_slots=2, num_cells=10)
-    first, second = cache.acquire(4), cache.acquire(6)
+    first, second = cache.acquire(sequence(4)), cache.acquire(sequence(6))
     assert (first, second) == (0, 1)
-    assert cache.num_free_cells == 0
     assert cache.held_slots() == {0, 1}
+    assert not cache.can_acquire(sequence(2))
     cache.check()
     cache.release(first)
     cache.check()
-    assert cache.acquire(4) == 0
+    assert cache.can_acquire(sequence(4))
+    assert cache.acquire(sequence(4)) == 0
 
 
 def test_there_is_no_room_without_a_slot_or_without_cells() -> None:
     cache = KvCache(num_slots=1, num_cells=10)
-    assert not cache.can_acquire(11)
-    cache.acquire(1)
-    assert not cache.can_acquire(1)
+    assert not cache.can_acquire(sequence(11))
+    cache.acquire(sequence(2))
+    assert not cache.can_acquire(sequence(2))
 
 
 def test_what_is_not_held_cannot_be_released() -> None:
@@ -31,8 +38,42 @@ def test_what_is_not_held_cannot_be_released() -> None:
         KvCache(num_slots=1, num_cells=1).release(0)
 
 
+def test_a_node_is_split_where_two_sequences_part() -> None:
+    cache = KvCache(num_slots=2, num_cells=100, num_tags=4)
+    for tokens in ([1, 2, 3, 4], [1, 2, 9, 9]):
+        new = Sequence(1, 0, tokens, max_tokens=1)
+        slot = cache.acquire(new)
+        cache.take_ops()
+        new.num_computed_tokens = 4
+        cache.keep(slot)
+        ops = cache.take_ops()
+        cache.release(slot)
+        cache.check()
+    assert ops == [
+        CopyCells(5, 4, 0, 2),  # the upper half gets a tag of its own
+        DropCells(5, 0, 2),
+        CopyCells(0, 3, 2, 4),
+    ]
+    assert cache.num_used_cells == 6
+
+
+def test_of_two_that_computed_the_same_only_one_copy_stays() -> None:
+    cache = KvCache(num_slots=2, num_cells=100, num_tags=4)
+    twins = [Sequence(rid, 0, [1, 2, 3], max_tokens=5) for rid in (1, 2)]
+    slots = [cache.acquire(twin) for twin in twins]
+    for twin in twins:
+        twin.num_computed_tokens = 3
+    assert cache.num_used_cells == 6
+    for slot in slots:
+        cache.keep(slot)
+        cache.check()
+    assert cache.num_used_cells == 3
+    assert cache.take_ops()[-2:] == [DropCells(1, 0, 3), CopyCells(5, 1, 0, 3)]
+
+
 def test_check_finds_a_leak() -> None:
     cache = KvCache(num_slots=1, num_cells=10)
-    cache.num_free_cells -= 1
+    cache.acquire(sequence(10))
+    cache.num_cells -= 1
     with pytest.raises(AssertionError):
         cache.check()

@@ -10,7 +10,16 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from openclawd.engine.batch import Batch, BatchKind, Chunk, Opening, Outputs
+from openclawd.engine.batch import (
+    Batch,
+    BatchKind,
+    CacheOp,
+    Chunk,
+    CopyCells,
+    DropCells,
+    Opening,
+    Outputs,
+)
 from openclawd.engine.sampling import SamplingParams
 from openclawd.engine.scheduler import Limits, NeverFits, Scheduler
 from openclawd.engine.sequence import Effect, Embedded, Ended, Finish, Sampled, Sequence, State
@@ -216,29 +225,110 @@ def test_abort_ends_running_and_waiting_sequences_with_what_was_held_back() -> N
     scheduler.check()
 
 
-def test_a_freed_slot_is_closed_in_the_next_batch() -> None:
+def test_a_freed_slot_is_emptied_with_the_next_batch() -> None:
     scheduler = make()
     scheduler.add(generation(1, 1))
     step(scheduler)
     scheduler.abort(1)
     scheduler.add(generation(2, 1))
     batch = step(scheduler)[0]
-    assert batch.closed == [0]
+    assert batch.cache_ops == [DropCells(0)]
     assert [opening.slot for opening in batch.opened] == [0]
 
 
-def test_a_slot_that_no_batch_opened_is_not_closed() -> None:
+def test_the_first_batch_empties_what_a_warm_up_left() -> None:
     scheduler = make()
     scheduler.add(generation(1, 1))
-    scheduler.add(embedding(2, 1))
-    batch = scheduler.schedule()  # generation's turn; both slots are opened with it
-    assert batch is not None
-    scheduler.update(batch, compute(batch))
-    scheduler.add(generation(3, 1))
-    scheduler.abort(2)
+    assert step(scheduler)[0].cache_ops == [DropCells(0), DropCells(1)]
+
+
+# ---- kept prefixes ----
+
+
+def chat(rid: int, *tokens: int, domain: str = "", max_tokens: int = 1) -> Sequence:
+    return Sequence(rid, 0, list(tokens), max_tokens, domain=domain)
+
+
+SYSTEM = (3,) * 40
+
+
+def test_a_finished_sequence_serves_a_later_one_with_the_same_beginning() -> None:
+    scheduler = make(num_prefix_tags=8, batch_tokens=64)
+    scheduler.add(chat(1, *SYSTEM, 1))
+    run(scheduler)
+    second = chat(2, *SYSTEM, 2)
+    scheduler.add(second)
     batch = step(scheduler)[0]
-    assert batch.closed == [1]
-    assert [opening.slot for opening in batch.opened] == [1]
+    assert batch.chunks == [Chunk(0, 40, [2], wants_output=True)]
+    assert second.num_cached_tokens == 40
+
+
+def test_the_last_token_of_a_prompt_is_always_computed() -> None:
+    scheduler = make(num_prefix_tags=8, batch_tokens=64)
+    for rid in (1, 2):
+        scheduler.add(chat(rid, *SYSTEM))
+        batches = [step(scheduler)[0]]
+    assert batches[0].chunks == [Chunk(0, 39, [3], wants_output=True)]
+
+
+def test_what_another_domain_computed_is_not_found() -> None:
+    scheduler = make(num_prefix_tags=8, batch_tokens=64)
+    scheduler.add(chat(1, *SYSTEM, 1, domain="alice"))
+    run(scheduler)
+    other = chat(2, *SYSTEM, 1, domain="bob")
+    scheduler.add(other)
+    run(scheduler)
+    assert other.num_cached_tokens == 0
+
+
+def test_a_prefix_that_is_being_computed_is_waited_for() -> None:
+    scheduler = make(num_slots=3, num_prefix_tags=8, batch_tokens=32, kv_tokens=400)
+    sequences = [chat(rid, *SYSTEM, rid) for rid in (1, 2)]
+    for sequence in [*sequences, chat(3, 9, 9)]:
+        scheduler.add(sequence)
+    assert shape(step(scheduler)[0]) == [(0, 32)]
+    assert shape(step(scheduler)[0]) == [(0, 9), (1, 2)]  # the third request does not wait
+    assert shape(step(scheduler)[0]) == [(0, 1)]
+    assert [sequence.num_cached_tokens for sequence in sequences] == [0, 40]
+
+
+def test_kept_prefixes_make_room_when_it_is_needed() -> None:
+    scheduler = make(num_slots=1, num_prefix_tags=8, batch_tokens=64, kv_tokens=60)
+    scheduler.add(chat(1, *SYSTEM))
+    run(scheduler)
+    assert scheduler.num_used_tokens == 40
+    scheduler.add(chat(2, *[5] * 50))
+    run(scheduler)
+    assert scheduler.num_used_tokens == 50
+    again = chat(3, *SYSTEM)
+    scheduler.add(again)
+    run(scheduler)
+    assert again.num_cached_tokens == 0
+
+
+def test_without_cells_kept_prefixes_go_before_anybody_is_preempted() -> None:
+    scheduler = make(num_prefix_tags=8, batch_tokens=64)
+    scheduler.add(chat(1, *SYSTEM))
+    run(scheduler)
+    running = chat(2, 7, 7, max_tokens=4)
+    scheduler.add(running)
+    step(scheduler)
+    assert scheduler.schedule() is not None
+    assert scheduler.preempt() == []
+    assert running.state is State.RUNNING
+    assert scheduler.num_used_tokens == 2
+
+
+def test_a_chats_next_turn_finds_its_own_answer() -> None:
+    scheduler = make(num_prefix_tags=8, batch_tokens=64)
+    first = chat(1, 5, 6, max_tokens=3)
+    scheduler.add(first)
+    run(scheduler)
+    assert first.tokens == [5, 6, 2, 2, 2]
+    second = chat(2, 5, 6, 2, 2, 2, 7)
+    scheduler.add(second)
+    run(scheduler)
+    assert second.num_cached_tokens == 4  # the last token of an answer is never computed
 
 
 def test_a_batch_that_fails_ends_its_sequences_and_no_others() -> None:
@@ -264,7 +354,7 @@ def test_preemption_takes_the_youngest_and_it_goes_on_where_it_was() -> None:
     scheduler.check()
     assert young.state is State.WAITING
     batch = step(scheduler)[0]  # nothing is admitted before a sequence ended
-    assert (shape(batch), batch.closed) == ([(0, 1)], [1])
+    assert (shape(batch), batch.cache_ops) == ([(0, 1)], [DropCells(1)])
     step(scheduler)
     batch = step(scheduler)[0]
     assert old.state is State.ENDED
@@ -304,6 +394,37 @@ def test_a_sequence_needs_a_token() -> None:
         generation(1, 0)
 
 
+class Cells:
+    """What a backend's unified KV cache holds: cells with a position and everyone who has them."""
+
+    def __init__(self) -> None:
+        self.cells: list[tuple[int, str, int, set[int]]] = []  # position, domain, token, owners
+
+    def change(self, ops: list[CacheOp]) -> None:
+        for op in ops:
+            for position, _, _, owners in self.cells:
+                match op:
+                    case CopyCells(source, target, start, end):
+                        if source in owners and start <= position < end:
+                            owners.add(target)
+                    case DropCells(owner, start, end):
+                        if end < 0 or start <= position < end:
+                            owners.discard(owner)
+            self.cells = [cell for cell in self.cells if cell[3]]
+
+    def compute(self, chunk: Chunk, domain: str) -> None:
+        for offset, token in enumerate(chunk.tokens):
+            self.cells.append((chunk.position + offset, domain, token, {chunk.slot}))
+
+    def of(self, owner: int) -> list[tuple[str, int]]:
+        """What an owner has, by position: each position once, from 0 on."""
+        mine = sorted(
+            (p, domain, token) for p, domain, token, owners in self.cells if owner in owners
+        )
+        assert [p for p, _, _ in mine] == list(range(len(mine)))
+        return [(domain, token) for _, domain, token in mine]
+
+
 class SchedulerMachine(RuleBasedStateMachine):
     """Any order of events keeps every invariant, and every sequence ends once."""
 
@@ -313,6 +434,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         spare=st.integers(0, 12),
         embedding_batch_tokens=st.integers(1, 12),
         splits_prompts=st.booleans(),
+        num_prefix_tags=st.integers(0, 6),
     )
     def start(self, num_slots: int, spare: int, **limits: Any) -> None:
         self.limits = Limits(num_slots=num_slots, batch_tokens=num_slots + spare, **limits)
@@ -320,12 +442,17 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.next_rid = 0
         self.added: list[Sequence] = []
         self.ends: Counter[int] = Counter()
-        self.open_slots: set[int] = set()
+        self.cells = Cells()
 
-    @rule(num_prompt_tokens=st.integers(1, 30), max_tokens=st.integers(0, 8))
-    def add(self, num_prompt_tokens: int, max_tokens: int) -> None:
-        tokens = [1] * num_prompt_tokens
-        sequence = Sequence(self.next_rid, 0, tokens, max_tokens, text=OutputText(["bc", "cb"]))
+    @rule(
+        num_alike=st.integers(0, 50),
+        rest=st.lists(st.integers(1, 3), min_size=1, max_size=8),
+        max_tokens=st.integers(0, 8),
+        domain=st.sampled_from("ab"),
+    )
+    def add(self, num_alike: int, rest: list[int], max_tokens: int, domain: str) -> None:
+        tokens, text = [1] * num_alike + rest, OutputText(["bc", "cb"])
+        sequence = Sequence(self.next_rid, 0, tokens, max_tokens, text=text, domain=domain)
         self.next_rid += 1
         refusal = self.scheduler.add(sequence)
         if refusal is None:
@@ -344,7 +471,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         if batch is None:
             return
         token = data.draw(st.integers(0, 4))
-        self.count(self.scheduler.update(batch, compute(batch, token)))
+        self.update(batch, token)
 
     @rule()
     def no_free_cells(self) -> None:
@@ -368,9 +495,8 @@ class SchedulerMachine(RuleBasedStateMachine):
                 break
             batch = self.schedule()
             assert batch is not None
-            self.count(self.scheduler.update(batch, compute(batch)))
+            self.update(batch, 2)
         assert self.scheduler.is_idle
-        assert self.scheduler.num_used_tokens == 0
 
     def schedule(self) -> Batch | None:
         """The next batch, checked as a backend would see it."""
@@ -378,19 +504,26 @@ class SchedulerMachine(RuleBasedStateMachine):
         if batch is None:
             assert self.scheduler.num_running == 0
             return None
-        assert set(batch.closed) <= self.open_slots
-        self.open_slots -= set(batch.closed)
-        opened = {opening.slot for opening in batch.opened}
-        assert not opened & self.open_slots
-        self.open_slots |= opened
+        self.cells.change(batch.cache_ops)
         slots = [chunk.slot for chunk in batch.chunks]
         assert len(set(slots)) == len(slots)
-        assert set(slots) <= self.open_slots
+        running = {s.slot: s for s in self.added if s.state is State.RUNNING}
+        for slot, sequence in running.items():
+            known = sequence.tokens[: sequence.num_computed_tokens]
+            assert self.cells.of(slot) == [(sequence.domain, token) for token in known]
+        assert len(self.cells.cells) == self.scheduler.num_used_tokens
+        assert len(self.cells.cells) + batch.num_tokens <= self.limits.kv_tokens
         is_embedding = batch.kind is BatchKind.EMBEDDING
         limits = self.limits
         budget = limits.embedding_batch_tokens if is_embedding else limits.batch_tokens
         assert 0 < batch.num_tokens <= budget
         return batch
+
+    def update(self, batch: Batch, token: int) -> None:
+        running = {s.slot: s for s in self.added if s.state is State.RUNNING}
+        for chunk in batch.chunks:
+            self.cells.compute(chunk, running[chunk.slot].domain)
+        self.count(self.scheduler.update(batch, compute(batch, token)))
 
     def count(self, effects: list[Effect]) -> None:
         self.ends.update(e.sequence.rid for e in effects if isinstance(e, Ended))

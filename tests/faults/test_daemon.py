@@ -218,3 +218,13 @@ def test_more_signals_after_the_drain_do_no_harm(own_daemon: Daemon) -> None:
     own_daemon.process.send_signal(signal.SIGTERM)
     assert own_daemon.process.wait(30) == 0
     assert "Traceback" not in own_daemon.log()
+
+
+def test_without_the_extra_daemon_it_says_what_to_install() -> None:
+    program = "import runpy, sys; sys.modules['pydantic'] = None; runpy.run_module('openclawd')"
+    answer = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert answer.returncode == 1
+    assert answer.stderr.count("\n") == 1
+    assert "pip install 'openclawd[daemon]'" in answer.stderr

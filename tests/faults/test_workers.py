@@ -43,7 +43,7 @@ def test_every_open_request_gets_its_end_when_the_worker_dies(own_daemon: Daemon
         raw.next_of(Delta)
         worker.send_signal(signal.SIGKILL)
         ends = {}
-        while len(ends) < 8:
+        while len(ends) < 12:
             error = raw.next_of(Error)
             ends[error.id] = error.code
         assert set(ends.values()) == {"worker-died"}

@@ -7,7 +7,12 @@ from wire.strategies import requests, server_messages
 
 from openclawctl.wire.connection import MAY_SEND, Connection, Role, State
 from openclawctl.wire.errors import LocalProtocolError, RemoteProtocolError
-from openclawctl.wire.framing import HELLO_FRAME_BYTES, encode_frame
+from openclawctl.wire.framing import (
+    HELLO_FRAME_BYTES,
+    MAX_FRAME_BYTES,
+    MOST_FRAME_BYTES,
+    encode_frame,
+)
 from openclawctl.wire.messages import (
     Cancel,
     Delta,
@@ -102,6 +107,27 @@ def in_state(role, state):
 def take(connection, message):
     connection.receive(encode_frame(encode(message)))
     return list(connection.events())
+
+
+@pytest.mark.parametrize(
+    ("named", "limit"),
+    [
+        (HELLO_FRAME_BYTES, HELLO_FRAME_BYTES),
+        (2 * MAX_FRAME_BYTES, 2 * MAX_FRAME_BYTES),
+        (None, MAX_FRAME_BYTES),
+        (HELLO_FRAME_BYTES - 1, MAX_FRAME_BYTES),
+        (MOST_FRAME_BYTES + 1, MAX_FRAME_BYTES),
+        (1e6, MAX_FRAME_BYTES),
+        (True, MAX_FRAME_BYTES),
+    ],
+)
+def test_the_client_keeps_to_the_limit_that_welcome_names(named, limit):
+    client = in_state(Role.CLIENT, State.GREETING)
+    take(client, Welcome(1, "s", "p", {"max_frame_bytes": named}))
+    room = limit - len(encode_frame(encode(Request(1, "x", {"a": ""})))) - 4
+    assert client.send(Request(1, "x", {"a": "." * room}))
+    with pytest.raises(LocalProtocolError, match=f"the frame limit of {limit} bytes"):
+        client.send(Request(2, "x", {"a": "." * (room + 64)}))
 
 
 CASES = [(*key, kind) for key in MAY_SEND for kind in ANY_MESSAGE]

@@ -92,7 +92,7 @@ class Session:
         self._is_going_away = False
         self._make_failure: Callable[[Call], OpenclawError] | None = None
         self.welcome: Welcome | None = None
-        self.outgoing = bytearray(self._wire.send(hello))
+        self.outgoing = bytearray(self._encode(hello, name="hello"))
         """Bytes for the daemon; the shell removes what it has sent."""
 
     @property
@@ -116,20 +116,20 @@ class Session:
         if self._make_failure is not None:
             call.end = self._make_failure(call)
             return call
-        self.outgoing += self._encode(Request(call.id, op, params))
+        self.outgoing += self._encode(Request(call.id, op, params), name=op)
         self._num_opened += 1
         self._calls[call.id] = call
         return call
 
-    def _encode(self, request: Request) -> bytes:
+    def _encode(self, message: Hello | Request, *, name: str) -> bytes:
         try:
-            return self._wire.send(request)
+            return self._wire.send(message)
         except LocalProtocolError as error:
-            raise LimitExceeded(f"{request.op}: {error}", hint="send less text") from None
+            raise LimitExceeded(f"{name}: {error}", hint="send less text") from None
         except UnicodeEncodeError:
-            raise InvalidRequest(f"{request.op}: the text is not valid Unicode") from None
+            raise InvalidRequest(f"{name}: the text is not valid Unicode") from None
         except OverflowError:
-            raise InvalidRequest(f"{request.op}: a number does not fit in 64 bits") from None
+            raise InvalidRequest(f"{name}: a number does not fit in 64 bits") from None
 
     def cancel(self, call: Call) -> None:
         """Ask the daemon to stop; the call then ends by itself. Nothing if it already has."""

@@ -201,11 +201,14 @@ class _Daemon:
 
     async def _wait_idle(self, limit_s: float) -> bool:
         """Until nothing is open (True), or the limit is over or a second signal came (False)."""
-        with contextlib.suppress(TimeoutError):
+        try:
             async with asyncio.timeout(limit_s) as self._drain_limit:
                 await self._service.wait_idle()
-                return True
-        return False
+        except TimeoutError:
+            return False
+        finally:
+            self._drain_limit = None  # a signal that comes later has nothing to cut short
+        return True
 
     async def _cancel_rest(self) -> None:
         problem = ShuttingDown("the daemon stopped before this request was finished")
@@ -215,6 +218,7 @@ class _Daemon:
             logger.warning("some workers do not answer and are killed")
             for model in self._fleet.models:
                 model.abandon()
+            await self._wait_idle(CANCEL_GRACE_S)  # what they computed still ends with a word
 
 
 def _describe(model: Model) -> str:

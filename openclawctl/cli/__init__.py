@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 import click
 
 from openclawctl import __version__
-from openclawctl.cli.shell import Shell, print_json, say
+from openclawctl.cli.shell import Shell, drop_output, print_json, say
 from openclawctl.wire.errors import EXIT_INTERRUPTED, EXIT_USAGE, OpenclawError
 
 if TYPE_CHECKING:
@@ -131,9 +131,21 @@ def cli(
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Entry point."""
+    _fill_standard_streams()
     if hasattr(sys.stdout, "reconfigure"):  # a terminal that cannot show a character shows "?"
         sys.stdout.reconfigure(errors="replace")
     sys.exit(run(argv))
+
+
+def _fill_standard_streams() -> None:
+    """A caller may have closed some. /dev/null takes their places, or the daemon's socket would get
+    one of their descriptors. What is written to the missing output still fails."""
+    if sys.stdin is None:
+        sys.stdin = os.fdopen(os.open(os.devnull, os.O_RDONLY))
+    if sys.stdout is None:
+        sys.stdout = os.fdopen(os.open(os.devnull, os.O_RDONLY), "w")
+    if sys.stderr is None:
+        sys.stderr = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
 
 
 def run(argv: Sequence[str] | None = None) -> int:
@@ -150,8 +162,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     except OpenclawError as error:
         return _report(shell, error.as_dict(), error.exit_status)
     except (_OutputClosed, BrokenPipeError):
-        # Nothing more can be written; Python would complain when it closes standard output.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        drop_output()
         return EXIT_PIPE_CLOSED
     return status if isinstance(status, int) else 0
 

@@ -6,11 +6,14 @@ a terminal with its control characters: escape sequences can attack one.
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
+
+from openclawctl.wire.errors import OpenclawError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -80,16 +83,30 @@ def print_line(text: str = "") -> None:
 
 def write(text: str) -> None:
     """Data as it comes, at once."""
-    sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
-    sys.stdout.flush()
+    _put(printable(text) if sys.stdout.isatty() else text)
+
+
+def _put(text: str) -> None:
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise  # a reader that has seen enough is no failure
+    except OSError as error:
+        drop_output()
+        raise OpenclawError(f"cannot write to standard output: {error.strerror}") from None
+
+
+def drop_output() -> None:
+    """Nothing more can be written, and Python would complain when it closes standard output."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def print_json(value: object) -> None:
     import json  # here: `openclawctl status` without --json does not need it
 
     text = json.dumps(value, indent=2, ensure_ascii=False, default=str)
-    sys.stdout.write(_JSON_UNSAFE.sub(_escape, text) + "\n")
-    sys.stdout.flush()
+    _put(_JSON_UNSAFE.sub(_escape, text) + "\n")
 
 
 def _escape(match: re.Match[str]) -> str:

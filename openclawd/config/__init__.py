@@ -8,7 +8,7 @@ refused, never accepted and ignored; every mistake in a file is reported at once
 
 from openclawd.config.errors import ConfigError, Finding
 from openclawd.config.loading import config_from_models, load_config
-from openclawd.config.model_files import find_model_file, model_files_by_stem
+from openclawd.config.model_files import find_model_file, is_model_file, model_files_by_stem
 from openclawd.config.schema import (
     Config,
     InferenceSettings,
@@ -29,6 +29,7 @@ __all__ = [
     "ResourceLimits",
     "config_from_models",
     "find_model_file",
+    "is_model_file",
     "load_config",
     "model_files_by_stem",
 ]

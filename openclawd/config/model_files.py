@@ -19,7 +19,7 @@ def find_model_file(path: str, model_paths: Sequence[str]) -> Path:
     if Path(path).is_absolute():
         return Path(path)
     candidates = [Path(folder) / path for folder in model_paths]
-    found = (candidate for candidate in candidates if candidate.is_file())
+    found = (candidate for candidate in candidates if is_model_file(candidate))
     return next(found, candidates[0] if candidates else Path(path))
 
 
@@ -35,8 +35,25 @@ def model_files_by_stem(model_paths: Sequence[str]) -> dict[str, Path]:
     return found
 
 
+def is_model_file(path: Path) -> bool:
+    """Is a file there, as far as we may see? A name that no file can have is none."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # too long, in a folder that is closed to us; a NUL, a surrogate
+        return False
+
+
 def _gguf_files(folder: Path) -> list[Path]:
     try:
-        return sorted(path for path in folder.iterdir() if path.suffix == MODEL_SUFFIX)
+        return sorted(path for path in folder.iterdir() if _can_be_asked_for(path))
     except OSError:
         return []
+
+
+def _can_be_asked_for(path: Path) -> bool:
+    """Only a name of valid Unicode fits into a request, or into the answer that lists it."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return path.suffix == MODEL_SUFFIX

@@ -15,11 +15,16 @@ from typing import Final
 
 _MASK_64: Final = 2**64 - 1
 
+_LOWEST_TEMPERATURE: Final = 1e-6
+"""Below this the likeliest token always wins anyway. Logits are divided by the temperature in
+32-bit floats: by 1e-38 they become infinite, and then any token may be drawn."""
+
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """`temperature` 0 takes the likeliest token. Filters apply in the order of the fields from
-    `logit_bias` down; off are penalties 1 (repeat) and 0, `top_k` 0, `top_p` 1, `min_p` 0."""
+    """`temperature` 0, or next to it, takes the likeliest token. Filters apply in the order of the
+    fields from `logit_bias` down; off are penalties 1 (repeat) and 0, `top_k` 0, `top_p` 1, `min_p`
+    0."""
 
     seed: int = 0
     logit_bias: tuple[tuple[int, float], ...] = ()
@@ -34,7 +39,7 @@ class SamplingParams:
 
     @property
     def is_greedy(self) -> bool:
-        return self.temperature <= 0
+        return self.temperature < _LOWEST_TEMPERATURE
 
     @property
     def has_penalties(self) -> bool:

@@ -90,7 +90,11 @@ class Link(asyncio.Protocol):
             self._transport.write(encode_frame(encode(message), max_bytes=TO_WORKER_FRAME_BYTES))
 
     def prepare(self, op: str, params: dict[str, Any]) -> Call:
-        """Have a request tokenised. `call.prepared` gets the exact counts, or a problem."""
+        """Have a request tokenised. `call.prepared` gets the exact counts, or a problem.
+
+        `params` are decoded and encoded again: what a client added to them would make the frame
+        larger than its own, and a frame that is too large ends the worker.
+        """
         loop = asyncio.get_running_loop()
         call = Call(self._next_rid, loop.create_future(), loop.create_future())
         self._next_rid += 1

@@ -107,7 +107,6 @@ class Model:
         self._idle = asyncio.Event()
         self._idle.set()
         self._num_leases = 0
-        self._num_endings = 0
         self._keep_alive_timer: asyncio.TimerHandle | None = None
         self._waiters: set[asyncio.Future[None]] = set()
         self._num_hopeful = 0
@@ -166,25 +165,34 @@ class Model:
         self._start_keep_alive()
 
     async def unload(self) -> None:
-        """Let running requests finish, then stop the worker. Returns when it is gone."""
+        """Let running requests finish, then stop the worker. Returns when it is gone.
+
+        Whoever waits for the model meanwhile is woken and wants it again, which loads it anew.
+        """
         self._wanted.clear()
         self._stop_keep_alive()
         if self.state in (ModelState.FAILED, ModelState.BACKOFF):
             self._forget_failure()
             self._set_state(ModelState.UNLOADED, "unloaded on request")
-        elif self.state is not ModelState.UNLOADED:
-            if self.state is ModelState.READY:
-                self._set_state(ModelState.DRAINING, "unloading on request")
-            self._unwanted.set()
-            num_endings = self._num_endings  # it may be wanted, and loading, again by then
-            while self._num_endings == num_endings:
-                await self._wait_change()
+        elif self.state is ModelState.UNLOADED:
+            self._notify()
+        else:
+            await self._stop_worker()
+
+    async def _stop_worker(self) -> None:
+        """Stop the worker that is there or is being started."""
+        link = self._link
+        if self.state is ModelState.READY:
+            self._set_state(ModelState.DRAINING, "unloading on request")
+        self._unwanted.set()
+        while self._link is link:
+            await self._wait_change()
 
     async def wait_settled(self) -> None:
-        """Until the first load has succeeded or failed."""
+        """Until the first load has succeeded or failed, or was called off by `unload()`."""
         self._wanted.set()
-        settled = (ModelState.READY, ModelState.FAILED, ModelState.BACKOFF)
-        while self.state not in settled:
+        await self._wait_change()
+        while self.state is ModelState.LOADING:
             await self._wait_change()
 
     def abandon(self) -> None:
@@ -197,10 +205,10 @@ class Model:
     async def run(self) -> None:
         """Start the worker when the model is wanted, and again when it died, for ever."""
         while True:
-            await self._wanted.wait()
+            while not self._wanted.is_set():  # it may be cleared between being set and our turn
+                await self._wanted.wait()
             self._unwanted.clear()
             ending = await self._run_worker()
-            self._num_endings += 1
             await self._after(ending)
 
     async def _run_worker(self) -> Ending:
@@ -213,6 +221,7 @@ class Model:
             try:
                 worker = await spawn(self.name, link, devices=self.spec.devices, cores=cores)
             except OSError as error:
+                self._link = None
                 story = f"no worker process could be started: {error}"
                 return Ending(Cause.LOAD_FAILED_FOR_NOW, story)
             return await self._watch_worker(worker, link)
@@ -309,8 +318,9 @@ class Model:
             case Loaded(info=info):
                 self.info = info
                 self._policy.loaded()
-                self._set_state(ModelState.READY, "")
-                self._start_keep_alive()
+                if not self._unwanted.is_set():  # else it has been told to stop
+                    self._set_state(ModelState.READY, "")
+                    self._start_keep_alive()
             case LoadFailed():
                 problem = ModelFailed if message.permanent else NoMemory
                 self._problem = problem(message.message, hint=message.hint)

@@ -21,6 +21,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from openclawctl.wire.errors import Internal
 from openclawd.observe.logs import fields
 from openclawd.worker.messages import Stop
 
@@ -158,7 +159,11 @@ async def spawn(
         if cores:
             os.sched_setaffinity(process.pid, cores)
     await asyncio.get_running_loop().create_unix_connection(lambda: link, sock=ours)
-    pidfd = os.pidfd_open(process.pid)
+    try:
+        pidfd = os.pidfd_open(process.pid)
+    except OSError as error:  # without its pipe it ends by itself, should it still live
+        link.close(Internal("the worker could not be watched"))
+        raise OSError(f"it ended before it could be watched ({error.strerror})") from None
     return WorkerProcess(model, process, pidfd, link, deque(maxlen=_STDERR_LINES_KEPT))
 
 

@@ -14,7 +14,13 @@ import psutil
 
 from openclawctl.wire.errors import InvalidRequest, NotFound
 from openclawctl.wire.fields import suggestion
-from openclawd.config import Config, ModelConfig, find_model_file, model_files_by_stem
+from openclawd.config import (
+    Config,
+    ModelConfig,
+    find_model_file,
+    is_model_file,
+    model_files_by_stem,
+)
 from openclawd.fleet.model import Model, ModelSpec, ModelState
 from openclawd.fleet.placement import CoreAllocator
 from openclawd.worker.messages import Load
@@ -108,7 +114,7 @@ class Fleet:
         if "/" in name or "\0" in name or name.startswith("."):
             return None
         path = find_model_file(f"{name}.gguf", self._config.model_paths)
-        if not path.is_file():
+        if not is_model_file(path):
             return None
         return self._add(name, ModelConfig(path=str(path)))
 

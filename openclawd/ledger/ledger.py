@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from openclawd.ledger.reports import read_usage
-from openclawd.ledger.rows import insert_reservation, settle_interrupted, settle_row
+from openclawd.ledger.rows import has_row, insert_reservation, settle_interrupted, settle_row
 from openclawd.ledger.storage import open_database, storage_errors, transaction
 from openclawd.ledger.writer import Post, Write, Writer
 
@@ -79,10 +79,12 @@ class Ledger:
         return self._submit(lambda database: settle_row(database, end), must_not_be_lost=True)
 
     def record(self, row: Reservation, end: Settlement) -> asyncio.Future[None]:
-        """Write down a request that ended before it was reserved, in one go."""
+        """Write down a request that ended before its reservation was confirmed, in one go. The
+        reservation may be there all the same: a write goes on when its waiter is cancelled."""
 
         def insert_and_settle(database: sqlite3.Connection) -> None:
-            insert_reservation(database, self._node, row)
+            if not has_row(database, row.request_id):
+                insert_reservation(database, self._node, row)
             settle_row(database, end)
 
         return self._submit(insert_and_settle, must_not_be_lost=True)

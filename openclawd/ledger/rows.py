@@ -73,6 +73,12 @@ class RowError(Exception):
     """A write that does not fit what the ledger holds: a bug of the caller, not of the disk."""
 
 
+def has_row(database: sqlite3.Connection, request_id: str) -> bool:
+    """Was the request reserved?"""
+    found = database.execute("SELECT 1 FROM requests WHERE request_id = ?", (request_id,))
+    return found.fetchone() is not None
+
+
 def insert_reservation(database: sqlite3.Connection, node: str, row: Reservation) -> None:
     """Add an open row. Raises `sqlite3.IntegrityError` if the request has one."""
     database.execute(

@@ -63,7 +63,7 @@ async def infer(service: Service, exchange: Exchange, params: InferenceParams) -
     async with model.lease(inference.on_loading) as link:
         inference.load_s = inference.elapsed_s()
         inference.check_size()
-        call = link.prepare(exchange.request.op, exchange.request.params)
+        call = link.prepare(exchange.request.op, params.encode())
         try:
             await inference.run(link, call)
         finally:
@@ -77,7 +77,7 @@ async def ask_tokenizer(
     """Serve `tokenize` or `detokenize`: no sequence, no queue, no ledger row."""
     model = service.fleet.resolve(params.model)
     async with model.lease(lambda progress: tell_loading(exchange, progress)) as link:
-        call = link.prepare(exchange.request.op, exchange.request.params)
+        call = link.prepare(exchange.request.op, params.encode())
         try:
             answer = await call.prepared
         finally:

@@ -236,11 +236,13 @@ class Peer(asyncio.Protocol):
     def pause_writing(self) -> None:
         self._is_paused = True
         self._transport.pause_reading()
-        self._set_timer(STALL_TIMEOUT_S, self._time_out_stall)
+        if self._connection.state is not State.CLOSED:
+            self._set_timer(STALL_TIMEOUT_S, self._time_out_stall)
 
     def resume_writing(self) -> None:
         self._is_paused = False
-        self._set_timer(0, None)
+        if self._connection.state is not State.CLOSED:  # a refused client keeps its timer
+            self._set_timer(0, None)
         for request_id in {request_id for request_id, _ in self._merged}:
             self._flush(request_id)
         self._handle_messages()
@@ -289,12 +291,22 @@ class Peer(asyncio.Protocol):
             case Request():
                 exchange = Exchange(self, message, self._loop.time())
                 self._exchanges[message.id] = exchange
-                task = self._tasks.create_task(self._host.begin(exchange))
-                exchange.on_cancel = task.cancel
+                self._tasks.create_task(self._serve(exchange))
             case Cancel(id=request_id):
                 self._exchanges[request_id].cancel(Cancelled("the request was cancelled"))
             case _:
                 raise AssertionError(f"the connection let {message.type!r} through")
+
+    async def _serve(self, exchange: Exchange) -> None:
+        """Serve one request in this task. Only from here on can a cancel end the task: one that is
+        cancelled before its first step never runs, and its client would wait for ever."""
+        if exchange.cancel_problem is not None:
+            exchange.error(exchange.cancel_problem)
+            return
+        task = asyncio.current_task()
+        assert task is not None
+        exchange.on_cancel = task.cancel
+        await self._host.begin(exchange)
 
     def _greet(self, hello: Hello) -> None:
         if hello.version < PROTOCOL_VERSION:

@@ -90,3 +90,30 @@ def test_status_imports_nothing_that_it_does_not_need():
     command = [sys.executable, "-c", program]
     answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
     assert answer.stdout.strip() == ""
+
+
+def run_in_shell(daemon, redirections):
+    command = [sys.executable, "-m", "openclawctl", "--socket", str(daemon.socket), "status"]
+    return subprocess.run(
+        ["sh", "-c", f'exec "$@" {redirections}', "sh", *command],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )
+
+
+@pytest.mark.parametrize(
+    ("redirections", "status", "error"),
+    [
+        (">/dev/full", 1, "cannot write to standard output: No space left on device"),
+        (">&-", 1, "cannot write to standard output: Bad file descriptor"),
+        ("<&-", 0, ""),
+        ("2>&-", 0, ""),
+    ],
+)
+def test_standard_streams_that_are_full_or_closed(daemon, redirections, status, error):
+    done = run_in_shell(daemon, redirections)
+    assert done.returncode == status
+    assert error in done.stderr
+    assert "Traceback" not in done.stderr

@@ -534,3 +534,11 @@ def test_every_name_is_exported_from_where_the_table_says():
     assert set(openclawctl.__all__) == set(openclawctl._HOME)
     with pytest.raises(AttributeError, match="no_such_name"):
         _ = openclawctl.no_such_name
+
+
+def test_an_app_name_that_is_not_unicode_is_refused_like_any_text(peer):
+    with (
+        Client(peer().path, app="\ud800") as client,
+        pytest.raises(InvalidRequest, match="not valid Unicode"),
+    ):
+        client.ping()

@@ -6,9 +6,10 @@ import shutil
 from typing import TYPE_CHECKING
 
 import pytest
-from harness import running_daemon, smollm2_argument, smollm2_path, wait_until
+from harness import RawClient, running_daemon, smollm2_argument, smollm2_path, wait_until
 
 from openclawctl import Client, ModelFailed
+from openclawctl.wire.messages import Done, Error, Request
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -143,3 +144,55 @@ def test_an_idle_model_is_unloaded_after_its_keep_alive(folder: Path) -> None:
             )
             assert not daemon.workers()
             assert client.generate("x", max_tokens=1).timings.load_s > 0
+
+
+def test_unloading_a_model_that_failed_does_not_load_it_again(folder: Path) -> None:
+    path = folder / "bad.gguf"
+    path.write_bytes(b"nonsense")
+    with running_daemon("--models", f"m={path}", folder=folder) as daemon:
+        daemon.wait_ready()
+        with Client(socket_path=str(daemon.socket), retries=0) as client:
+            with pytest.raises(ModelFailed):
+                client.load("m")
+            num_loads = daemon.log().count("model m is loading")
+            assert client.unload("m")["state"] == "unloaded"
+            client.models()  # whatever the unload set off has begun by now
+            assert client.status()["models"][0]["state"] == "unloaded"
+        assert daemon.log().count("model m is loading") == num_loads
+
+
+def test_an_unload_calls_a_load_off_that_nobody_waits_for(folder: Path) -> None:
+    """Also one that has just begun, whose worker is not there yet."""
+    config = folder / "c.yaml"
+    config.write_text(f"models: {{m: {{path: {smollm2_path()}, preload: false}}}}\n")
+    with running_daemon("--config", str(config), folder=folder) as daemon:
+        daemon.wait_ready()
+        with RawClient(daemon.socket) as raw, Client(socket_path=str(daemon.socket)) as client:
+            client.status()
+            raw.request(1, "load", model="m")
+            raw.next()  # `loading`
+            raw.socket.close()
+            client.unload("m")
+            assert client.status()["models"][0]["state"] == "unloaded"
+        assert not daemon.workers()
+
+
+def test_load_and_unload_in_one_write_both_end(folder: Path) -> None:
+    config = folder / "c.yaml"
+    config.write_text(f"models: {{m: {{path: {smollm2_path()}, preload: false}}}}\n")
+    with running_daemon("--config", str(config), folder=folder) as daemon:
+        daemon.wait_ready()
+        with RawClient(daemon.socket) as raw:
+            load = raw.connection.send(Request(1, "load", {"model": "m"}))
+            raw.socket.sendall(load + raw.connection.send(Request(2, "unload", {"model": "m"})))
+            ends = [raw.next_of_any(Done, Error), raw.next_of_any(Done, Error)]
+        assert {end.type for end in ends} == {"done"}
+
+
+def test_a_preload_that_is_called_off_does_not_hold_up_the_start(folder: Path) -> None:
+    models = ",".join(f"m{number}={smollm2_path()}" for number in range(2))
+    with running_daemon("--models", models, folder=folder) as daemon:
+        daemon.wait_notification("STATUS=")
+        with Client(socket_path=str(daemon.socket)) as client:
+            client.unload("m0")
+        daemon.wait_ready()

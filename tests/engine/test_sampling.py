@@ -33,6 +33,7 @@ def test_the_values_stay_what_they_are_so_that_a_resumed_stream_goes_on_after_an
 
 def test_temperature_zero_is_greedy() -> None:
     assert SamplingParams(temperature=0).is_greedy
+    assert SamplingParams(temperature=1e-38).is_greedy  # dividing by it would overflow
     assert not SamplingParams(temperature=0.8).is_greedy
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -11,15 +12,27 @@ import struct
 import subprocess
 import sys
 import threading
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import msgpack
 import psutil
 import pytest
-from harness import RawClient, running_daemon, wait_until
+from harness import RawClient, running_daemon, smollm2_path, wait_until
 
 from openclawctl import Client
-from openclawctl.wire.messages import Cancel, Delta, Done, Error, Welcome
+from openclawctl.wire.connection import Connection, Role
+from openclawctl.wire.framing import MAX_FRAME_BYTES, encode_frame
+from openclawctl.wire.messages import (
+    Cancel,
+    Delta,
+    Done,
+    Error,
+    Hello,
+    Request,
+    Welcome,
+    encode,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -102,6 +115,17 @@ def test_a_cancel_while_waiting_ends_with_the_cancelled_error(own_daemon: Daemon
         assert event.id != 8
 
 
+@pytest.mark.parametrize("op", ["generate", "ping"])
+def test_a_cancel_in_the_same_write_as_its_request_is_answered(daemon: Daemon, op: str) -> None:
+    with RawClient(daemon.socket, timeout_s=10) as raw:
+        params = {"prompt": "hi"} if op == "generate" else {}
+        request = raw.connection.send(Request(1, op, params))
+        raw.socket.sendall(request + raw.connection.send(Cancel(1)))
+        assert raw.next_of(Error, 1).code == "cancelled"
+        raw.request(1, "ping")  # the id is free again
+        raw.next_of(Done, 1)
+
+
 def test_a_client_that_never_reads_disturbs_nobody(own_daemon: Daemon) -> None:
     with Client(socket_path=str(own_daemon.socket)) as other:
         other.status()
@@ -115,6 +139,39 @@ def test_a_client_that_never_reads_disturbs_nobody(own_daemon: Daemon) -> None:
             assert other.generate("Hello", max_tokens=8).usage.completion_tokens > 0
             assert own_daemon.pss_bytes() - before < 8 * 2**20
         wait_until(lambda: busy(other) == 0, what="the end of its requests")
+
+
+def test_what_a_client_adds_to_a_request_never_reaches_the_worker(daemon: Daemon) -> None:
+    """Packed by the daemon, small floats take twice the room they took in the client's frame."""
+    pids = [worker.pid for worker in daemon.workers()]
+    floats = (
+        b"\xdd" + struct.pack(">I", 60_000) + msgpack.packb(0.5, use_single_float=True) * 60_000
+    )
+    rest = {"prompt": "hi", "max_tokens": 1, "filler": "x" * (MAX_FRAME_BYTES - len(floats) - 200)}
+    with RawClient(daemon.socket) as raw:
+        raw.connection.send(Request(1, "generate", {}))  # for its id: the frame is made by hand
+        params = b"\x84" + b"".join(map(msgpack.packb, chain(*rest.items(), ["floats"]))) + floats
+        head = {"type": "request", "id": 1, "op": "generate"}
+        body = b"\x84" + b"".join(map(msgpack.packb, chain(*head.items(), ["params"]))) + params
+        raw.socket.sendall(frame(body))
+        assert raw.next_of_any(Done, Error).type == "done"
+    assert [worker.pid for worker in daemon.workers()] == pids
+
+
+def test_the_worker_takes_whatever_frame_the_configuration_allows(folder: Path) -> None:
+    config = folder / "c.yaml"
+    model = {"path": str(smollm2_path()), "preload": True}
+    limits = {"max_frame_bytes": "64MiB"}
+    config.write_text(json.dumps({"models": {"smollm2": model}, "resource_limits": limits}))
+    with running_daemon("--config", str(config), folder=folder) as daemon:
+        daemon.wait_ready()
+        with RawClient(daemon.socket) as raw:
+            raw.connection = Connection(Role.CLIENT, max_frame_bytes=2**26)
+            raw.connection.send(Hello(version=1, client="test"))
+            raw.connection.receive(encode_frame(encode(Welcome(1, "test", "test", {}))))
+            next(raw.connection.events())
+            raw.request(1, "tokenize", text="x" * 2**25)
+            assert raw.next_of(Error, 1).code == "limit-exceeded"
 
 
 def test_two_hundred_connections(own_daemon: Daemon) -> None:

@@ -12,7 +12,7 @@ import threading
 from typing import TYPE_CHECKING
 
 import pytest
-from harness import RawClient, running_daemon, smollm2_argument, wait_until
+from harness import RawClient, running_daemon, smollm2_argument, smollm2_path, wait_until
 
 from openclawctl import Client, OpenclawError
 from openclawctl.wire.messages import Delta, Done, Error, Goaway
@@ -190,6 +190,34 @@ def test_a_port_is_refused_with_a_sentence() -> None:
     start = try_to_start("--port", "8080")
     assert start.returncode == 2
     assert "HTTP comes with the gateway" in start.stderr
+
+
+def test_requests_of_a_worker_that_hangs_are_ended_by_the_drain(folder: Path) -> None:
+    config = folder / "c.yaml"
+    model = f"{{path: {smollm2_path()}, preload: true}}"
+    config.write_text(f"models: {{m: {model}}}\nresource_limits: {{drain_timeout: 100ms}}\n")
+    with running_daemon("--config", str(config), folder=folder) as daemon:
+        daemon.wait_ready()
+        (worker,) = daemon.workers()
+        with RawClient(daemon.socket) as raw:
+            raw.request(1, "generate", prompt="Count:", max_tokens=1000, stream=True)
+            raw.next_of(Delta)
+            worker.suspend()
+            daemon.process.send_signal(signal.SIGTERM)
+            assert raw.next_of(Error, 1).code == "worker-died"
+        assert daemon.process.wait(30) == 0
+
+
+def test_more_signals_after_the_drain_do_no_harm(own_daemon: Daemon) -> None:
+    """The drain is over at once; the worker, which is stopped, takes seconds."""
+    (worker,) = own_daemon.workers()
+    worker.suspend()
+    own_daemon.process.send_signal(signal.SIGTERM)
+    wait_until(lambda: "stopping" in own_daemon.log(), what="the drain")
+    wait_until(lambda: "unloading on request" in own_daemon.log(), what="the end of the drain")
+    own_daemon.process.send_signal(signal.SIGTERM)
+    assert own_daemon.process.wait(30) == 0
+    assert "Traceback" not in own_daemon.log()
 
 
 def test_without_the_extra_daemon_it_says_what_to_install() -> None:

@@ -54,6 +54,17 @@ def test_a_request_that_ended_before_its_reservation_is_recorded_in_one_go(
     assert query("SELECT state, error_code FROM requests") == [("failed", "prompt-too-long")]
 
 
+def test_a_request_cancelled_while_it_is_reserved_is_closed(
+    with_ledger, query, reservation, settlement
+):
+    async def use(ledger):
+        ledger.reserve(reservation("r1")).cancel()
+        await ledger.record(reservation("r1"), settlement("r1", outcome=Outcome.CANCELLED))
+
+    with_ledger(use)
+    assert query("SELECT state FROM requests") == [("cancelled",)]
+
+
 def test_writes_go_on_when_their_waiter_is_cancelled(with_ledger, query, reservation, settlement):
     async def use(ledger):
         await ledger.reserve(reservation("r1"))

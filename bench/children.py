@@ -64,9 +64,9 @@ def child(script: str, *arguments: str) -> Iterator[Child]:
 
 
 @contextlib.contextmanager
-def inprocess_model(*, threads: int | None = None) -> Iterator[Child]:
-    """A warm `llama_cpp.Llama` that completes on command."""
+def inprocess_model(mode: str = "serve", *, threads: int | None = None) -> Iterator[Child]:
+    """A warm `llama_cpp.Llama` that completes on command; the modes are those of inprocess.py."""
     count = str(threads or num_cores())
-    with child("inprocess.py", "serve", str(smollm2_path()), count) as running:
+    with child("inprocess.py", mode, str(smollm2_path()), count) as running:
         running.answer()
         yield running

@@ -7,6 +7,7 @@ it. Every figure is measured while you watch. Exit status 0 when all of it worke
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import subprocess
 import sys
@@ -130,11 +131,10 @@ def _print_stream(stream: Stream) -> float:
 def compare_first_tokens(client: Client, daemon: Daemon) -> None:
     """Measure now, each with a prompt of its own, and show the medians side by side."""
     with console.status("measuring …"):
-        cold = [cold_start(prompt(number)) for number in range(COLD_ROUNDS)]
-        scripts = [
-            fresh_script(str(daemon.socket), prompt(number)) for number in range(COLD_ROUNDS)
-        ]
-        warm_s = statistics.median(warm(client, prompt(n)) for n in range(WARM_ROUNDS))
+        prompts = map(prompt, itertools.count())
+        cold = [cold_start(next(prompts)) for _ in range(COLD_ROUNDS)]
+        scripts = [fresh_script(str(daemon.socket), next(prompts)) for _ in range(COLD_ROUNDS)]
+        warm_s = statistics.median(warm(client, next(prompts)) for _ in range(WARM_ROUNDS))
     cold_s = statistics.median(start.total_s for start in cold)
     load_s = statistics.median(start.load_s for start in cold)
     table = Table("from … to its first token", "first token", "times as long")

@@ -2,8 +2,8 @@
 
 Owns how each way is measured; the demo and the `ttft` scenario show the figures. Prompts are short:
 reading a long one takes the same time on every way (about 3 ms a token with SmolLM2 on two cores),
-and would hide what differs. Neighbouring measurements have different prompts, so that no cache
-answers for the model.
+and would hide what differs. Whoever measures numbers the prompts, so that no two are the same and
+the daemon's prefix cache answers none.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from string import ascii_uppercase
+from typing import TYPE_CHECKING
 
 from children import ChildFailed, child
 from live import BENCH, MODEL, num_cores, smollm2_path
@@ -20,19 +21,10 @@ from live import BENCH, MODEL, num_cores, smollm2_path
 if TYPE_CHECKING:
     from openclawctl import Client
 
-PROMPTS: Final = (
-    "The capital of France is",
-    "The largest planet is",
-    "Hamlet was written by",
-    "A week has",
-    "Bees make",
-    "The deepest ocean is",
-    "The colour of the sky is",
-)
-
 
 def prompt(number: int) -> str:
-    return PROMPTS[number % len(PROMPTS)]
+    """Six tokens. Those of the first 26 numbers differ from the first token on."""
+    return f"{ascii_uppercase[number % 26]} is the first letter of"
 
 
 @dataclass(frozen=True, slots=True)

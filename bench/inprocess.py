@@ -2,6 +2,7 @@
 
     inprocess.py cold MODEL THREADS PROMPT    load, answer once, say when what happened
     inprocess.py serve MODEL THREADS          stay loaded, complete on command
+    inprocess.py serve-flash MODEL THREADS    the same with flash attention, which is off by default
 
 Speaks JSON lines. All times are of the monotonic clock, which the parent shares. Imports only what
 a script of a user would, and that first, since the start of such a script is part of the measure.
@@ -25,7 +26,7 @@ CONTEXT = 2048
 
 def main() -> None:
     mode, path, threads, *rest = sys.argv[1:]
-    model = load(path, int(threads))
+    model = load(path, int(threads), flash_attn=mode == "serve-flash")
     if mode == "cold":
         say(answer_once(model, *rest))
         return
@@ -34,9 +35,14 @@ def main() -> None:
         say(complete(model, **json.loads(line)))
 
 
-def load(path: str, threads: int) -> Any:
+def load(path: str, threads: int, *, flash_attn: bool) -> Any:
     return llama_cpp.Llama(
-        path, n_ctx=CONTEXT, n_threads=threads, n_threads_batch=threads, verbose=False
+        path,
+        n_ctx=CONTEXT,
+        n_threads=threads,
+        n_threads_batch=threads,
+        flash_attn=flash_attn,
+        verbose=False,
     )
 
 

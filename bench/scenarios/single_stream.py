@@ -1,8 +1,9 @@
 """One stream through the client against llama_cpp.Llama in-process, same threads, same prompt.
 
 Tokens per second from the second token on. Both sides are warm and take turns, never at once. The
-in-process side is measured twice: as `create_completion`, which is what a user would write instead
-of our client, and as its bare token loop.
+in-process side is measured as `create_completion`, which is what a user would write instead of our
+client, as its bare token loop, and as that loop with flash attention, which the daemon uses and
+llama_cpp.Llama leaves off unless it is told otherwise.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ NUM_TOKENS: Final = 128
 PROMPT: Final = "Count: 1, 2, 3, 4, 5,"
 """SmolLM2 counts on and on: greedy decoding does not end before NUM_TOKENS."""
 
-WAYS: Final = ("daemon", "completion", "tokens")
+WAYS: Final = ("daemon", "completion", "tokens", "flash")
 
 
 def run(settings: Settings) -> Report:
@@ -33,16 +34,20 @@ def run(settings: Settings) -> Report:
         serving(threads=THREADS) as daemon,
         Client(daemon.socket) as client,
         inprocess_model(threads=THREADS) as model,
+        inprocess_model("serve-flash", threads=THREADS) as flash_model,
     ):
-        samples = _alternate(client, model, settings)
+        samples = _alternate(client, model, flash_model, settings=settings)
     return _report(samples)
 
 
-def _alternate(client: Client, model: Child, settings: Settings) -> dict[str, list[float]]:
+def _alternate(
+    client: Client, model: Child, flash_model: Child, *, settings: Settings
+) -> dict[str, list[float]]:
     ways: dict[str, Callable[[], float]] = {
         "daemon": lambda: daemon_rate(client),
         "completion": lambda: inprocess_rate(model, way="completion"),
         "tokens": lambda: inprocess_rate(model, way="tokens"),
+        "flash": lambda: inprocess_rate(flash_model, way="tokens"),
     }
     samples: dict[str, list[float]] = {way: [] for way in WAYS}
     for measure in ways.values():
@@ -81,6 +86,7 @@ def _report(samples: dict[str, list[float]]) -> Report:
         "daemon": "openclawd, through the client",
         "completion": "Llama.create_completion(stream=True)",
         "tokens": "Llama.generate, bare loop",
+        "flash": "Llama.generate, flash attention on",
     }
     rows: list[Row] = [
         {

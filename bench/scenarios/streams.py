@@ -21,10 +21,12 @@ from measure import Report, Row, Settings, median_ratio, percentile
 from openclawctl import AsyncClient
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 COUNTS: Final = (1, 2, 4, 8, 16)
 NUM_TOKENS: Final = 64
+FEW_TOKENS: Final = 8
 NUM_SEQUENTIAL: Final = 2
 """Runs one after the other have the same rate however many they are."""
 
@@ -41,13 +43,14 @@ class Burst:
 def run(settings: Settings) -> Report:
     bursts: dict[int, list[Burst]] = {count: [] for count in COUNTS}
     sequential: list[float] = []
+    prompts = _prompts()
     with serving(parallel=max(COUNTS), context=1024) as daemon, inprocess_model() as model:
-        asyncio.run(_burst(daemon.socket, max(COUNTS)))  # warm-up
-        _one_after_the_other(model)
+        asyncio.run(_burst(daemon.socket, max(COUNTS), prompts))  # warm-up
+        _one_after_the_other(model, prompts)
         for _ in settings.rounds():
             for count in COUNTS:
-                bursts[count].append(asyncio.run(_burst(daemon.socket, count)))
-            sequential.append(_one_after_the_other(model))
+                bursts[count].append(asyncio.run(_burst(daemon.socket, count, prompts)))
+            sequential.append(_one_after_the_other(model, prompts))
     rates = {count: [burst.rate for burst in bursts[count]] for count in COUNTS}
     rows = [_row(count, bursts[count], sequential) for count in COUNTS]
     samples = {f"{count} streams": rates[count] for count in COUNTS}
@@ -71,16 +74,13 @@ def _row(count: int, bursts: list[Burst], sequential: list[float]) -> Row:
     }
 
 
-async def _burst(socket_path: Path, count: int) -> Burst:
+async def _burst(socket_path: Path, count: int, prompts: Iterator[str]) -> Burst:
     clients = [AsyncClient(socket_path) for _ in range(count)]
     for client in clients:
         await client.ping()  # connected before the clock starts
     start = time.monotonic()
     async with asyncio.TaskGroup() as group:
-        tasks = [
-            group.create_task(_stream(client, prompt(number)))
-            for number, client in enumerate(clients)
-        ]
+        tasks = [group.create_task(_stream(client, next(prompts))) for client in clients]
     total_s = time.monotonic() - start
     for client in clients:
         await client.aclose()
@@ -101,17 +101,20 @@ async def _stream(client: AsyncClient, text: str) -> list[float]:
             times.append(time.monotonic())
             num_tokens += len(delta.token_ids)
     assert num_tokens == NUM_TOKENS, "a prompt ended early"
+    assert stream.result.usage.cached_tokens <= FEW_TOKENS, "the prefix cache answered"
     return times
 
 
-def _one_after_the_other(model: Child) -> float:
+def _one_after_the_other(model: Child, prompts: Iterator[str]) -> float:
     start = time.monotonic()
-    for number in range(NUM_SEQUENTIAL):
-        model.ask(way="completion", prompt=prompt(number), max_tokens=NUM_TOKENS)
+    for _ in range(NUM_SEQUENTIAL):
+        model.ask(way="completion", prompt=next(prompts), max_tokens=NUM_TOKENS)
     return NUM_SEQUENTIAL * NUM_TOKENS / (time.monotonic() - start)
 
 
-def prompt(number: int) -> str:
-    """A different text of the same length for each stream. Greedy decoding goes on counting."""
-    start = 101 + 50 * number
-    return "Count: " + " ".join(f"{value}," for value in range(start, start + 12))
+def _prompts() -> Iterator[str]:
+    """Texts of one length that greedy decoding goes on counting. They differ from the first number
+    on, so that the daemon's prefix cache is of no use."""
+    for number in itertools.count():
+        start = 101 + 7 * number % 880
+        yield "Count: " + " ".join(f"{value}," for value in range(start, start + 12))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 
 from first_token import cold_start, fresh_script, prompt, warm
@@ -15,13 +16,13 @@ def run(settings: Settings) -> Report:
     samples: dict[str, list[float]] = {"cold": [], "load": [], "script": [], "warm": []}
     with serving() as daemon, Client(daemon.socket) as client:
         warm(client, "Hello")
-        for number in settings.rounds():
-            text = prompt(number)
-            cold = cold_start(text)
+        prompts = map(prompt, itertools.count())
+        for _ in settings.rounds():
+            cold = cold_start(next(prompts))
             samples["cold"].append(cold.total_s)
             samples["load"].append(cold.load_s)
-            samples["script"].append(fresh_script(str(daemon.socket), text))
-            samples["warm"].append(warm(client, prompt(number + 1)))
+            samples["script"].append(fresh_script(str(daemon.socket), next(prompts)))
+            samples["warm"].append(warm(client, next(prompts)))
     return _report(samples)
 
 

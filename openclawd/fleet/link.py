@@ -3,8 +3,8 @@
 Owns which requests a worker holds, and gives each of them what the worker says about it. Knows
 worker messages; knows nothing of clients, of processes, or of why a worker ended.
 
-Invariants: every call ends exactly once, with `Ended` or with a problem; nothing here waits, so one
-slow reader can never hold up the link. When the link is lost, every open call ends with the problem
+Invariants: every call ends exactly once, with `Ended` or with a problem; delivery never waits, so
+one slow reader can never hold up the link. When the link is lost, every open call ends with the problem
 that `close()` was given.
 """
 
@@ -15,7 +15,7 @@ import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, assert_never
 
-from openclawctl.wire.errors import Internal, Problem, RemoteProtocolError
+from openclawctl.wire.errors import Internal, Problem, RemoteProtocolError, WorkerDied
 from openclawctl.wire.framing import FrameReader, encode_frame
 from openclawd.worker.messages import (
     FROM_WORKER_FRAME_BYTES,
@@ -43,6 +43,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 logger = logging.getLogger(__name__)
+
+PREPARE_TIMEOUT_S = 120.0
+"""Far beyond what honest prompts need, even in line behind others: the worst text takes about 1.2 s
+a megabyte to tokenise (measured 2026-11-23), and the longest contexts are about one."""
 
 
 @dataclass(slots=True, eq=False)
@@ -101,6 +105,25 @@ class Link(asyncio.Protocol):
         self._calls[call.rid] = call
         self.send(Prepare(call.rid, op, params))
         return call
+
+    async def wait_prepared(self, call: Call) -> Prepared | Answer:
+        """What became of `prepare`. Raises the worker's problem with it, or `WorkerDied`.
+
+        A worker that says nothing for `PREPARE_TIMEOUT_S` is stuck (a hostile chat template, a
+        stopped process) and is given up: closing its pipe gets it killed and replaced.
+        """
+        try:
+            async with asyncio.timeout(PREPARE_TIMEOUT_S):
+                return await call.prepared
+        except TimeoutError:
+            problem = WorkerDied(
+                f"the model's worker did not read the prompt within {PREPARE_TIMEOUT_S:.0f} s and "
+                "is replaced",
+                hint="see the log of the daemon; if it happens again, try another model file",
+            )
+            logger.error("a worker is stuck and is killed: %s", problem.message)
+            self.close(problem)
+            raise problem from None
 
     def start(self, call: Call, start: Start, on_output: Callable[[Output], None]) -> None:
         """Compute a prepared request. `on_output` is called for every step that adds to it, and

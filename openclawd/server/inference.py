@@ -79,7 +79,7 @@ async def ask_tokenizer(
     async with model.lease(lambda progress: tell_loading(exchange, progress)) as link:
         call = link.prepare(exchange.request.op, params.encode())
         try:
-            answer = await call.prepared
+            answer = await link.wait_prepared(call)
         finally:
             link.drop(call)
     if not isinstance(answer, Answer):
@@ -133,7 +133,7 @@ class Inference:
     async def run(self, link: Link, call: Call) -> None:
         """Everything between tokenising and the last token, recorded however it ends."""
         try:
-            self._plan(await call.prepared)
+            self._plan(await link.wait_prepared(call))
             await reserve(self)
             self.is_reserved = True
             queued_at = self.elapsed_s()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import struct
 from typing import TYPE_CHECKING
 
 import pytest
@@ -41,6 +42,10 @@ def header_only(path: Path) -> None:
     path.write_bytes(b"GGUF\x03\0\0\0" + b"\xff" * 16)
 
 
+def vocabulary_only(path: Path) -> None:
+    path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 1))  # version 3, no tensors
+
+
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
@@ -50,6 +55,7 @@ def header_only(path: Path) -> None:
         (not_a_gguf, "not a GGUF"),
         (cut, "cut|incomplete|truncated|shorter"),
         (header_only, ""),
+        (vocabulary_only, "vocabulary"),
     ],
 )
 def test_a_bad_file_is_named_to_client_status_and_log(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import threading
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,11 @@ from harness import Daemon, running_daemon, short_folder, smollm2_argument, smol
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+
+# A job that a shell runs in the background ignores SIGINT, and so would every program under test.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

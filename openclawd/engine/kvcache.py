@@ -42,13 +42,27 @@ class _Holding:
 
 
 class KvCache:
-    """`num_slots` sequences at most, sharing `num_cells` KV cells (one token each). `num_tags` more
-    sequence ids, from `num_slots` on, may be used for kept prefixes; 0 keeps none."""
+    """`num_slots` sequences at most, sharing `num_cells` KV cells (one token each).
 
-    def __init__(self, num_slots: int, num_cells: int, *, num_tags: int = 0) -> None:
+    `num_tags` more sequence ids, from `num_slots` on, may be used for kept prefixes; 0 keeps none.
+    Prefixes shorter than `min_kept_tokens` are not kept, and those that nobody uses take
+    `max_kept_cells` at most.
+    """
+
+    def __init__(
+        self,
+        num_slots: int,
+        num_cells: int,
+        *,
+        num_tags: int = 0,
+        min_kept_tokens: int = 1,
+        max_kept_cells: int | None = None,
+    ) -> None:
         self.num_slots = num_slots
         self.num_cells = num_cells
         self.keeps_prefixes = num_tags > 0
+        self.min_kept_tokens = min_kept_tokens
+        self._max_kept_cells = num_cells if max_kept_cells is None else max_kept_cells
         self._free_slots = list(range(num_slots))  # a heap: the lowest slot is taken first
         self._held: dict[int, _Holding] = {}
         self._tree = PrefixTree(list(range(num_slots, num_slots + num_tags)))
@@ -104,7 +118,7 @@ class KvCache:
         """
         holding = self._held[slot]
         sequence = holding.sequence
-        if not self._may_share(sequence):
+        if not self._may_share(sequence) or sequence.num_computed_tokens < self.min_kept_tokens:
             return
         computed = sequence.tokens[: sequence.num_computed_tokens]
         insertion = self._tree.insert(sequence.domain, computed, slot)
@@ -126,6 +140,10 @@ class KvCache:
         self._tree.unlock(holding.anchor)
         self._ops.append(DropCells(slot))
         heapq.heappush(self._free_slots, slot)
+        while self._tree.num_cells - self._tree.num_locked_cells > self._max_kept_cells:
+            ops = self._tree.evict()
+            assert ops is not None, "cells that nobody uses are in leaves, or lead to such"
+            self._ops += ops
 
     def make_room(self, num_tokens: int) -> None:
         """Evict kept prefixes until a batch of this many tokens fits."""
@@ -152,6 +170,7 @@ class KvCache:
         self._tree.check()
         promised = sum(holding.num_promised for holding in self._held.values())
         assert promised + self._tree.num_locked_cells <= self.num_cells
+        assert self._tree.num_cells - self._tree.num_locked_cells <= self._max_kept_cells
         assert self.num_used_cells <= self.num_cells
         for holding in self._held.values():
             assert 0 <= holding.num_shared <= holding.sequence.num_computed_tokens

@@ -4,8 +4,8 @@ Owns which requests a worker holds, and gives each of them what the worker says 
 worker messages; knows nothing of clients, of processes, or of why a worker ended.
 
 Invariants: every call ends exactly once, with `Ended` or with a problem; delivery never waits, so
-one slow reader can never hold up the link. When the link is lost, every open call ends with the problem
-that `close()` was given.
+one slow reader can never hold up the link. When the link is lost, every open call ends with the
+problem that `close()` was given.
 """
 
 from __future__ import annotations

@@ -44,6 +44,8 @@ def make(**limits: Any) -> Scheduler:
         "kv_tokens": 100,
         "batch_tokens": 8,
         "embedding_batch_tokens": 8,
+        "min_kept_tokens": 1,
+        "kept_share": 1.0,
     }
     return Scheduler(Limits(**{**defaults, **limits}), Letters())
 
@@ -319,6 +321,28 @@ def test_without_cells_kept_prefixes_go_before_anybody_is_preempted() -> None:
     assert scheduler.num_used_tokens == 2
 
 
+def test_short_prefixes_are_neither_kept_nor_waited_for() -> None:
+    scheduler = make(num_prefix_tags=8, batch_tokens=32, kv_tokens=400, min_kept_tokens=64)
+    sequences = [chat(rid, *SYSTEM, rid) for rid in (1, 2)]
+    for sequence in sequences:
+        scheduler.add(sequence)
+    run(scheduler)
+    assert [sequence.num_cached_tokens for sequence in sequences] == [0, 0]
+    assert scheduler.num_used_tokens == 0
+
+
+def test_kept_prefixes_that_nobody_uses_stay_within_their_share() -> None:
+    scheduler = make(num_prefix_tags=8, batch_tokens=64, kv_tokens=200, kept_share=0.25)
+    for rid in range(1, 4):
+        scheduler.add(chat(rid, *[rid] * 30))
+        run(scheduler)
+        assert scheduler.num_used_tokens <= 50
+    newest = chat(9, *[3] * 30)
+    scheduler.add(newest)
+    run(scheduler)
+    assert newest.num_cached_tokens == 29
+
+
 def test_a_chats_next_turn_finds_its_own_answer() -> None:
     scheduler = make(num_prefix_tags=8, batch_tokens=64)
     first = chat(1, 5, 6, max_tokens=3)
@@ -435,6 +459,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         embedding_batch_tokens=st.integers(1, 12),
         splits_prompts=st.booleans(),
         num_prefix_tags=st.integers(0, 6),
+        min_kept_tokens=st.integers(1, 12),
+        kept_share=st.sampled_from([0.0, 0.3, 1.0]),
     )
     def start(self, num_slots: int, spare: int, **limits: Any) -> None:
         self.limits = Limits(num_slots=num_slots, batch_tokens=num_slots + spare, **limits)

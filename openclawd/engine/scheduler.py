@@ -61,7 +61,7 @@ class Limits:
     splits_prompts: bool = True
     num_prefix_tags: int = 0
     min_kept_tokens: int = 256
-    kept_share: float = 0.25
+    kept_share: float = 0.125
 
     def __post_init__(self) -> None:
         assert 0 < self.num_slots <= self.batch_tokens, "a step must hold one token of every slot"

@@ -191,9 +191,7 @@ class AsyncStream:
     def __init__(self, client: AsyncClient, exchange: Exchange) -> None:
         self._runner = _AsyncRunner(client, exchange)
         self._exchange = exchange
-        self._pieces: list[str] = []
         self._is_closed = False
-        self._completion: Completion | None = None
 
     def __aiter__(self) -> Self:
         return self
@@ -203,23 +201,17 @@ class AsyncStream:
         delta = None if self._is_closed else await self._runner.next_delta()
         if delta is None:
             raise StopAsyncIteration
-        if delta.index == 0:
-            self._pieces.append(delta.text)
         return delta
 
     @property
     def text(self) -> str:
         """The text of the first choice so far."""
-        return "".join(self._pieces)
+        return self._exchange.text
 
     @property
     def result(self) -> Completion:
         """What `generate` without `stream` would have returned. Only after the end."""
-        if self._exchange.result is None:
-            raise RuntimeError("a stream has no result before it was read to its end")
-        if self._completion is None:
-            self._completion = results.completion(self._exchange.result, self._exchange.warnings)
-        return self._completion
+        return self._exchange.completion
 
     def cancel(self) -> None:
         """Ask the daemon to stop. What it still sends, and the end, can be read as before."""

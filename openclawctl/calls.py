@@ -44,6 +44,8 @@ from openclawctl.wire.messages import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from openclawctl.results import Completion
+
 GREETING_TIMEOUT_S: Final = 10.0
 """Longest wait for `welcome`. The daemon answers it at once whatever its models do; one that does
 not is stopped or stuck, and even `timeout_s=None` should not wait for that."""
@@ -326,7 +328,25 @@ class Exchange:
         self._retry = retry or RetryRule()
         self._num_retries = 0
         self._has_delta = False
+        self._pieces: list[str] = []
+        self._completion: Completion | None = None
         self._on_event = on_event
+
+    @property
+    def text(self) -> str:
+        """The text of the first choice that was taken so far."""
+        return "".join(self._pieces)
+
+    @property
+    def completion(self) -> Completion:
+        """The result of `generate` or `chat`. Raises `RuntimeError` before the end."""
+        if self.result is None:
+            raise RuntimeError("a stream has no result before it was read to its end")
+        if self._completion is None:
+            from openclawctl import results  # here: see the note in Client.generate
+
+            self._completion = results.completion(self.result, self.warnings)
+        return self._completion
 
     @property
     def is_ended(self) -> bool:
@@ -339,6 +359,8 @@ class Exchange:
             item = call.inbox.popleft()
             if isinstance(item, Delta):
                 self._has_delta = True
+                if item.index == 0:
+                    self._pieces.append(item.text)
                 return item
             self._note(item)
         if isinstance(call.end, OpenclawError):

@@ -105,9 +105,7 @@ class Stream:
     def __init__(self, client: Client, exchange: Exchange) -> None:
         self._runner = _Runner(client, exchange)
         self._exchange = exchange
-        self._pieces: list[str] = []
         self._is_closed = False
-        self._completion: Completion | None = None
         self._runner.start()
 
     def __iter__(self) -> Self:
@@ -118,25 +116,17 @@ class Stream:
         delta = None if self._is_closed else self._runner.next_delta()
         if delta is None:
             raise StopIteration
-        if delta.index == 0:
-            self._pieces.append(delta.text)
         return delta
 
     @property
     def text(self) -> str:
         """The text of the first choice so far."""
-        return "".join(self._pieces)
+        return self._exchange.text
 
     @property
     def result(self) -> Completion:
         """What `generate` without `stream` would have returned. Only after the end."""
-        if self._exchange.result is None:
-            raise RuntimeError("a stream has no result before it was read to its end")
-        if self._completion is None:
-            from openclawctl import results  # here: see the note in Client.generate
-
-            self._completion = results.completion(self._exchange.result, self._exchange.warnings)
-        return self._completion
+        return self._exchange.completion
 
     def cancel(self) -> None:
         """Ask the daemon to stop. What it still sends, and the end, can be read as before."""

@@ -65,7 +65,7 @@ def demo() -> None:
     show_command(f"openclawd --models {MODEL}=…/{model_path.name}")
     started = time.monotonic()
     with running_daemon("--models", f"{MODEL}={model_path}") as daemon:
-        daemon.wait_notification(f"STATUS={MODEL} loading")  # its socket is open from then on
+        daemon.wait_notification("STATUS=")  # its socket is open from then on
         with Client(daemon.socket, app="demo") as client:
             wait_loaded(client, daemon)
             say(

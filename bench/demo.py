@@ -203,9 +203,6 @@ def fail(problem: Exception) -> int:
     errors = Console(stderr=True, highlight=False)
     errors.print("\nThe demo failed:", style="bold red")
     errors.print(str(problem), markup=False, soft_wrap=True)
-    hint = getattr(problem, "hint", "")
-    if hint:
-        errors.print(hint, markup=False, soft_wrap=True)
     return 1
 
 

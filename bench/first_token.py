@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 
 def prompt(number: int) -> str:
-    """Six tokens. Those of the first 26 numbers differ from the first token on."""
-    return f"{ascii_uppercase[number % 26]} is the first letter of"
+    """Three tokens. Those of the first 26 numbers differ from the first token on."""
+    return f"{ascii_uppercase[number % 26]} is for"
 
 
 @dataclass(frozen=True, slots=True)

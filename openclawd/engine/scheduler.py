@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 MIN_PREFIX_TO_AWAIT: Final = 32
-"""Fewer tokens are computed twice rather than waited for: on two cores they take about as long as
-two steps of a running batch (SmolLM2, measured 2026-11)."""
+"""Fewer tokens are computed twice rather than waited for: at about 3 ms a token they take as long
+as two or three steps of eight streams (SmolLM2 on two cores, docs/performance.md)."""
 
 
 class Vocabulary(Protocol):
@@ -49,9 +49,10 @@ class Limits:
     `num_prefix_tags` is how many prefixes can be kept; 0 for models that cannot share cells.
 
     Kept cells are not free: a step passes over every cell in use, its own or not, which costs the
-    smallest models about 0.3 ms a token for each 1,000 cells (SmolLM2 on two cores, measured
-    2026-11-23). So only prefixes of `min_kept_tokens` are kept, which take longer to compute than
-    to pass over, and when nobody uses them they take `kept_share` of the cache at most.
+    smallest models about 0.2 ms a token for each 1,000 cells (SmolLM2 on two cores, measured
+    2026-11-23: from 94 to 75 tokens a second with 12,000 cells). So only prefixes of
+    `min_kept_tokens` are kept, which take longer to compute than to pass over, and when nobody uses
+    them they take `kept_share` of the cache at most.
     """
 
     num_slots: int

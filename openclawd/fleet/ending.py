@@ -6,6 +6,7 @@ import contextlib
 import enum
 import signal
 from dataclasses import dataclass
+from typing import Final
 
 from openclawd.worker.messages import EXIT_LOAD_FAILED, EXIT_LOAD_FAILED_FOR_NOW
 
@@ -17,6 +18,12 @@ class Cause(enum.Enum):
     LOAD_FAILED = "load failed"
     LOAD_FAILED_FOR_NOW = "load failed for now"
     CRASHED = "crashed"
+
+
+_LOAD_FAILURES: Final = {
+    EXIT_LOAD_FAILED: Cause.LOAD_FAILED,
+    EXIT_LOAD_FAILED_FOR_NOW: Cause.LOAD_FAILED_FOR_NOW,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +39,8 @@ def ending_of(
 ) -> Ending:
     """What an exit status means (negative: the signal that killed it). `said` is the reason the
     worker gave for not loading, `last_words` the end of its standard error."""
-    if status == EXIT_LOAD_FAILED:
-        return Ending(Cause.LOAD_FAILED, said or last_words or "the worker did not say why")
-    if status == EXIT_LOAD_FAILED_FOR_NOW:
-        return Ending(Cause.LOAD_FAILED_FOR_NOW, said or last_words or "the worker did not say why")
+    if status in _LOAD_FAILURES:
+        return Ending(_LOAD_FAILURES[status], said or last_words or "the worker did not say why")
     story = f"its worker {_how_it_ended(status)}"
     if last_words:
         story += f"; its last words: {last_words}"

@@ -35,8 +35,8 @@ logger = logging.getLogger(__name__)
 STOP_TIMEOUT_S: Final = 5.0
 WORKER_NICENESS: Final = 1
 """Workers yield to the daemon, so that `status` and cancels are answered while all cores decode. By
-one step only: at 5, any other busy program on the machine slowed a decode down threefold (measured
-2026-11-23 with one flooding client)."""
+one step only: beside a busy program at 0 that leaves them four fifths of its share (the kernel's
+weights are 820 and 1024, sched_prio_to_weight), where 5 would leave a third (335)."""
 
 _MAX_STDERR_LINE: Final = 4096
 _STDERR_LINES_KEPT: Final = 20

@@ -50,8 +50,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MESSAGES_PER_CALLBACK: Final = 64
-"""Messages handled before other connections get their turn: about 2 ms of work (measured
-2026-11-23 with refused requests, the most a hostile client can ask of one read)."""
+"""Messages handled before other connections get their turn: about 1.6 ms of `ping`, of which one
+connection gets 40,000 a second (docs/performance.md)."""
 
 WRITE_BUFFER_BYTES: Final = 64 * 1024
 """Unsent bytes from which on a client counts as slow: over ten times a usual burst of deltas."""

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
         WorkerDied,
     )
     from openclawctl.wire.messages import Delta, Event
-    from openclawctl.wire.operations import Choice, Timings, Usage
+    from openclawctl.wire.results import Choice, Timings, Usage
 
 __version__: Final = "0.1.0"
 
@@ -64,7 +64,7 @@ _ERRORS: Final = (
 _HOME: Final = {
     "AsyncClient": "openclawctl.aio",
     "AsyncStream": "openclawctl.aio",
-    "Choice": "openclawctl.wire.operations",
+    "Choice": "openclawctl.wire.results",
     "Client": "openclawctl.client",
     "Completion": "openclawctl.results",
     "ConfigError": "openclawctl.paths",
@@ -73,8 +73,8 @@ _HOME: Final = {
     "Embeddings": "openclawctl.results",
     "Event": "openclawctl.wire.messages",
     "Stream": "openclawctl.client",
-    "Timings": "openclawctl.wire.operations",
-    "Usage": "openclawctl.wire.operations",
+    "Timings": "openclawctl.wire.results",
+    "Usage": "openclawctl.wire.results",
     **dict.fromkeys(_ERRORS.split(), "openclawctl.wire.errors"),
 }
 """Which module each exported name comes from."""

@@ -15,7 +15,7 @@ from openclawctl.wire.errors import ProtocolError
 from openclawctl.wire.fields import Fields
 from openclawctl.wire.framing import MAX_ITEMS
 from openclawctl.wire.messages import MAX_TOKEN_ID
-from openclawctl.wire.operations import Choice, InferenceResult, Timings, Usage
+from openclawctl.wire.results import Choice, InferenceResult, Timings, Usage
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -8,6 +8,7 @@ that came from the wire.
 from __future__ import annotations
 
 import difflib
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
@@ -186,3 +187,9 @@ _TYPE_NAMES = {
 def _type_name(value: object) -> str:
     name = type(value).__name__
     return _TYPE_NAMES.get(name, name)
+
+
+def present(record: Any) -> dict[str, Any]:
+    """The fields of a dataclass that are not None."""
+    values = ((f.name, getattr(record, f.name)) for f in fields(record))
+    return {name: value for name, value in values if value is not None}

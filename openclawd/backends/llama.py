@@ -37,6 +37,7 @@ from openclawd.engine.batch import (
     DropCells,
     Opening,
     Outputs,
+    TokenOutput,
 )
 
 if TYPE_CHECKING:
@@ -147,14 +148,27 @@ class LlamaBackend:
             llama_cpp.llama_set_embeddings(self._context, wants_embeddings)
             self._is_embedding = wants_embeddings
 
-    def _sample(self, chunks: list[Chunk], outputs: dict[int, int]) -> dict[int, int]:
+    def _sample(self, chunks: list[Chunk], outputs: dict[int, int]) -> dict[int, list[TokenOutput]]:
         return {
-            chunk.slot: self._samplers[chunk.slot].sample(
-                self._context, outputs[chunk.slot], position=chunk.position + len(chunk.tokens)
-            )
+            chunk.slot: self._sample_chunk(chunk, outputs[chunk.slot])
             for chunk in chunks
-            if chunk.wants_output
+            if chunk.num_outputs
         }
+
+    def _sample_chunk(self, chunk: Chunk, output: int) -> list[TokenOutput]:
+        """The tokens that follow a chunk whose first output is `output` of the decode: of those
+        that were guessed, the ones that would have been sampled, and the next."""
+        sampler = self._samplers[chunk.slot]
+        num_guessed = chunk.num_outputs - 1
+        position = chunk.position + len(chunk.tokens) - num_guessed
+        guesses = chunk.tokens[len(chunk.tokens) - num_guessed :]
+        sampled: list[TokenOutput] = []
+        for offset in range(chunk.num_outputs):
+            token = sampler.sample(self._context, output + offset, position=position + offset)
+            sampled.append(TokenOutput(token))
+            if offset < num_guessed and token != guesses[offset]:
+                break
+        return sampled
 
     def _average(self, batch: Batch) -> dict[int, bytes]:
         """Add the hidden states of the step to each sum; finish those that are complete."""
@@ -165,7 +179,7 @@ class LlamaBackend:
             end = start + len(chunk.tokens)
             total = self._sums[chunk.slot]
             total += states[start:end].sum(axis=0, dtype=np.float64)
-            if chunk.wants_output:
+            if chunk.num_outputs:
                 vectors[chunk.slot] = _normalised(total)
             start = end
         return vectors
@@ -195,7 +209,7 @@ class _BatchArrays:
         )
 
     def fill(self, batch: Batch) -> dict[int, int]:
-        """Write a batch; for each slot that wants an output, which output of the decode it is.
+        """Write a batch; for each slot that wants outputs, which of the decode is its first.
 
         In ascending order of the slots: with one KV stream per sequence, llama.cpp splits a batch
         that is not (measured 2026-11: 16 streams take half as long again).
@@ -204,8 +218,8 @@ class _BatchArrays:
         for chunk in sorted(batch.chunks, key=_slot_of):
             end = start + len(chunk.tokens)
             self._write(chunk, start, end)
-            if chunk.wants_output:
-                outputs[chunk.slot] = end - 1
+            if chunk.num_outputs:
+                outputs[chunk.slot] = end - chunk.num_outputs
             start = end
         if batch.kind is BatchKind.EMBEDDING:
             self._wants_output[:start] = 1  # every hidden state counts
@@ -217,12 +231,13 @@ class _BatchArrays:
             self._tokens[start] = chunk.tokens[0]
             self._positions[start] = chunk.position
             self._slot_pointers[start] = self._slot_addresses[chunk.slot]
+            self._wants_output[start] = chunk.num_outputs
         else:
             self._tokens[start:end] = chunk.tokens
             self._positions[start:end] = self._count[: end - start] + chunk.position
             self._slot_pointers[start:end] = self._slot_addresses[chunk.slot]
             self._wants_output[start:end] = 0
-        self._wants_output[end - 1] = chunk.wants_output
+            self._wants_output[end - chunk.num_outputs : end] = 1
 
 
 def _pointer(array: Any, element: Any) -> Any:

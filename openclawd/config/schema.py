@@ -23,7 +23,7 @@ from pydantic import (
 )
 
 from openclawctl.wire.framing import MAX_FRAME_BYTES
-from openclawctl.wire.operations import SAMPLING_RANGES, Sampling
+from openclawctl.wire.sampling import SAMPLING_RANGES, Sampling
 from openclawd.config import values
 
 MODEL_NAME_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._:-]*$"

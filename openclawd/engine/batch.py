@@ -44,11 +44,13 @@ CacheOp = CopyCells | DropCells
 
 @dataclass(frozen=True, slots=True)
 class Opening:
-    """A slot is taken by a sequence. `tokens` are all it has so far, for penalties that look back;
-    `sampling` is None for embeddings. Its cells are the concern of the batch's `cache_ops`."""
+    """A slot is taken by a sequence. `tokens` are all it has so far, for whatever looks back; those
+    after the first `num_prompt_tokens` were sampled. `sampling` is None for embeddings. Its cells
+    are the concern of the batch's `cache_ops`."""
 
     slot: int
     tokens: tuple[int, ...]
+    num_prompt_tokens: int
     sampling: SamplingParams | None
 
 
@@ -56,14 +58,15 @@ class Opening:
 class Chunk:
     """Consecutive tokens of one sequence, at positions `[position, position + len(tokens))`.
 
-    `wants_output`: after these tokens everything known of the sequence is computed, so its next
-    token is sampled, or its vector is complete.
+    `num_outputs` of its last positions are sampled: none in the middle of a prefill; one when after
+    these tokens everything known of the sequence is computed, so that its next token is sampled, or
+    its vector is complete; k + 1 when the last k tokens are only guessed.
     """
 
     slot: int
     position: int
     tokens: list[int]
-    wants_output: bool
+    num_outputs: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +85,23 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True)
-class Outputs:
-    """For each slot whose chunk wanted an output: the sampled token, or the normalised vector as
-    little-endian float32 bytes."""
+class TokenOutput:
+    """A sampled token. `logprob` is its natural logarithm of probability before any filter, `top`
+    the likeliest tokens with theirs; both only where the sampling parameters ask for them."""
 
-    tokens: dict[int, int] = field(default_factory=dict)
+    token: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """For each slot whose chunk wanted outputs: the sampled tokens, or the normalised vector as
+    little-endian float32 bytes.
+
+    Of guessed tokens those come back that would have been sampled in their place, then the one
+    that was sampled instead of, or after, the last of them: 1 to `num_outputs` tokens in all.
+    """
+
+    tokens: dict[int, list[TokenOutput]] = field(default_factory=dict)
     vectors: dict[int, bytes] = field(default_factory=dict)

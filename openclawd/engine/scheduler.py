@@ -17,7 +17,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
-from openclawd.engine.batch import Batch, BatchKind, Chunk, Opening, Outputs
+from openclawd.engine.batch import Batch, BatchKind, Chunk, Opening, Outputs, TokenOutput
 from openclawd.engine.kvcache import KvCache
 from openclawd.engine.prefixes import num_same
 from openclawd.engine.sequence import Effect, Embedded, Ended, Finish, Sampled, Sequence, State
@@ -152,7 +152,7 @@ class Scheduler:
             sequence = self._running[chunk.slot]
             was_in_prefill = sequence.is_in_prefill
             sequence.num_computed_tokens += len(chunk.tokens)
-            if not chunk.wants_output:
+            if not chunk.num_outputs:
                 continue
             if was_in_prefill:
                 self._kv.keep(chunk.slot)
@@ -160,7 +160,8 @@ class Scheduler:
                 effects.append(Embedded(sequence, outputs.vectors[chunk.slot]))
                 effects.append(self._end(sequence, Finish.STOP))
             else:
-                effects += self._append(sequence, outputs.tokens[chunk.slot])
+                for output in outputs.tokens[chunk.slot]:
+                    effects += self._append(sequence, output)
         return effects
 
     def preempt(self) -> list[Effect]:
@@ -253,7 +254,7 @@ class Scheduler:
         self._running[slot] = sequence
         self._next_admitted = _other(sequence.kind)
         sampling = sequence.sampling if sequence.kind is BatchKind.GENERATION else None
-        return Opening(slot, tuple(sequence.tokens), sampling)
+        return Opening(slot, tuple(sequence.tokens), sequence.num_prompt_tokens, sampling)
 
     def _release(self, sequence: Sequence) -> None:
         assert sequence.slot is not None
@@ -281,11 +282,11 @@ class Scheduler:
         limits = self._limits
         return limits.embedding_batch_tokens if is_embedding else limits.batch_tokens
 
-    def _append(self, sequence: Sequence, token: int) -> list[Effect]:
-        sequence.tokens.append(token)
-        text = sequence.text.feed(self._vocabulary.piece(token))
-        sampled = Sampled(sequence, token, text)
-        if self._vocabulary.is_end(token) or sequence.text.has_stopped:
+    def _append(self, sequence: Sequence, output: TokenOutput) -> list[Effect]:
+        sequence.tokens.append(output.token)
+        text = sequence.text.feed(self._vocabulary.piece(output.token))
+        sampled = Sampled(sequence, output, text)
+        if self._vocabulary.is_end(output.token) or sequence.text.has_stopped:
             return [sampled, self._end(sequence, Finish.STOP)]
         if sequence.num_completion_tokens == sequence.max_tokens:
             return [sampled, self._end(sequence, Finish.LENGTH)]
@@ -337,5 +338,5 @@ def _chunk(sequence: Sequence, num_tokens: int) -> Chunk:
         slot=sequence.slot,
         position=start,
         tokens=sequence.tokens[start:end],
-        wants_output=end == len(sequence.tokens),
+        num_outputs=int(end == len(sequence.tokens)),
     )

@@ -11,7 +11,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 
-from openclawd.engine.batch import BatchKind
+from openclawd.engine.batch import BatchKind, TokenOutput
 from openclawd.engine.sampling import SamplingParams
 from openclawd.engine.stopping import OutputText
 
@@ -89,7 +89,7 @@ class Sampled:
     """A token was added to a sequence; `text` is what may be shown now, often nothing."""
 
     sequence: Sequence
-    token: int
+    output: TokenOutput
     text: str
 
 

@@ -9,6 +9,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Any, Final
 
+from openclawctl.wire.completion import MAX_MODEL_NAME_CHARS, ChatParams, GenerateParams
 from openclawctl.wire.errors import (
     Internal,
     InvalidRequest,
@@ -18,11 +19,8 @@ from openclawctl.wire.errors import (
 )
 from openclawctl.wire.fields import suggestion
 from openclawctl.wire.operations import (
-    MAX_MODEL_NAME_CHARS,
-    ChatParams,
     DetokenizeParams,
     EmbedParams,
-    GenerateParams,
     ModelParams,
     Op,
     Params,

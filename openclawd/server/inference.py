@@ -18,21 +18,11 @@ import uuid
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from openclawctl.wire.completion import ChatParams, GenerateParams
 from openclawctl.wire.errors import Code, Internal, Problem
 from openclawctl.wire.messages import Delta
-from openclawctl.wire.operations import (
-    ChatParams,
-    Choice,
-    DetokenizeParams,
-    EmbedParams,
-    FinishReason,
-    GenerateParams,
-    InferenceResult,
-    Op,
-    Timings,
-    TokenizeParams,
-    Usage,
-)
+from openclawctl.wire.operations import DetokenizeParams, EmbedParams, Op, TokenizeParams
+from openclawctl.wire.results import Choice, FinishReason, InferenceResult, Timings, Usage
 from openclawd.admission.limits import (
     TokenLimits,
     check_prompt_bytes,

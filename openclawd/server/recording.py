@@ -10,7 +10,7 @@ import time
 from typing import TYPE_CHECKING
 
 from openclawctl.wire.errors import Code
-from openclawctl.wire.operations import FinishReason
+from openclawctl.wire.results import FinishReason
 from openclawd.ledger import Counts, Outcome, Reservation, Settlement
 from openclawd.observe.logs import log_request
 

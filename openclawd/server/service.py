@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from openclawctl.wire.errors import Problem
-    from openclawctl.wire.operations import Sampling, UsageParams
+    from openclawctl.wire.operations import UsageParams
+    from openclawctl.wire.sampling import Sampling
     from openclawd.config import Config
     from openclawd.fleet.model import Model
     from openclawd.fleet.registry import Fleet

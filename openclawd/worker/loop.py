@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, assert_never
 
 from openclawctl.wire.errors import Internal, InvalidRequest, Problem, PromptTooLong
 from openclawctl.wire.fields import Fields
-from openclawctl.wire.operations import Sampling
+from openclawctl.wire.sampling import Sampling
 from openclawd.backends.base import DecodeFailed, NoFreeCells
 from openclawd.engine.batch import Batch, BatchKind, Outputs
 from openclawd.engine.sampling import SamplingParams

@@ -71,9 +71,9 @@ class Requests:
         step = StepOutputs()
         for effect in effects:
             match effect:
-                case Sampled(sequence, token, text):
+                case Sampled(sequence, output, text):
                     self._open[sequence.rid].num_completion_tokens += 1
-                    step.put(sequence, text, [token])
+                    step.put(sequence, text, [output.token])
                 case Embedded(sequence, vector):
                     step.outputs[sequence.rid, sequence.index] = Output(
                         sequence.rid, sequence.index, embedding=vector

@@ -165,8 +165,8 @@ def _warm_up_batch(backend: Backend) -> Batch:
     sampling = SamplingParams(temperature=0) if can_generate else None
     return Batch(
         kind,
-        chunks=[Chunk(slot=0, position=0, tokens=tokens, wants_output=True)],
-        opened=[Opening(0, tuple(tokens), sampling)],
+        chunks=[Chunk(slot=0, position=0, tokens=tokens, num_outputs=1)],
+        opened=[Opening(0, tuple(tokens), len(tokens), sampling)],
     )
 
 

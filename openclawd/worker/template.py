@@ -26,7 +26,7 @@ from openclawctl.wire.errors import InvalidRequest, LimitExceeded, Problem, Unsu
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from openclawctl.wire.operations import ChatMessage
+    from openclawctl.wire.completion import ChatMessage
     from openclawd.backends.base import ChatFormat
 
 _SPARE_CHARS: Final = 1024 * 1024

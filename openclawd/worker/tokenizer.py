@@ -13,6 +13,7 @@ import queue
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from openclawctl.wire.completion import ChatParams, GenerateParams
 from openclawctl.wire.errors import (
     Internal,
     InvalidRequest,
@@ -21,10 +22,8 @@ from openclawctl.wire.errors import (
     Unsupported,
 )
 from openclawctl.wire.operations import (
-    ChatParams,
     DetokenizeParams,
     EmbedParams,
-    GenerateParams,
     Op,
     TokenizeParams,
     decode_params,

@@ -74,15 +74,19 @@ def generate(
 ) -> list[int]:
     """The tokens that follow a prompt that is computed in chunks."""
     tokens = list(prompt)
-    opened = [Opening(slot, tuple(tokens), sampling)]
+    opened = [Opening(slot, tuple(tokens), len(tokens), sampling)]
     computed = 0
     while len(tokens) < len(prompt) + num_tokens:
         part = tokens[computed : computed + chunk_tokens]
         is_last = computed + len(part) == len(tokens)
         outputs = forward(backend, [Chunk(slot, computed, part, is_last)], opened=opened)
         opened, computed = [], computed + len(part)
-        tokens += [outputs.tokens[slot]] if is_last else []
+        tokens += sampled(outputs, slot) if is_last else []
     return tokens[len(prompt) :]
+
+
+def sampled(outputs: Outputs, slot: int) -> list[int]:
+    return [output.token for output in outputs.tokens[slot]]
 
 
 def generate_together(
@@ -91,26 +95,26 @@ def generate_together(
     """The tokens that follow each prompt, all computed in the same batches."""
     sequences = [list(prompt) for prompt in prompts]
     opened = [
-        Opening(slot, tuple(prompt), sampling)
+        Opening(slot, tuple(prompt), len(prompt), sampling)
         for slot, (prompt, sampling) in enumerate(zip(prompts, samplings, strict=True))
     ]
     computed = [0] * len(prompts)
     for _ in range(NUM_TOKENS):
         chunks = [
-            Chunk(slot, start, tokens[start:], wants_output=True)
+            Chunk(slot, start, tokens[start:], num_outputs=1)
             for slot, (start, tokens) in enumerate(zip(computed, sequences, strict=True))
         ]
         computed = [len(tokens) for tokens in sequences]
         outputs = forward(backend, chunks, opened=opened)
         opened = []
         for slot, tokens in enumerate(sequences):
-            tokens.append(outputs.tokens[slot])
+            tokens += sampled(outputs, slot)
     return [tokens[len(prompt) :] for prompt, tokens in zip(prompts, sequences, strict=True)]
 
 
 def embed(backend: Backend, inputs: list[list[int]]) -> list[np.ndarray]:
     """The vectors of inputs that are computed in one batch."""
-    opened = [Opening(slot, tuple(tokens), None) for slot, tokens in enumerate(inputs)]
+    opened = [Opening(slot, tuple(tokens), len(tokens), None) for slot, tokens in enumerate(inputs)]
     chunks = [Chunk(slot, 0, tokens, True) for slot, tokens in enumerate(inputs)]  # noqa: FBT003
     result = backend.forward(Batch(BatchKind.EMBEDDING, chunks, opened, fresh(opened)))
     assert isinstance(result, Outputs), result
@@ -247,19 +251,19 @@ class BackendConformance:
         filler = (prompt_tokens(backend, "word " * 600))[: backend.info.kv_tokens // 3]
         for slot in (1, 2):
             generate(backend, filler, 1, slot=slot, chunk_tokens=backend.limits.batch_tokens)
-        opened, status = [Opening(3, tuple(filler), GREEDY)], None
+        opened, status = [Opening(3, tuple(filler), len(filler), GREEDY)], None
         for start in range(0, len(filler), 100):
-            chunk = Chunk(3, start, filler[start : start + 100], wants_output=False)
+            chunk = Chunk(3, start, filler[start : start + 100], num_outputs=0)
             status = backend.forward(Batch(BatchKind.GENERATION, [chunk], opened, fresh(opened)))
             opened = []
             if isinstance(status, NoFreeCells):
                 break
         assert isinstance(status, NoFreeCells)
-        opened = [Opening(0, tuple(prompt), GREEDY)]
-        chunk = Chunk(0, 0, prompt, wants_output=True)
+        opened = [Opening(0, tuple(prompt), len(prompt), GREEDY)]
+        chunk = Chunk(0, 0, prompt, num_outputs=1)
         emptied: list[CacheOp] = [DropCells(slot) for slot in range(4)]
         outputs = forward(backend, [chunk], opened=opened, cache_ops=emptied)
-        assert outputs.tokens == {0: wanted[0]}
+        assert sampled(outputs, 0) == [wanted[0]]
 
     # ---- kept prefixes ----
 
@@ -281,19 +285,37 @@ class BackendConformance:
             CopyCells(tag, 1, cut, end),
         ]
         tokens, computed = list(prompt), end
-        opened = [Opening(1, tuple(prompt), GREEDY)]
+        opened = [Opening(1, tuple(prompt), len(prompt), GREEDY)]
         for _ in range(NUM_TOKENS):
-            chunk = Chunk(1, computed, tokens[computed:], wants_output=True)
+            chunk = Chunk(1, computed, tokens[computed:], num_outputs=1)
             computed = len(tokens)
-            tokens.append(forward(backend, [chunk], opened=opened, cache_ops=kept).tokens[1])
+            tokens += sampled(forward(backend, [chunk], opened=opened, cache_ops=kept), 1)
             opened, kept = [], []
         forward(
             backend,
-            [Chunk(2, 0, prompt[:1], wants_output=True)],
-            opened=[Opening(2, tuple(prompt), GREEDY)],
+            [Chunk(2, 0, prompt[:1], num_outputs=1)],
+            opened=[Opening(2, tuple(prompt), len(prompt), GREEDY)],
             cache_ops=[DropCells(owner) for owner in (1, 2, tag, upper)],
         )
         assert share_a_start(tokens[len(prompt) :], wanted, num_tokens=6)
+
+    @pytest.mark.parametrize("num_right", [0, 2, 3])
+    def test_guessed_tokens_are_checked_in_one_step(self, backend: Backend, num_right: int) -> None:
+        """What comes back is what would have been sampled, up to the first wrong guess and on."""
+        prompt = prompt_tokens(backend, PROMPTS[0])
+        wanted = generate(backend, prompt, 5)
+        guesses = wanted[1 : 1 + num_right] + [wanted[1 + num_right] ^ 1] * (3 - num_right)
+        opened = [Opening(1, tuple(prompt), len(prompt), GREEDY)]
+        first = forward(backend, [Chunk(1, 0, prompt, num_outputs=1)], opened=opened)
+        tokens = sampled(first, 1)
+        chunk = Chunk(1, len(prompt), tokens + guesses, num_outputs=4)
+        tokens += sampled(forward(backend, [chunk]), 1)
+        assert tokens == wanted[: num_right + 2]
+        computed = len(prompt) + len(tokens) - 1
+        dropped = [DropCells(1, computed, len(prompt) + 4)]
+        chunk = Chunk(1, computed, tokens[-1:], num_outputs=1)
+        tokens += sampled(forward(backend, [chunk], cache_ops=dropped), 1)
+        assert share_a_start(tokens, generate(backend, prompt, 6), num_tokens=num_right + 3)
 
     # ---- embeddings ----
 
@@ -311,11 +333,11 @@ class BackendConformance:
     def test_an_embedding_in_chunks_is_the_mean_over_all(self, backend: Backend) -> None:
         tokens = prompt_tokens(backend, PROMPTS[1])
         (whole,) = embed(backend, [tokens])
-        opened = [Opening(0, tuple(tokens), None)]
-        chunks = [Chunk(0, 0, tokens[:3], wants_output=False)]
+        opened = [Opening(0, tuple(tokens), len(tokens), None)]
+        chunks = [Chunk(0, 0, tokens[:3], num_outputs=0)]
         first = Batch(BatchKind.EMBEDDING, chunks, opened, fresh(opened))
         assert backend.forward(first) == Outputs()
-        rest = Batch(BatchKind.EMBEDDING, [Chunk(0, 3, tokens[3:], wants_output=True)])
+        rest = Batch(BatchKind.EMBEDDING, [Chunk(0, 3, tokens[3:], num_outputs=1)])
         result = backend.forward(rest)
         assert isinstance(result, Outputs)
         assert cosine(vector(result.vectors[0]), whole) > 0.999
@@ -324,12 +346,12 @@ class BackendConformance:
         prompt = prompt_tokens(backend, PROMPTS[0])
         wanted = generate(backend, prompt)
         tokens = list(prompt)
-        opened = [Opening(3, tuple(tokens), GREEDY)]
+        opened = [Opening(3, tuple(tokens), len(tokens), GREEDY)]
         computed = 0
         for _ in range(NUM_TOKENS):
-            chunk = Chunk(3, computed, tokens[computed:], wants_output=True)
+            chunk = Chunk(3, computed, tokens[computed:], num_outputs=1)
             computed = len(tokens)
-            tokens.append(forward(backend, [chunk], opened=opened).tokens[3])
+            tokens += sampled(forward(backend, [chunk], opened=opened), 3)
             opened = []
             embed(backend, [prompt])
         assert share_a_start(tokens[len(prompt) :], wanted, num_tokens=6)

@@ -73,8 +73,8 @@ def test_loading_can_be_given_up(model_path: Path) -> None:
 def test_a_batch_that_llama_cpp_refuses_is_a_typed_failure(
     backend: LlamaBackend, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    opened = [Opening(0, (1,), SamplingParams())]
-    chunk = Chunk(0, 0, [backend.info.vocab_size], wants_output=True)  # no such token
+    opened = [Opening(0, (1,), 1, SamplingParams())]
+    chunk = Chunk(0, 0, [backend.info.vocab_size], num_outputs=1)  # no such token
     result = backend.forward(Batch(BatchKind.GENERATION, [chunk], opened))
     assert isinstance(result, DecodeFailed)
     assert "-1" in result.message
@@ -92,8 +92,8 @@ def test_a_batch_that_llama_cpp_refuses_is_a_typed_failure(
 )
 def test_options_are_taken(model_path: Path, options: dict[str, object]) -> None:
     loaded = llama.load(spec(model_path, options=options), go_on)
-    chunk = Chunk(0, 0, [1, 2, 3], wants_output=True)
-    opened = [Opening(0, (1, 2, 3), SamplingParams())]
+    chunk = Chunk(0, 0, [1, 2, 3], num_outputs=1)
+    opened = [Opening(0, (1, 2, 3), 3, SamplingParams())]
     result = loaded.forward(Batch(BatchKind.GENERATION, [chunk], opened))
     loaded.close()
     assert not isinstance(result, DecodeFailed)

@@ -10,7 +10,7 @@ import pytest
 
 import openclawctl
 from openclawctl.options import CompletionOptions
-from openclawctl.wire.operations import Sampling
+from openclawctl.wire.sampling import Sampling
 
 _PROGRAM = """
 import sys

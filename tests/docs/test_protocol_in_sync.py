@@ -12,11 +12,13 @@ from pathlib import Path
 import pytest
 
 from openclawctl import Client
-from openclawctl.wire import framing, operations
+from openclawctl.wire import completion, framing, operations, results
 from openclawctl.wire import messages as m
 from openclawctl.wire.connection import MAY_SEND, Role, State
 from openclawctl.wire.errors import CODES, Kind, RemoteProtocolError
-from openclawctl.wire.operations import SAMPLING_RANGES, FinishReason, Op, param_names
+from openclawctl.wire.operations import Op, param_names
+from openclawctl.wire.results import FinishReason
+from openclawctl.wire.sampling import SAMPLING_RANGES
 from openclawd.fleet.model import ModelState
 from openclawd.server import peer
 
@@ -153,13 +155,13 @@ def test_ranges():
     for parameter, (low, high) in SAMPLING_RANGES.items():
         assert documented[parameter] == f"{low} to {high}"
     stop = next(cells[2] for cells in table("parameter") if name(cells[0]) == "stop")
-    assert f"at most {operations.MAX_STOP_STRINGS}, of 1 to {operations.MAX_STOP_CHARS} " in stop
+    assert f"at most {completion.MAX_STOP_STRINGS}, of 1 to {completion.MAX_STOP_CHARS} " in stop
 
 
 def test_choices():
     rows = {(name(cells[0]), name(cells[1])): cells[4] for cells in table("op")}
     assert names(rows["usage", "by"]) == list(operations.USAGE_GROUPS)
-    assert set(operations.CHAT_ROLES) <= set(names(rows["chat", "messages"]))
+    assert set(completion.CHAT_ROLES) <= set(names(rows["chat", "messages"]))
     assert f"1 to {operations.MAX_EMBED_INPUTS} texts" in rows["embed", "input"]
     finish = paragraph("`finish_reason` is")
     assert {reason.value for reason in FinishReason} <= set(names(finish))
@@ -173,10 +175,10 @@ def field_names(cls):
 
 def test_results():
     documented = {name(cells[0]): set(names(cells[2])) for cells in table("field")}
-    assert set(documented) == field_names(operations.InferenceResult)
-    assert field_names(operations.Usage) <= documented["usage"]
-    assert field_names(operations.Timings) == documented["timings"]
-    assert field_names(operations.Choice) <= documented["choices"]
+    assert set(documented) == field_names(results.InferenceResult)
+    assert field_names(results.Usage) <= documented["usage"]
+    assert field_names(results.Timings) == documented["timings"]
+    assert field_names(results.Choice) <= documented["choices"]
 
 
 @pytest.fixture(scope="module")

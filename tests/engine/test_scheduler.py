@@ -19,6 +19,7 @@ from openclawd.engine.batch import (
     DropCells,
     Opening,
     Outputs,
+    TokenOutput,
 )
 from openclawd.engine.sampling import SamplingParams
 from openclawd.engine.scheduler import Limits, NeverFits, Scheduler
@@ -61,10 +62,10 @@ def embedding(rid: int, num_prompt_tokens: int, index: int = 0) -> Sequence:
 
 def compute(batch: Batch, token: int = 2) -> Outputs:
     """What a backend gives that always samples the same token."""
-    slots = [chunk.slot for chunk in batch.chunks if chunk.wants_output]
+    slots = [chunk.slot for chunk in batch.chunks if chunk.num_outputs]
     if batch.kind is BatchKind.EMBEDDING:
         return Outputs(vectors=dict.fromkeys(slots, b"vector"))
-    return Outputs(tokens=dict.fromkeys(slots, token))
+    return Outputs(tokens={slot: [TokenOutput(token)] for slot in slots})
 
 
 def step(scheduler: Scheduler, token: int = 2) -> tuple[Batch, list[Effect]]:
@@ -98,13 +99,13 @@ def test_a_sequence_is_prefilled_then_decoded_token_by_token() -> None:
     sequence = generation(1, 3, max_tokens=2)
     scheduler.add(sequence)
     batch, effects = step(scheduler)
-    assert batch.opened == [Opening(0, (1, 1, 1), SamplingParams())]
-    assert batch.chunks == [Chunk(0, 0, [1, 1, 1], wants_output=True)]
-    assert effects == [Sampled(sequence, 2, "b")]
+    assert batch.opened == [Opening(0, (1, 1, 1), 3, SamplingParams())]
+    assert batch.chunks == [Chunk(0, 0, [1, 1, 1], num_outputs=1)]
+    assert effects == [Sampled(sequence, TokenOutput(2), "b")]
     batch, effects = step(scheduler)
-    assert batch.chunks == [Chunk(0, 3, [2], wants_output=True)]
+    assert batch.chunks == [Chunk(0, 3, [2], num_outputs=1)]
     assert batch.opened == []
-    assert effects == [Sampled(sequence, 2, "b"), Ended(sequence, Finish.LENGTH)]
+    assert effects == [Sampled(sequence, TokenOutput(2), "b"), Ended(sequence, Finish.LENGTH)]
     assert sequence.state is State.ENDED
     assert sequence.num_completion_tokens == 2
     assert scheduler.is_idle
@@ -134,7 +135,7 @@ def test_an_end_token_stops_and_is_counted() -> None:
     sequence = generation(1, 1)
     scheduler.add(sequence)
     _, effects = step(scheduler, END)
-    assert effects == [Sampled(sequence, END, ""), Ended(sequence, Finish.STOP)]
+    assert effects == [Sampled(sequence, TokenOutput(END), ""), Ended(sequence, Finish.STOP)]
     assert sequence.num_completion_tokens == 1
 
 
@@ -142,15 +143,21 @@ def test_a_stop_string_stops_and_is_not_shown() -> None:
     scheduler = make()
     sequence = generation(1, 1, stop="bb")
     scheduler.add(sequence)
-    assert step(scheduler)[1] == [Sampled(sequence, 2, "")]
-    assert step(scheduler)[1] == [Sampled(sequence, 2, ""), Ended(sequence, Finish.STOP)]
+    assert step(scheduler)[1] == [Sampled(sequence, TokenOutput(2), "")]
+    assert step(scheduler)[1] == [
+        Sampled(sequence, TokenOutput(2), ""),
+        Ended(sequence, Finish.STOP),
+    ]
 
 
 def test_held_back_text_comes_with_the_end() -> None:
     scheduler = make()
     sequence = generation(1, 1, max_tokens=1, stop="bc")
     scheduler.add(sequence)
-    assert step(scheduler)[1] == [Sampled(sequence, 2, ""), Ended(sequence, Finish.LENGTH, "b")]
+    assert step(scheduler)[1] == [
+        Sampled(sequence, TokenOutput(2), ""),
+        Ended(sequence, Finish.LENGTH, "b"),
+    ]
 
 
 def test_who_can_never_fit_is_refused_with_both_numbers() -> None:
@@ -198,7 +205,7 @@ def test_an_embedding_ends_with_its_prompt() -> None:
     sequence = embedding(1, 5)
     scheduler.add(sequence)
     batch, effects = step(scheduler)
-    assert batch.opened == [Opening(0, (1,) * 5, None)]
+    assert batch.opened == [Opening(0, (1,) * 5, 5, None)]
     assert (shape(batch), effects) == ([(0, 3)], [])
     batch, effects = step(scheduler)
     assert effects == [Embedded(sequence, b"vector"), Ended(sequence, Finish.STOP)]
@@ -261,7 +268,7 @@ def test_a_finished_sequence_serves_a_later_one_with_the_same_beginning() -> Non
     second = chat(2, *SYSTEM, 2)
     scheduler.add(second)
     batch = step(scheduler)[0]
-    assert batch.chunks == [Chunk(0, 40, [2], wants_output=True)]
+    assert batch.chunks == [Chunk(0, 40, [2], num_outputs=1)]
     assert second.num_cached_tokens == 40
 
 
@@ -270,7 +277,7 @@ def test_the_last_token_of_a_prompt_is_always_computed() -> None:
     for rid in (1, 2):
         scheduler.add(chat(rid, *SYSTEM))
         batches = [step(scheduler)[0]]
-    assert batches[0].chunks == [Chunk(0, 39, [3], wants_output=True)]
+    assert batches[0].chunks == [Chunk(0, 39, [3], num_outputs=1)]
 
 
 def test_what_another_domain_computed_is_not_found() -> None:
@@ -382,8 +389,8 @@ def test_preemption_takes_the_youngest_and_it_goes_on_where_it_was() -> None:
     step(scheduler)
     batch = step(scheduler)[0]
     assert old.state is State.ENDED
-    assert batch.opened == [Opening(0, (1, 1, 2), SamplingParams())]
-    assert batch.chunks == [Chunk(0, 0, [1, 1, 2], wants_output=True)]
+    assert batch.opened == [Opening(0, (1, 1, 2), 2, SamplingParams())]
+    assert batch.chunks == [Chunk(0, 0, [1, 1, 2], num_outputs=1)]
     run(scheduler)
     assert (young.num_prompt_tokens, young.num_completion_tokens) == (2, 3)
 

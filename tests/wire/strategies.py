@@ -2,6 +2,7 @@
 
 from hypothesis import strategies as st
 
+from openclawctl.wire import completion, results, sampling
 from openclawctl.wire import messages as m
 from openclawctl.wire import operations as ops
 from openclawctl.wire.errors import Code, Kind
@@ -69,27 +70,29 @@ server_messages = welcomes | events | deltas | dones | errors | goaways
 
 
 def _sampling_value(name):
-    low, high = ops.SAMPLING_RANGES[name]
+    low, high = sampling.SAMPLING_RANGES[name]
     if name in ("top_k", "repeat_last_n", "seed"):
         return maybe(st.integers(int(low), int(high)))
     return maybe(st.floats(low, high))
 
 
 samplings = st.builds(
-    ops.Sampling,
-    **{name: _sampling_value(name) for name in ops.SAMPLING_RANGES},
+    sampling.Sampling,
+    **{name: _sampling_value(name) for name in sampling.SAMPLING_RANGES},
     logit_bias=maybe(
         st.dictionaries(st.integers(0, ops.MAX_TOKEN_ID), st.floats(-1000, 1000), max_size=5)
     ),
 )
 _completion = {
     "model": maybe(texts),
-    "max_tokens": maybe(st.integers(1, ops.MAX_TOKENS)),
-    "stop": st.lists(some_text, max_size=ops.MAX_STOP_STRINGS),
+    "max_tokens": maybe(st.integers(1, completion.MAX_TOKENS)),
+    "stop": st.lists(some_text, max_size=completion.MAX_STOP_STRINGS),
     "stream": st.booleans(),
     "sampling": samplings,
 }
-chat_messages = st.builds(ops.ChatMessage, role=st.sampled_from(ops.CHAT_ROLES), content=texts)
+chat_messages = st.builds(
+    completion.ChatMessage, role=st.sampled_from(completion.CHAT_ROLES), content=texts
+)
 model_params = st.builds(ops.ModelParams, model=maybe(texts))
 
 params = {
@@ -98,9 +101,11 @@ params = {
     ops.Op.MODELS: st.builds(ops.NoParams),
     ops.Op.LOAD: model_params,
     ops.Op.UNLOAD: model_params,
-    ops.Op.GENERATE: st.builds(ops.GenerateParams, prompt=texts, **_completion),
+    ops.Op.GENERATE: st.builds(completion.GenerateParams, prompt=texts, **_completion),
     ops.Op.CHAT: st.builds(
-        ops.ChatParams, messages=st.lists(chat_messages, min_size=1, max_size=5), **_completion
+        completion.ChatParams,
+        messages=st.lists(chat_messages, min_size=1, max_size=5),
+        **_completion,
     ),
     ops.Op.EMBED: st.builds(
         ops.EmbedParams, input=st.lists(some_text, min_size=1, max_size=5), model=maybe(texts)
@@ -115,25 +120,25 @@ params = {
 }
 
 usages = st.builds(
-    ops.Usage,
+    results.Usage,
     prompt_tokens=counts,
     cached_tokens=counts,
     completion_tokens=counts,
     counts=st.sampled_from(["exact", "estimated"]),
 )
 timings = st.builds(
-    ops.Timings, load_s=seconds, queue_s=seconds, ttft_s=maybe(seconds), total_s=seconds
+    results.Timings, load_s=seconds, queue_s=seconds, ttft_s=maybe(seconds), total_s=seconds
 )
 filled_maps = st.dictionaries(texts, json_values, min_size=1, max_size=4)
 choices = st.builds(
-    ops.Choice,
+    results.Choice,
     index=counts,
-    finish_reason=st.sampled_from([reason.value for reason in ops.FinishReason]),
+    finish_reason=st.sampled_from([reason.value for reason in results.FinishReason]),
     text=maybe(texts),
     message=maybe(filled_maps),
 )
 results = st.builds(
-    ops.InferenceResult,
+    results.InferenceResult,
     request_id=texts,
     model=texts,
     usage=usages,

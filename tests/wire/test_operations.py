@@ -7,19 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from wire.strategies import json_values, params, results
 
+from openclawctl.wire.completion import ChatParams
 from openclawctl.wire.errors import InvalidRequest, RemoteProtocolError, Unsupported
 from openclawctl.wire.fields import Fields
 from openclawctl.wire.framing import decode_payload, encode_frame
-from openclawctl.wire.operations import (
-    SAMPLING_RANGES,
-    ChatParams,
-    InferenceResult,
-    Op,
-    Sampling,
-    Usage,
-    decode_params,
-    param_names,
-)
+from openclawctl.wire.operations import Op, decode_params, param_names
+from openclawctl.wire.results import InferenceResult, Usage
+from openclawctl.wire.sampling import SAMPLING_RANGES, Sampling
 
 
 def over_the_wire(values):

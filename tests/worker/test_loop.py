@@ -10,7 +10,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from openclawd.backends.base import BatchLimits, DecodeFailed, ModelInfo, NoFreeCells
-from openclawd.engine.batch import BatchKind, Outputs
+from openclawd.engine.batch import BatchKind, Outputs, TokenOutput
 from openclawd.worker.loop import EXIT_MODEL_FAILED, EngineLoop
 from openclawd.worker.messages import EXIT_STOPPED, Abort, Start, Step, Stop
 from openclawd.worker.tokenizer import PreparedRequest
@@ -52,8 +52,8 @@ class ScriptedBackend:
     def forward(self, batch: Batch) -> ForwardResult:
         self.batches.append(batch)
         planned = self.script.popleft() if self.script else None
-        slots = [chunk.slot for chunk in batch.chunks if chunk.wants_output]
-        return planned or Outputs(tokens=dict.fromkeys(slots, 7))
+        slots = [chunk.slot for chunk in batch.chunks if chunk.num_outputs]
+        return planned or Outputs(tokens={slot: [TokenOutput(7)] for slot in slots})
 
     def piece(self, token: int) -> bytes:
         return str(token).encode()

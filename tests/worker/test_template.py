@@ -6,8 +6,8 @@ import datetime
 
 import pytest
 
+from openclawctl.wire.completion import ChatMessage
 from openclawctl.wire.errors import InvalidRequest, LimitExceeded, Problem, Unsupported
-from openclawctl.wire.operations import ChatMessage
 from openclawd.backends.base import ChatFormat
 from openclawd.worker.template import ChatTemplate, Span
 

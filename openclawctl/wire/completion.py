@@ -1,0 +1,130 @@
+"""What `generate` and `chat` take.
+
+Owns the parameters of everything that makes text; how the next token is chosen is `sampling.py`'s.
+
+Invariant: `decode(encode(x)) == x`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from openclawctl.wire.errors import Unsupported
+from openclawctl.wire.sampling import Sampling
+
+if TYPE_CHECKING:
+    from openclawctl.wire.fields import Fields
+
+MAX_STOP_STRINGS: Final = 16
+MAX_STOP_CHARS: Final = 256
+"""Longest stop string: this many characters may be held back from a stream while they could still
+become one."""
+
+MAX_CHAT_MESSAGES: Final = 4096
+MAX_TOKENS: Final = 2**31 - 1
+MAX_MODEL_NAME_CHARS: Final = 256
+MAX_PART_TYPE_CHARS: Final = 64
+
+CHAT_ROLES: Final = ("system", "user", "assistant", "tool")
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateParams:
+    """`generate`: continue a prompt as it stands, without a chat template."""
+
+    prompt: str
+    model: str | None = None
+    max_tokens: int | None = None
+    stop: list[str] = field(default_factory=list)
+    stream: bool = False
+    sampling: Sampling = field(default_factory=Sampling)
+
+    @classmethod
+    def decode(cls, source: Fields) -> GenerateParams:
+        return cls(prompt=source.text("prompt"), **_decode_completion(source))
+
+    def encode(self) -> dict[str, Any]:
+        return {"prompt": self.prompt, **_encode_completion(self)}
+
+
+@dataclass(frozen=True, slots=True)
+class ChatMessage:
+    """One turn of a chat. Typed text parts were joined when it was decoded."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChatParams:
+    """`chat`: the assistant's next turn, through the model's own chat template."""
+
+    messages: list[ChatMessage]
+    model: str | None = None
+    max_tokens: int | None = None
+    stop: list[str] = field(default_factory=list)
+    stream: bool = False
+    sampling: Sampling = field(default_factory=Sampling)
+
+    @classmethod
+    def decode(cls, source: Fields) -> ChatParams:
+        values = source.items("messages", max_items=MAX_CHAT_MESSAGES)
+        if not values:
+            raise source.fail("'messages' is empty; a chat needs at least one message")
+        messages = [
+            _decode_chat_message(source.nested(value, f"messages[{number}]"))
+            for number, value in enumerate(values)
+        ]
+        return cls(messages=messages, **_decode_completion(source))
+
+    def encode(self) -> dict[str, Any]:
+        messages = [{"role": turn.role, "content": turn.content} for turn in self.messages]
+        return {"messages": messages, **_encode_completion(self)}
+
+
+def _decode_chat_message(source: Fields) -> ChatMessage:
+    role = source.choice("role", CHAT_ROLES, default="")
+    if not role:
+        raise source.fail(f"'role' is missing; allowed: {', '.join(CHAT_ROLES)}")
+    return ChatMessage(role=role, content=_decode_content(source))
+
+
+def _decode_content(source: Fields) -> str:
+    """A string, or typed parts of which only text is built."""
+    if not source.is_list("content"):
+        return source.text("content")
+    texts = []
+    for number, value in enumerate(source.items("content", max_items=MAX_CHAT_MESSAGES)):
+        part = source.nested(value, f"content[{number}]")
+        if (kind := part.text("type", max_chars=MAX_PART_TYPE_CHARS)) != "text":
+            raise Unsupported(
+                f"content[{number}] is of type {kind!r}; this version takes text only",
+                hint="send the text parts alone",
+            )
+        texts.append(part.text("text"))
+    return "".join(texts)
+
+
+def _decode_completion(source: Fields) -> dict[str, Any]:
+    stop = source.texts("stop", max_items=MAX_STOP_STRINGS)
+    if any(not 0 < len(text) <= MAX_STOP_CHARS for text in stop):
+        raise source.fail(f"each 'stop' string must have 1 to {MAX_STOP_CHARS} characters")
+    return {
+        "model": source.text_or_none("model", max_chars=MAX_MODEL_NAME_CHARS),
+        "max_tokens": source.integer_or_none("max_tokens", low=1, high=MAX_TOKENS),
+        "stop": stop,
+        "stream": source.boolean("stream", default=False),
+        "sampling": Sampling.decode(source),
+    }
+
+
+def _encode_completion(params: GenerateParams | ChatParams) -> dict[str, Any]:
+    encoded = {"stream": params.stream, **params.sampling.encode()}
+    if params.model is not None:
+        encoded["model"] = params.model
+    if params.max_tokens is not None:
+        encoded["max_tokens"] = params.max_tokens
+    if params.stop:
+        encoded["stop"] = params.stop
+    return encoded

@@ -1,0 +1,99 @@
+"""How the next token is chosen: the sampling parameters of requests and configuration.
+
+Owns their names, types and ranges. Defaults are the model's and the daemon's.
+
+Invariant: a parameter that is left out is `None`, so that defaults can apply.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from openclawctl.wire.fields import present
+from openclawctl.wire.messages import MAX_TOKEN_ID
+
+if TYPE_CHECKING:
+    from openclawctl.wire.fields import Fields
+
+MAX_LOGIT_BIASES: Final = 1024
+MAX_SEED: Final = 2**63 - 1
+
+SAMPLING_RANGES: Final[dict[str, tuple[float, float]]] = {
+    "temperature": (0, 100),
+    "top_k": (0, MAX_TOKEN_ID),
+    "top_p": (0, 1),
+    "min_p": (0, 1),
+    "repeat_penalty": (0.01, 10),
+    "repeat_last_n": (0, 65_536),
+    "frequency_penalty": (-10, 10),
+    "presence_penalty": (-10, 10),
+    "seed": (0, MAX_SEED),
+}
+"""Lowest and highest value of each sampling parameter, for requests and configuration alike."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the next token is chosen. `temperature` 0 always takes the likeliest one.
+
+    The filters apply in the order logit bias, penalties, `top_k`, `top_p`, `min_p`, temperature.
+    Off are: `top_k` 0, `top_p` 1, `min_p` 0, penalties 1 (repeat) and 0 (frequency, presence).
+    """
+
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repeat_penalty: float | None = None
+    repeat_last_n: int | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    seed: int | None = None
+    logit_bias: dict[int, float] | None = None
+
+    @classmethod
+    def decode(cls, source: Fields) -> Sampling:
+        return cls(
+            temperature=_sampling_number(source, "temperature"),
+            top_k=_sampling_integer(source, "top_k"),
+            top_p=_sampling_number(source, "top_p"),
+            min_p=_sampling_number(source, "min_p"),
+            repeat_penalty=_sampling_number(source, "repeat_penalty"),
+            repeat_last_n=_sampling_integer(source, "repeat_last_n"),
+            frequency_penalty=_sampling_number(source, "frequency_penalty"),
+            presence_penalty=_sampling_number(source, "presence_penalty"),
+            seed=_sampling_integer(source, "seed"),
+            logit_bias=_decode_logit_bias(source) if source.has("logit_bias") else None,
+        )
+
+    def encode(self) -> dict[str, Any]:
+        params = present(self)
+        if self.logit_bias is not None:  # pairs, because map keys on the wire are strings
+            params["logit_bias"] = [[token, bias] for token, bias in self.logit_bias.items()]
+        return params
+
+    def over(self, defaults: Sampling) -> Sampling:
+        """These values, and `defaults` where they are None."""
+        return Sampling(**{**present(defaults), **present(self)})
+
+
+def _sampling_number(source: Fields, name: str) -> float | None:
+    low, high = SAMPLING_RANGES[name]
+    return source.number_or_none(name, low=low, high=high)
+
+
+def _sampling_integer(source: Fields, name: str) -> int | None:
+    low, high = SAMPLING_RANGES[name]
+    return source.integer_or_none(name, low=int(low), high=int(high))
+
+
+def _decode_logit_bias(source: Fields) -> dict[int, float]:
+    biases: dict[int, float] = {}
+    for pair in source.items("logit_bias", max_items=MAX_LOGIT_BIASES):
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise source.fail("'logit_bias' must be a list of [token_id, bias] pairs")
+        entry = source.nested(dict(zip(("token_id", "bias"), pair, strict=True)), "logit_bias")
+        token_id = entry.integer("token_id", low=0, high=MAX_TOKEN_ID)
+        biases[token_id] = entry.number("bias", low=-1000, high=1000)
+    return biases

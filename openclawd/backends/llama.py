@@ -105,6 +105,23 @@ class LlamaBackend:
             return Outputs(vectors=self._average(batch))
         return Outputs(tokens=self._sample(batch.chunks, outputs))
 
+    def copy_cells_out(self, owner: int) -> bytes:
+        """See `Backend.copy_cells_out`."""
+        size = llama_cpp.llama_state_seq_get_size(self._context, owner)
+        data = np.empty(size, dtype=np.uint8)
+        pointer = _pointer(data, ctypes.c_uint8)
+        num_written = llama_cpp.llama_state_seq_get_data(self._context, pointer, size, owner)
+        return data[:num_written].tobytes()
+
+    def copy_cells_in(self, owner: int, data: bytes) -> bool:
+        """See `Backend.copy_cells_in`."""
+        self._change_cells([DropCells(owner)])  # cells of nothing at all would leave it as it is
+        if not data:
+            return False
+        pointer = _pointer(np.frombuffer(data, dtype=np.uint8), ctypes.c_uint8)
+        num_read = llama_cpp.llama_state_seq_set_data(self._context, pointer, len(data), owner)
+        return bool(num_read == len(data))
+
     def close(self) -> None:
         for sampler in self._samplers.values():
             sampler.close()

@@ -317,6 +317,46 @@ class BackendConformance:
         tokens += sampled(forward(backend, [chunk], cache_ops=dropped), 1)
         assert share_a_start(tokens, generate(backend, prompt, 6), num_tokens=num_right + 3)
 
+    # ---- cells outside the cache ----
+
+    def test_cells_that_were_out_of_the_cache_go_on_as_before(self, backend: Backend) -> None:
+        """In another slot, with another sequence's cells where they were."""
+        prompt, other = (prompt_tokens(backend, text) for text in PROMPTS[:2])
+        wanted, of_other = generate(backend, prompt), generate(backend, other)
+        tokens = prompt + generate(backend, prompt, 3)
+        data = backend.copy_cells_out(0)
+        assert data == backend.copy_cells_out(0)
+        assert generate(backend, other) == of_other
+        assert backend.copy_cells_in(1, data)
+        opened = [Opening(1, tuple(tokens), len(prompt), GREEDY)]
+        computed, kept = len(tokens) - 1, list[CacheOp]()
+        while len(tokens) < len(prompt) + NUM_TOKENS:
+            chunk = Chunk(1, computed, tokens[computed:], num_outputs=1)
+            computed = len(tokens)
+            tokens += sampled(forward(backend, [chunk], opened=opened, cache_ops=kept), 1)
+            opened = []
+        assert share_a_start(tokens[len(prompt) :], wanted, num_tokens=6)
+
+    def test_cells_that_do_not_fit_or_are_cut_leave_the_slot_empty(self, backend: Backend) -> None:
+        prompt = prompt_tokens(backend, PROMPTS[0])
+        wanted = generate(backend, prompt)
+        data = backend.copy_cells_out(0)
+        for broken in (b"", data[:100], data[: len(data) // 2], data[:-1]):
+            generate(backend, prompt, 1, slot=1)
+            assert not backend.copy_cells_in(1, broken)
+            generate(backend, prompt, 1, slot=0)
+            assert len(backend.copy_cells_out(1)) < 100 < len(data)
+        filler = prompt_tokens(backend, "word " * 600)[: backend.info.kv_tokens // 2 - 8]
+        for slot in (2, 3):
+            generate(backend, filler, 1, slot=slot, chunk_tokens=backend.limits.batch_tokens)
+        many = backend.copy_cells_out(2)
+        assert not backend.copy_cells_in(1, many)
+        emptied: list[CacheOp] = [DropCells(owner) for owner in (1, 2, 3)]
+        chunk = Chunk(0, 0, prompt, num_outputs=1)
+        opened = [Opening(0, tuple(prompt), len(prompt), GREEDY)]
+        forward(backend, [chunk], opened=opened, cache_ops=[DropCells(0), *emptied])
+        assert generate(backend, prompt) == wanted
+
     # ---- embeddings ----
 
     def test_vectors_are_normalised_and_do_not_depend_on_company(self, backend: Backend) -> None:

@@ -1,0 +1,54 @@
+"""The judge of near ties: it lets a tie pass, counts it, and lets nothing else pass."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from near_ties import SMOLLM2_NEAR_TIE, NearTies
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+PROMPT = "The capital of France is"
+
+
+@pytest.fixture
+def judge(model_path: Path) -> Iterator[NearTies]:
+    with NearTies(model_path, SMOLLM2_NEAR_TIE) as judge:
+        yield judge
+
+
+def test_same_answers_do_not_part(judge: NearTies) -> None:
+    judge.check(PROMPT, [1, 2, 3], [1, 2, 3])
+    assert (judge.num_compared, judge.partings) == (1, [])
+
+
+def test_the_gap_is_that_of_the_worse_choice(judge: NearTies) -> None:
+    first, second = np.argsort(judge.logits(judge.tokens(PROMPT)))[[-1, -2]].tolist()
+    logits = judge.logits(judge.tokens(PROMPT))
+    parting = judge.parting(PROMPT, [second, 5], [first])
+    assert parting is not None
+    assert parting.position == 0
+    assert parting.gap == pytest.approx(float(logits[first] - logits[second]))
+    later = judge.parting(PROMPT, [first, 7, 5], [first, 7, 6])
+    assert later is not None
+    assert later.position == 2
+    assert judge.parting(judge.tokens(PROMPT), [first, 7, 5], [first, 7, 6]) == later
+
+
+def test_only_near_ties_pass_and_they_are_counted(judge: NearTies) -> None:
+    first, second = np.argsort(judge.logits(judge.tokens(PROMPT)))[[-1, -2]].tolist()
+    with pytest.raises(AssertionError, match=r"part at 0, where the gap is 2\."):
+        judge.check(PROMPT, [first], [second])
+    judge.most_gap = 3.0
+    judge.check(PROMPT, [second], [first])
+    assert judge.num_compared == 2
+    assert len(judge.partings) == 2
+
+
+def test_an_answer_that_is_cut_short_is_no_tie(judge: NearTies) -> None:
+    with pytest.raises(AssertionError, match="cut short"):
+        judge.check(PROMPT, [1, 2], [1, 2, 3])

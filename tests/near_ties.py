@@ -1,0 +1,117 @@
+"""Where two greedy answers to one prompt part, and whether it was a near tie there.
+
+Batches of other shapes round differently, so two tokens whose logits are almost the same may change
+places from one run to the next. A test that compares answers allows just that: it counts the
+answers that part, and checks at each parting that the model liked both tokens almost equally. The
+logits come from a context of its own, which computes the prompt and the common part in one piece.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+import llama_cpp
+import numpy as np
+
+from openclawd.backends import llama_log
+from openclawd.backends.llama_vocab import LlamaVocab
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    import numpy.typing as npt
+
+
+SMOLLM2_NEAR_TIE: Final = 0.6
+"""The bound for SmolLM2 Q4_1. It quantises activations, too, so it rounds coarsely: of 4,000 tokens
+of text that it did not write, computed one by one or 64 beside 4 of others instead of 512 at once,
+the likeliest one changed at 184, where the gap was 0.46 at most (measured 2026-11-23)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parting:
+    """Two answers differ at `position`, counted from the start of the answer. There, the logit of
+    the one they chose that the model likes less lies `gap` below the best of all: 0 were a tie."""
+
+    position: int
+    gap: float
+
+
+@dataclass
+class NearTies:
+    """Compares answers of the model in a GGUF file. Close it, or use it as a context manager.
+
+    `most_gap` is the bound for a near tie, in logits.
+    """
+
+    path: Path
+    most_gap: float
+    num_compared: int = 0
+    partings: list[Parting] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        llama_log.install()
+        params = llama_cpp.llama_model_default_params()
+        self._model = llama_cpp.llama_model_load_from_file(os.fsencode(self.path), params)
+        assert self._model, f"{self.path} does not load"
+        self._vocab = LlamaVocab(self._model)
+
+    def __enter__(self) -> NearTies:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        llama_cpp.llama_model_free(self._model)
+
+    def check(
+        self, prompt: str | Sequence[int], ours: Sequence[int], theirs: Sequence[int]
+    ) -> None:
+        """Fail if two answers part at anything but a near tie; if they part at all, count it."""
+        self.num_compared += 1
+        parting = self.parting(prompt, ours, theirs)
+        if parting is None:
+            return
+        self.partings.append(parting)
+        where = f"{list(ours)} and {list(theirs)} part at {parting.position}"
+        assert parting.gap <= self.most_gap, f"{where}, where the gap is {parting.gap:.3f}"
+
+    def parting(
+        self, prompt: str | Sequence[int], ours: Sequence[int], theirs: Sequence[int]
+    ) -> Parting | None:
+        """Where two answers first differ. None if they are the same; it is an error if one is only
+        the beginning of the other, since the token that ends an answer belongs to it."""
+        both = zip(ours, theirs, strict=False)
+        position = next((i for i, (our, their) in enumerate(both) if our != their), None)
+        if position is None:
+            assert len(ours) == len(theirs), f"cut short: {list(ours)}, {list(theirs)}"
+            return None
+        tokens = self.tokens(prompt) if isinstance(prompt, str) else prompt
+        logits = self.logits([*tokens, *ours[:position]])
+        worse = min(logits[ours[position]], logits[theirs[position]])
+        return Parting(position, float(logits.max() - worse))
+
+    def tokens(self, prompt: str) -> list[int]:
+        """As `generate` makes them of a prompt."""
+        return self._vocab.tokenize(prompt, add_special=True, parse_special=False)
+
+    def logits(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
+        """Of the token after these, by a context that computes them in one batch."""
+        params = llama_cpp.llama_context_default_params()
+        params.n_ctx = params.n_batch = params.n_ubatch = len(tokens)
+        params.n_threads = params.n_threads_batch = 1  # several wait for each other
+        context = llama_cpp.llama_init_from_model(self._model, params)
+        assert context
+        try:
+            array = (ctypes.c_int32 * len(tokens))(*tokens)
+            batch = llama_cpp.llama_batch_get_one(array, len(tokens))
+            assert llama_cpp.llama_decode(context, batch) == 0
+            logits = llama_cpp.llama_get_logits_ith(context, -1)
+            return np.ctypeslib.as_array(logits, shape=(self._vocab.size,)).copy()
+        finally:
+            llama_cpp.llama_free(context)

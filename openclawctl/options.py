@@ -23,7 +23,8 @@ class CompletionOptions(TypedDict, total=False):
 
     `temperature` 0 always takes the likeliest token; off are `top_k` 0, `top_p` 1, `min_p` 0,
     `repeat_penalty` 1, `frequency_penalty` and `presence_penalty` 0. The same `seed` gives the same
-    text. `logit_bias` maps token ids to what is added to their logits.
+    text. `logit_bias` maps token ids to what is added to their logits. With `ignore_eos` the model
+    cannot end the text, with `min_tokens` not before so many tokens.
     """
 
     model: str | None
@@ -39,6 +40,8 @@ class CompletionOptions(TypedDict, total=False):
     presence_penalty: float | None
     seed: int | None
     logit_bias: Mapping[int, float] | None
+    ignore_eos: bool | None
+    min_tokens: int | None
     on_event: Callable[[Event], object] | None
 
 

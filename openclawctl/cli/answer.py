@@ -35,6 +35,10 @@ _WORTH_TELLING_S: Final = 0.001
 
 _OPTIONS: Final = (
     click.option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="At most N tokens."),
+    click.option(
+        "--min-tokens", type=click.IntRange(min=0), metavar="N", help="No end before N tokens."
+    ),
+    click.option("--ignore-eos", is_flag=True, default=None, help="The model cannot end the text."),
     click.option("--temperature", "-t", type=float, metavar="X", help="0: always the likeliest."),
     click.option("--top-p", type=float, metavar="X", help="Likeliest tokens up to this share."),
     click.option("--top-k", type=int, metavar="N", help="The N likeliest tokens; 0: all."),

@@ -80,6 +80,9 @@ class Fields:
         assert isinstance(value, bool)
         return value
 
+    def boolean_or_none(self, name: str) -> bool | None:
+        return self.boolean(name, default=False) if self.has(name) else None
+
     def binary_or_none(self, name: str) -> bytes | None:
         if not self.has(name):
             return None

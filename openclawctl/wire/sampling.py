@@ -29,6 +29,7 @@ SAMPLING_RANGES: Final[dict[str, tuple[float, float]]] = {
     "frequency_penalty": (-10, 10),
     "presence_penalty": (-10, 10),
     "seed": (0, MAX_SEED),
+    "min_tokens": (0, MAX_TOKEN_ID),
 }
 """Lowest and highest value of each sampling parameter, for requests and configuration alike."""
 
@@ -39,6 +40,8 @@ class Sampling:
 
     The filters apply in the order logit bias, penalties, `top_k`, `top_p`, `min_p`, temperature.
     Off are: `top_k` 0, `top_p` 1, `min_p` 0, penalties 1 (repeat) and 0 (frequency, presence).
+    With `ignore_eos` no token that ends the text is ever chosen, with `min_tokens` none of the
+    first so many.
     """
 
     temperature: float | None = None
@@ -51,6 +54,8 @@ class Sampling:
     presence_penalty: float | None = None
     seed: int | None = None
     logit_bias: dict[int, float] | None = None
+    ignore_eos: bool | None = None
+    min_tokens: int | None = None
 
     @classmethod
     def decode(cls, source: Fields) -> Sampling:
@@ -65,6 +70,8 @@ class Sampling:
             presence_penalty=_sampling_number(source, "presence_penalty"),
             seed=_sampling_integer(source, "seed"),
             logit_bias=_decode_logit_bias(source) if source.has("logit_bias") else None,
+            ignore_eos=source.boolean_or_none("ignore_eos"),
+            min_tokens=_sampling_integer(source, "min_tokens"),
         )
 
     def encode(self) -> dict[str, Any]:

@@ -75,3 +75,12 @@ def plan_completion(prompt_tokens: int, asked: int | None, limits: TokenLimits) 
             hint=f"ask for at most {left} tokens, or leave max_tokens out",
         )
     return asked
+
+
+def check_min_tokens(min_tokens: int, max_tokens: int) -> None:
+    """Refuse a `min_tokens` that the planned `max_tokens` cannot reach."""
+    if min_tokens > max_tokens:
+        raise LimitExceeded(
+            f"min_tokens is {min_tokens}, but the answer can have {max_tokens} tokens at most",
+            hint=f"ask for at most {max_tokens}, raise max_tokens, or shorten the prompt",
+        )

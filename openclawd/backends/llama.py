@@ -136,9 +136,7 @@ class LlamaBackend:
             length = self.info.embedding_length
             self._sums[opening.slot] = np.zeros(length, dtype=np.float64)
         else:
-            self._samplers[opening.slot] = Sampler(
-                opening.sampling, opening.tokens, vocab_size=self._vocab.size
-            )
+            self._samplers[opening.slot] = Sampler(opening, opening.sampling, self._vocab)
 
     def _close_sampler(self, slot: int) -> None:
         self._sums.pop(slot, None)

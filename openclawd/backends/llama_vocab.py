@@ -37,6 +37,7 @@ class LlamaVocab:
         self.eos: int = llama_cpp.llama_vocab_eos(self._vocab)
         self.max_token_bytes = self._read_max_token_bytes()
         self.control_texts = self._read_control_texts()
+        self.end_tokens = self._read_end_tokens()
         self.chat_format = ChatFormat(
             template=_chat_template(model),
             bos_text=self._text(self.bos),
@@ -76,7 +77,7 @@ class LlamaVocab:
         return piece
 
     def is_end(self, token: int) -> bool:
-        return bool(llama_cpp.llama_vocab_is_eog(self._vocab, token))
+        return token in self.end_tokens
 
     def _read_piece(self, token: int) -> bytes:
         size = _PIECE_BYTES
@@ -102,6 +103,10 @@ class LlamaVocab:
             return 0
         text = llama_cpp.llama_vocab_get_text
         return max(len(text(self._vocab, token)) for token in range(self.size))
+
+    def _read_end_tokens(self) -> frozenset[int]:
+        is_end = llama_cpp.llama_vocab_is_eog
+        return frozenset(token for token in range(self.size) if is_end(self._vocab, token))
 
     def _read_control_texts(self) -> tuple[str, ...]:
         attributes = llama_cpp.llama_vocab_get_attr

@@ -141,8 +141,8 @@ class InferenceSettings(_Section):
 
     def sampling(self) -> Sampling:
         """The sampling settings alone; None where this section says nothing."""
-        names = [name for name in SAMPLING_RANGES if getattr(self, name) is not None]
-        return Sampling(**{name: getattr(self, name) for name in names})
+        keys = SAMPLING_RANGES.keys() & type(self).model_fields
+        return Sampling(**{key: getattr(self, key) for key in keys})
 
 
 class LlamaOptions(_Section):

@@ -23,8 +23,11 @@ _LOWEST_TEMPERATURE: Final = 1e-6
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
     """`temperature` 0, or next to it, takes the likeliest token. Filters apply in the order of the
-    fields from `logit_bias` down; off are penalties 1 (repeat) and 0, `top_k` 0, `top_p` 1, `min_p`
-    0."""
+    fields from `logit_bias` down to `temperature`; off are penalties 1 (repeat) and 0, `top_k` 0,
+    `top_p` 1, `min_p` 0.
+
+    Tokens that end a text are impossible with `ignore_eos`, and among the first `min_tokens`, in
+    which stop strings do not count either."""
 
     seed: int = 0
     logit_bias: tuple[tuple[int, float], ...] = ()
@@ -36,10 +39,16 @@ class SamplingParams:
     top_p: float = 0.95
     min_p: float = 0.0
     temperature: float = 0.8
+    ignore_eos: bool = False
+    min_tokens: int = 0
 
     @property
     def is_greedy(self) -> bool:
         return self.temperature < _LOWEST_TEMPERATURE
+
+    def forbids_end(self, num_completion_tokens: int) -> bool:
+        """Is every token that ends a text impossible after so many sampled ones?"""
+        return self.ignore_eos or num_completion_tokens < self.min_tokens
 
     @property
     def has_penalties(self) -> bool:

@@ -284,7 +284,8 @@ class Scheduler:
 
     def _append(self, sequence: Sequence, output: TokenOutput) -> list[Effect]:
         sequence.tokens.append(output.token)
-        text = sequence.text.feed(self._vocabulary.piece(output.token))
+        may_stop = sequence.num_completion_tokens > sequence.sampling.min_tokens
+        text = sequence.text.feed(self._vocabulary.piece(output.token), may_stop=may_stop)
         sampled = Sampled(sequence, output, text)
         if self._vocabulary.is_end(output.token) or sequence.text.has_stopped:
             return [sampled, self._end(sequence, Finish.STOP)]

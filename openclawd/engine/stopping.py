@@ -27,12 +27,15 @@ class OutputText:
         self._held = ""
         self.has_stopped = False
 
-    def feed(self, piece: bytes) -> str:
-        """The text that can be shown now that these bytes came. Empty once it has stopped."""
+    def feed(self, piece: bytes, *, may_stop: bool = True) -> str:
+        """The text that can be shown now that these bytes came. Empty once it has stopped.
+
+        What comes while it may not stop is shown as it is, and is part of no stop string.
+        """
         if self.has_stopped:
             return ""
         self._held += self._decoder.decode(piece)
-        if not self._stop:
+        if not self._stop or not may_stop:
             return self._show(len(self._held))
         found = self._find_stop()
         if found is None:

@@ -25,6 +25,7 @@ from openclawctl.wire.operations import DetokenizeParams, EmbedParams, Op, Token
 from openclawctl.wire.results import Choice, FinishReason, InferenceResult, Timings, Usage
 from openclawd.admission.limits import (
     TokenLimits,
+    check_min_tokens,
     check_prompt_bytes,
     check_prompt_tokens,
     plan_completion,
@@ -149,6 +150,7 @@ class Inference:
             self.max_tokens = plan_completion(
                 prepared.prompt_tokens, self.params.max_tokens, self.limits
             )
+            check_min_tokens(self.params.sampling.min_tokens or 0, self.max_tokens)
 
     async def _compute(self, link: Link, call: Call) -> Ended:
         self.exchange.on_cancel = lambda: link.abort(call)

@@ -7,7 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from openclawctl.wire.errors import LimitExceeded, PromptTooLong
-from openclawd.admission.limits import TokenLimits, check_prompt_bytes, plan_completion
+from openclawd.admission.limits import (
+    TokenLimits,
+    check_min_tokens,
+    check_prompt_bytes,
+    plan_completion,
+)
 
 counts = st.integers(1, 5000)
 
@@ -43,3 +48,9 @@ def test_a_prompt_is_refused_on_its_bytes_alone() -> None:
     check_prompt_bytes(100 * 64 + 63, longest_token_bytes=64, limits=limits)
     with pytest.raises(PromptTooLong, match="6464 bytes"):
         check_prompt_bytes(101 * 64, longest_token_bytes=64, limits=limits)
+
+
+def test_more_tokens_at_least_than_at_most() -> None:
+    check_min_tokens(20, 20)
+    with pytest.raises(LimitExceeded, match="min_tokens is 21, but the answer can have 20 tokens"):
+        check_min_tokens(21, 20)

@@ -230,6 +230,20 @@ class BackendConformance:
         bias = SamplingParams(temperature=0, logit_bias=((likely, -1000.0),))
         assert generate(backend, prompt, 1, sampling=bias) != [likely]
 
+    def test_the_end_is_impossible_for_good_or_for_the_first_tokens(self, backend: Backend) -> None:
+        prompt = prompt_tokens(backend, PROMPTS[0])
+        end = next(token for token in range(backend.info.vocab_size) if backend.is_end(token))
+        wants_end = {"logit_bias": ((end, 1000.0),), "top_k": 0}
+        for temperature in (0.0, 0.8):
+            never = SamplingParams(**wants_end, temperature=temperature, ignore_eos=True)
+            assert not any(map(backend.is_end, generate(backend, prompt, 4, sampling=never)))
+            later = SamplingParams(**wants_end, temperature=temperature, min_tokens=2)
+            tokens = generate(backend, prompt, 4, sampling=later)
+            assert [backend.is_end(token) for token in tokens] == [False, False, True, True]
+        resumed = [Opening(0, (*prompt, *tokens[:1]), len(prompt), later)]
+        chunk = Chunk(0, 0, prompt + tokens[:1], num_outputs=1)
+        assert not backend.is_end(sampled(forward(backend, [chunk], opened=resumed), 0)[0])
+
     def test_a_penalty_looks_back_on_the_prompt_and_the_answer(self, backend: Backend) -> None:
         prompt = prompt_tokens(backend, "one, two, one, two, one, two, one, two, one,")
         assert set(generate(backend, prompt)) & set(prompt)

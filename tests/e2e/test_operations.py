@@ -69,6 +69,29 @@ def test_a_stop_string_ends_the_text_before_it(client: Client) -> None:
     assert result.text == free.text[: free.text.index(stop)]
 
 
+def test_a_text_that_may_not_end(client: Client) -> None:
+    messages = [{"role": "user", "content": "Say yes."}]
+    free = client.chat(messages, max_tokens=64, temperature=0)
+    assert free.finish_reason == "stop"
+    least = free.usage.completion_tokens + 3
+    longer = client.chat(messages, max_tokens=64, temperature=0, min_tokens=least)
+    assert longer.usage.completion_tokens > least
+    endless = client.chat(messages, max_tokens=64, temperature=0, ignore_eos=True)
+    assert (endless.finish_reason, endless.usage.completion_tokens) == ("length", 64)
+    assert endless.text.startswith(free.text)
+    with pytest.raises(LimitExceeded, match="min_tokens is 9, but the answer can have 8 tokens"):
+        client.generate("Hello", max_tokens=8, min_tokens=9)
+
+
+def test_stop_strings_do_not_count_among_the_first_tokens(client: Client) -> None:
+    options = {"max_tokens": 16, "temperature": 0}
+    free = client.generate("The capital of France is", **options).text
+    stop = [free[:4], free[-4:]]
+    late = client.generate("The capital of France is", stop=stop, min_tokens=8, **options)
+    assert late.finish_reason == "stop"
+    assert late.text == free[: free.index(stop[1], 8)]
+
+
 def test_a_streamed_text_is_the_same_as_a_whole_one(client: Client) -> None:
     whole = client.generate("Hello", max_tokens=12, temperature=0)
     with client.generate("Hello", max_tokens=12, temperature=0, stream=True) as stream:

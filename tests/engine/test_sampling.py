@@ -37,6 +37,13 @@ def test_temperature_zero_is_greedy() -> None:
     assert not SamplingParams(temperature=0.8).is_greedy
 
 
+def test_an_end_is_forbidden_for_good_or_for_a_time() -> None:
+    assert not SamplingParams().forbids_end(0)
+    assert SamplingParams(min_tokens=2).forbids_end(1)
+    assert not SamplingParams(min_tokens=2).forbids_end(2)
+    assert SamplingParams(ignore_eos=True).forbids_end(10_000)
+
+
 def test_penalties_are_off_by_default_and_without_tokens_to_look_back_on() -> None:
     assert not SamplingParams().has_penalties
     assert not SamplingParams(repeat_penalty=1.1, repeat_last_n=0).has_penalties

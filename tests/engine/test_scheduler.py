@@ -111,6 +111,15 @@ def test_a_sequence_is_prefilled_then_decoded_token_by_token() -> None:
     assert scheduler.is_idle
 
 
+def test_a_stop_string_does_not_count_among_the_first_tokens() -> None:
+    scheduler = make()
+    sequence = generation(1, 3, max_tokens=9, stop="bb")
+    sequence.sampling = SamplingParams(min_tokens=2)
+    scheduler.add(sequence)
+    shown = [effect.text for effect in run(scheduler) if isinstance(effect, Sampled)]
+    assert shown == ["b", "b", "", ""]  # of the third and fourth token, "bb" is not shown
+
+
 def test_a_long_prompt_is_cut_into_chunks_that_leave_room_for_decodes() -> None:
     scheduler = make(batch_tokens=4)
     scheduler.add(generation(1, 2))

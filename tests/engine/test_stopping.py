@@ -86,6 +86,13 @@ def test_of_two_stop_strings_the_one_that_is_complete_first_counts(stops: list[s
     assert OutputText(stops).feed(b"abcd") == "a"
 
 
+def test_what_came_while_it_might_not_stop_is_part_of_no_stop_string() -> None:
+    text = OutputText(["END"])
+    assert text.feed(b"END E", may_stop=False) == "END E"
+    assert [text.feed(b"ND "), text.feed(b"END")] == ["ND ", ""]
+    assert text.has_stopped
+
+
 def test_an_empty_stop_string_is_a_bug_of_the_caller() -> None:
     with pytest.raises(AssertionError):
         OutputText([""])

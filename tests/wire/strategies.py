@@ -71,7 +71,7 @@ server_messages = welcomes | events | deltas | dones | errors | goaways
 
 def _sampling_value(name):
     low, high = sampling.SAMPLING_RANGES[name]
-    if name in ("top_k", "repeat_last_n", "seed"):
+    if name in ("top_k", "repeat_last_n", "seed", "min_tokens"):
         return maybe(st.integers(int(low), int(high)))
     return maybe(st.floats(low, high))
 
@@ -79,6 +79,7 @@ def _sampling_value(name):
 samplings = st.builds(
     sampling.Sampling,
     **{name: _sampling_value(name) for name in sampling.SAMPLING_RANGES},
+    ignore_eos=maybe(st.booleans()),
     logit_bias=maybe(
         st.dictionaries(st.integers(0, ops.MAX_TOKEN_ID), st.floats(-1000, 1000), max_size=5)
     ),

@@ -3,6 +3,7 @@
 Owns the accounting; the cells themselves are a backend's. A sequence is promised all the cells it
 can ever need before it starts, so that a started sequence never waits for room. Kept prefixes that
 nobody uses count as room: they are evicted, least recently used first, when a batch needs it.
+Pinned ones, which sequences of domain None compute, are never evicted.
 
 Invariants (`check`): every slot is free or held once; promised cells + those of prefixes in use
 never exceed all cells; computed cells + those of all prefixes never do either.
@@ -46,7 +47,7 @@ class KvCache:
 
     `num_tags` more sequence ids, from `num_slots` on, may be used for kept prefixes; 0 keeps none.
     Prefixes shorter than `min_kept_tokens` are not kept, and those that nobody uses take
-    `max_kept_cells` at most.
+    `max_kept_cells` at most; neither holds for pinned ones.
     """
 
     def __init__(
@@ -83,17 +84,19 @@ class KvCache:
     def match(self, sequence: Sequence) -> Match:
         """The longest kept prefix of a sequence, short of its last token: that one is computed in
         any case, to get the next."""
-        known = sequence.tokens[:-1] if self._may_share(sequence) else []
-        return self._tree.match(sequence.domain, known)
+        return self._match(sequence, sequence.domain)
+
+    def is_pinned(self, tokens: list[int]) -> bool:
+        return self._tree.match(None, tokens).num_tokens == len(tokens)
+
+    def num_cells_for(self, sequence: Sequence) -> int:
+        """The most cells that a sequence could ever have, with those that are pinned of its prefix:
+        one that needs more would wait for ever."""
+        pinned = self._match(sequence, domain=None)
+        return self.num_cells - self._tree.num_pinned_cells + pinned.num_tokens
 
     def can_acquire(self, sequence: Sequence) -> bool:
-        if not self._free_slots:
-            return False
-        match = self.match(sequence)
-        newly_locked = sum(len(node.tokens) for node in match.node.path() if not node.num_users)
-        promised = sum(holding.num_promised for holding in self._held.values())
-        taken = promised + self._tree.num_locked_cells
-        return taken + newly_locked + sequence.num_cells_needed - match.num_tokens <= self.num_cells
+        return bool(self._free_slots) and self._affordable_match(sequence) is not None
 
     # ---- commands ----
 
@@ -102,7 +105,8 @@ class KvCache:
 
         Sets `num_computed_tokens` to its length. Only after `can_acquire` said so.
         """
-        match = self.match(sequence)
+        match = self._affordable_match(sequence)
+        assert match is not None
         slot = heapq.heappop(self._free_slots)
         self._tree.lock(match.node)
         self._ops += self._tree.copy_to(slot, match)
@@ -118,7 +122,7 @@ class KvCache:
         """
         holding = self._held[slot]
         sequence = holding.sequence
-        if not self._may_share(sequence) or sequence.num_computed_tokens < self.min_kept_tokens:
+        if not self._is_worth_keeping(sequence):
             return
         computed = sequence.tokens[: sequence.num_computed_tokens]
         insertion = self._tree.insert(sequence.domain, computed, slot)
@@ -174,6 +178,29 @@ class KvCache:
         assert self.num_used_cells <= self.num_cells
         for holding in self._held.values():
             assert 0 <= holding.num_shared <= holding.sequence.num_computed_tokens
+
+    def _match(self, sequence: Sequence, domain: str | None) -> Match:
+        known = sequence.tokens[:-1] if self._may_share(sequence) else []
+        return self._tree.match(domain, known)
+
+    def _affordable_match(self, sequence: Sequence) -> Match | None:
+        """The longest kept prefix with which a sequence fits beside what is promised; None if it
+        does not fit. One that ends inside a node keeps all of its cells from being evicted, so
+        that a shorter one, which ends with a node, may fit when the longest does not."""
+        matches = [match := self.match(sequence)]
+        if match.num_tokens < match.node.end and match.node.parent is not None:
+            matches.append(Match(match.node.parent, match.node.start))
+        return next((match for match in matches if self._fits(sequence, match)), None)
+
+    def _fits(self, sequence: Sequence, match: Match) -> bool:
+        newly_locked = sum(len(node.tokens) for node in match.node.path() if not node.num_users)
+        promised = sum(holding.num_promised for holding in self._held.values())
+        taken = promised + self._tree.num_locked_cells
+        return taken + newly_locked + sequence.num_cells_needed - match.num_tokens <= self.num_cells
+
+    def _is_worth_keeping(self, sequence: Sequence) -> bool:
+        is_long = sequence.num_computed_tokens >= self.min_kept_tokens
+        return self._may_share(sequence) and (is_long or sequence.domain is None)
 
     def _may_share(self, sequence: Sequence) -> bool:
         return self.keeps_prefixes and sequence.shares_prefix

@@ -3,13 +3,18 @@
 Owns which token runs have KV cells that outlive the sequence that computed them. A node stands for
 consecutive tokens at positions `[start, start + len(tokens))` and has a sequence id of the backend
 (a *tag*) under which exactly its own cells are kept; the cells of a whole prefix are those of the
-nodes on the path to it. One tree per domain: what one domain computed is never found by another.
+nodes on the path to it.
+
+A node belongs to the domain that computed it, and no other domain finds it. What belongs to nobody
+(domain None) is found by all and stays for good: it is *pinned*. Pinned prefixes are inserted
+before all others, so that what a domain computed on top of them hangs below them.
 
 Knows no sequences; a user locks the path to a node, and locked nodes stay. What is to be done to
 the backend's cells comes out as `CacheOp`s, in order.
 
-Invariants (`check`): children begin with different tokens; a node is locked at least as often as
-its children together; no tag is used twice.
+Invariants (`check`): of the children of a node, those that one domain can find begin with different
+tokens; a node is locked at least as often as its children together, a pinned one once more; no tag
+is used twice.
 """
 
 from __future__ import annotations
@@ -30,19 +35,29 @@ _MOST_TAGS_PER_INSERT: Final = 2
 
 @dataclass(slots=True, eq=False)
 class Node:
-    """`tokens` is empty for a root alone. `last_used` counts the tree's lookups."""
+    """`tokens` is empty for the root alone. Children are found by their domain and first token.
+    `last_used` counts the tree's lookups."""
 
     tokens: tuple[int, ...]
     start: int
     tag: int
+    domain: str | None
     parent: Node | None
-    children: dict[int, Node] = field(default_factory=dict)
+    children: dict[tuple[str | None, int], Node] = field(default_factory=dict)
     num_users: int = 0
     last_used: int = 0
 
     @property
     def end(self) -> int:
         return self.start + len(self.tokens)
+
+    @property
+    def key(self) -> tuple[str | None, int]:
+        return self.domain, self.tokens[0]
+
+    def child(self, domain: str | None, token: int) -> Node | None:
+        """The one that `domain` finds."""
+        return self.children.get((None, token)) or self.children.get((domain, token))
 
     def path(self) -> Iterator[Node]:
         """This node and its ancestors, without the root."""
@@ -75,23 +90,21 @@ class PrefixTree:
 
     def __init__(self, tags: list[int]) -> None:
         self._tags = tags
-        self._roots: dict[str, Node] = {}
-        self._nodes: set[Node] = set()
+        self._root = Node((), 0, -1, None, None)
+        self._nodes: dict[int, Node] = {}  # by tag
         self._clock = 0
         self.num_cells = 0
         """Cells of all nodes."""
         self.num_locked_cells = 0
-        """Cells of the nodes that somebody uses."""
+        """Cells of the nodes that somebody uses, and of the pinned ones."""
+        self.num_pinned_cells = 0
 
     # ---- questions ----
 
-    def match(self, domain: str, tokens: Sequence[int]) -> Match:
-        """The longest prefix of `tokens` that is known in `domain`."""
-        node = self._roots.get(domain)
-        if node is None:
-            node = self._roots[domain] = Node((), 0, -1, None)
-        position = 0
-        while position < len(tokens) and (child := node.children.get(tokens[position])):
+    def match(self, domain: str | None, tokens: Sequence[int]) -> Match:
+        """The longest prefix of `tokens` that `domain` can find."""
+        node, position = self._root, 0
+        while position < len(tokens) and (child := node.child(domain, tokens[position])):
             node = child
             matched = num_same(node.tokens, tokens, offset=position)
             position += matched
@@ -124,9 +137,10 @@ class PrefixTree:
             if each.num_users == 0:
                 self.num_locked_cells -= len(each.tokens)
 
-    def insert(self, domain: str, tokens: Sequence[int], slot: int) -> Insertion:
-        """Remember `tokens`, whose cells `slot` has. Where the tree knows a part already, its own
-        cells stay. Nothing is remembered when every tag is in use, or nothing is new."""
+    def insert(self, domain: str | None, tokens: Sequence[int], slot: int) -> Insertion:
+        """Remember `tokens`, whose cells `slot` has; for good, if `domain` is None. Where the tree
+        knows a part already, its own cells stay. Nothing is remembered when every tag is in use,
+        or nothing is new."""
         ops = self._spare_tags()
         match = self.match(domain, tokens)
         num_known, node = match.num_tokens, match.node
@@ -136,45 +150,80 @@ class PrefixTree:
         if num_known < node.end:
             node, split_ops = self._split(node, num_known)
             ops += split_ops
-        new = Node(tuple(tokens[num_known:]), num_known, self._tags.pop(), node)
-        node.children[new.tokens[0]] = new
-        self._nodes.add(new)
-        self.num_cells += len(new.tokens)
+        new = self._add(domain, tokens[num_known:], node)
         ops.append(CopyCells(slot, new.tag, new.start, new.end))
         return Insertion(new, num_known, ops)
 
     def evict(self) -> list[CacheOp] | None:
         """Forget the least recently used node that nobody uses; None if there is none."""
-        leaves = [node for node in self._nodes if not node.children and not node.num_users]
+        leaves = [node for node in self._nodes.values() if not node.children and not node.num_users]
         if not leaves:
             return None
         node = min(leaves, key=lambda leaf: leaf.last_used)
         assert node.parent is not None
-        del node.parent.children[node.tokens[0]]
-        self._nodes.remove(node)
+        del node.parent.children[node.key]
+        del self._nodes[node.tag]
         self._tags.append(node.tag)
         self.num_cells -= len(node.tokens)
         return [DropCells(node.tag)]
 
     def check(self) -> None:
         """Raise `AssertionError` if an invariant does not hold."""
-        tags = [node.tag for node in self._nodes] + self._tags
+        tags = [*self._nodes, *self._tags]
         assert len(tags) == len(set(tags))
-        assert self.num_cells == sum(len(node.tokens) for node in self._nodes)
-        locked = sum(len(node.tokens) for node in self._nodes if node.num_users)
+        assert all(node.tag == tag for tag, node in self._nodes.items())
+        assert self.num_cells == sum(len(node.tokens) for node in self._nodes.values())
+        locked = sum(len(node.tokens) for node in self._nodes.values() if node.num_users)
         assert self.num_locked_cells == locked
-        for node in self._nodes:
+        pinned = [node for node in self._nodes.values() if node.domain is None]
+        assert self.num_pinned_cells == sum(len(node.tokens) for node in pinned)
+        assert all(node.num_users for node in pinned)
+        for node in self._nodes.values():
             assert node.parent is not None
-            assert node.parent.children[node.tokens[0]] is node
+            assert node.parent.children[node.key] is node
+            assert node.parent.child(node.domain, node.tokens[0]) is node
+            assert node.parent.domain in (None, node.domain)
             assert node.start == node.parent.end
             assert node.num_users >= sum(child.num_users for child in node.children.values())
 
+    def _add(self, domain: str | None, tokens: Sequence[int], parent: Node) -> Node:
+        new = Node(tuple(tokens), parent.end, self._tags.pop(), domain, parent)
+        parent.children[new.key] = new
+        self._nodes[new.tag] = new
+        self.num_cells += len(new.tokens)
+        if domain is None:
+            assert all(node.domain is None for node in self._nodes.values()), (
+                "pinned prefixes come first"
+            )
+            self.num_pinned_cells += len(new.tokens)
+            self.lock(new)
+        return new
+
     def _spare_tags(self) -> list[CacheOp]:
-        """Evict until an insertion has the tags it may need, or nothing more can go."""
+        """Make room for an insertion's tags, until it has those it may need or nothing can go."""
         spared: list[CacheOp] = []
-        while len(self._tags) < _MOST_TAGS_PER_INSERT and (ops := self.evict()):
+        while len(self._tags) < _MOST_TAGS_PER_INSERT and (ops := self._join() or self.evict()):
             spared += ops
         return spared
+
+    def _join(self) -> list[CacheOp] | None:
+        """Put a pinned node together again that was split for others which are gone; None if there
+        is none. The lower one stays, as in `_split`: nobody's prefix ends at the upper."""
+        lower = next(filter(_is_split_for_nobody, self._nodes.values()), None)
+        if lower is None:
+            return None
+        upper = lower.parent
+        assert upper is not None
+        assert upper.parent is not None
+        upper.parent.children[upper.key] = lower
+        lower.tokens = upper.tokens + lower.tokens
+        lower.start, lower.parent = upper.start, upper.parent
+        del self._nodes[upper.tag]
+        self._tags.append(upper.tag)
+        return [
+            CopyCells(upper.tag, lower.tag, upper.start, upper.end),
+            DropCells(upper.tag),
+        ]
 
     def _split(self, node: Node, position: int) -> tuple[Node, list[CacheOp]]:
         """Cut a node at `position`. It keeps the lower part, since those who locked it also use
@@ -185,18 +234,31 @@ class PrefixTree:
             node.tokens[:num_upper],
             node.start,
             self._tags.pop(),
+            node.domain,
             node.parent,
             num_users=node.num_users,
             last_used=node.last_used,
         )
-        node.parent.children[upper.tokens[0]] = upper
+        node.parent.children[upper.key] = upper
         node.tokens, node.start, node.parent = node.tokens[num_upper:], position, upper
-        upper.children[node.tokens[0]] = node
-        self._nodes.add(upper)
+        upper.children[node.key] = node
+        self._nodes[upper.tag] = upper
         return upper, [
             CopyCells(node.tag, upper.tag, upper.start, upper.end),
             DropCells(node.tag, upper.start, upper.end),
         ]
+
+
+def _is_split_for_nobody(node: Node) -> bool:
+    """Is this pinned node the only child of a pinned one that nobody uses without it?"""
+    upper = node.parent
+    return (
+        node.domain is None
+        and upper is not None
+        and upper.parent is not None
+        and len(upper.children) == 1
+        and upper.num_users == node.num_users
+    )
 
 
 def num_same(run: Sequence[int], tokens: Sequence[int], *, offset: int) -> int:

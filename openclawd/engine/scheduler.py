@@ -111,6 +111,11 @@ class Scheduler:
         """KV cells that hold a computed token now, of running sequences and kept prefixes."""
         return self._kv.num_used_cells
 
+    def is_pinned(self, tokens: list[int]) -> bool:
+        """Are the cells of these tokens there for good, and for everybody? They are once a sequence
+        of domain None has ended that begins with them, unless the prefix tags did not suffice."""
+        return self._kv.is_pinned(tokens)
+
     @property
     def is_idle(self) -> bool:
         return not self._running and self.num_waiting == 0
@@ -119,7 +124,7 @@ class Scheduler:
 
     def add(self, sequence: Sequence) -> NeverFits | None:
         """Queue a sequence, or refuse it for good."""
-        allowed = self._limits.kv_tokens
+        allowed = self._kv.num_cells_for(sequence)
         if not self._limits.splits_prompts:
             allowed = min(allowed, self._budget(sequence.kind))
         if sequence.num_cells_needed > allowed:

@@ -36,7 +36,8 @@ class Sequence:
     """`tokens` is the prompt, then what was sampled. `rid` and `index` are the caller's names for
     it. `max_tokens` 0 means an embedding: nothing is sampled. `priority` is carried for the
     scheduler's order, which today is the order of arrival. Only sequences of one `domain` share
-    prefixes. `num_cached_tokens` of the prompt were there when it first ran."""
+    prefixes; what one of domain None begins with is shared by all and kept for good.
+    `num_cached_tokens` of the prompt were there when it first ran."""
 
     rid: int
     index: int
@@ -45,7 +46,7 @@ class Sequence:
     sampling: SamplingParams = field(default_factory=SamplingParams)
     text: OutputText = field(default_factory=OutputText)
     priority: int = 0
-    domain: str = ""
+    domain: str | None = ""
     num_cached_tokens: int | None = None
     num_prompt_tokens: int = field(init=False)
     num_computed_tokens: int = 0

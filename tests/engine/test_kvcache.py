@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from openclawd.engine.batch import CopyCells, DropCells
+from openclawd.engine.batch import CacheOp, CopyCells, DropCells
 from openclawd.engine.kvcache import KvCache
 from openclawd.engine.sequence import Sequence
 
@@ -55,6 +55,28 @@ def test_a_node_is_split_where_two_sequences_part() -> None:
         CopyCells(0, 3, 2, 4),
     ]
     assert cache.num_used_cells == 6
+
+
+def test_a_pinned_node_that_was_split_is_joined_again_when_tags_are_short() -> None:
+    cache = KvCache(num_slots=1, num_cells=100, num_tags=4, max_kept_cells=0)
+
+    def visit(domain: str | None, *tokens: int) -> list[CacheOp]:
+        new = Sequence(1, 0, list(tokens), max_tokens=1, domain=domain)
+        slot = cache.acquire(new)
+        cache.take_ops()
+        new.num_computed_tokens = len(tokens)
+        cache.keep(slot)
+        ops = cache.take_ops()
+        cache.release(slot)
+        cache.check()
+        return ops
+
+    visit(None, 1, 2, 3, 4)
+    visit("a", 1, 2, 3, 9)  # splits the pinned node after the third token
+    visit("a", 1, 9)  # and after the first
+    assert visit("a", 1, 2, 9)[:2] == [CopyCells(2, 3, 0, 1), DropCells(2)]
+    assert cache.is_pinned([1, 2, 3, 4])
+    assert cache.num_used_cells == 4
 
 
 def test_of_two_that_computed_the_same_only_one_copy_stays() -> None:

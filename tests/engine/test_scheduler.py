@@ -21,6 +21,7 @@ from openclawd.engine.batch import (
     Outputs,
     TokenOutput,
 )
+from openclawd.engine.prefixes import num_same
 from openclawd.engine.sampling import SamplingParams
 from openclawd.engine.scheduler import Limits, NeverFits, Scheduler
 from openclawd.engine.sequence import Effect, Embedded, Ended, Finish, Sampled, Sequence, State
@@ -263,7 +264,7 @@ def test_the_first_batch_empties_what_a_warm_up_left() -> None:
 # ---- kept prefixes ----
 
 
-def chat(rid: int, *tokens: int, domain: str = "", max_tokens: int = 1) -> Sequence:
+def chat(rid: int, *tokens: int, domain: str | None = "", max_tokens: int = 1) -> Sequence:
     return Sequence(rid, 0, list(tokens), max_tokens, domain=domain)
 
 
@@ -297,6 +298,51 @@ def test_what_another_domain_computed_is_not_found() -> None:
     scheduler.add(other)
     run(scheduler)
     assert other.num_cached_tokens == 0
+
+
+def test_a_pinned_prefix_serves_every_domain_and_stays() -> None:
+    scheduler = make(num_slots=1, num_prefix_tags=8, batch_tokens=64, kv_tokens=100, kept_share=0)
+    scheduler.add(chat(1, *SYSTEM, domain=None))
+    run(scheduler)
+    assert scheduler.is_pinned([*SYSTEM])
+    assert not scheduler.is_pinned([*SYSTEM, 1])
+    for domain in ("alice", "bob"):
+        sequence = chat(2, *SYSTEM, 1, domain=domain, max_tokens=59)  # needs all that is left
+        scheduler.add(sequence)
+        run(scheduler)
+        assert sequence.num_cached_tokens == 40
+        assert scheduler.num_used_tokens == 40
+
+
+def test_what_a_domain_adds_to_a_pinned_prefix_is_its_own() -> None:
+    scheduler = make(num_prefix_tags=8, batch_tokens=64)
+    scheduler.add(chat(1, *SYSTEM, domain=None))
+    run(scheduler)
+    for domain, num_cached in (("alice", 40), ("alice", 42), ("bob", 40)):
+        sequence = chat(2, *SYSTEM, 1, 2, 1, domain=domain)
+        scheduler.add(sequence)
+        run(scheduler)
+        assert sequence.num_cached_tokens == num_cached
+
+
+def test_what_does_not_fit_beside_pinned_prefixes_is_refused() -> None:
+    scheduler = make(num_slots=1, num_prefix_tags=8, batch_tokens=64, kv_tokens=100)
+    scheduler.add(chat(1, *SYSTEM, domain=None))
+    run(scheduler)
+    assert scheduler.add(chat(2, 1, 1, max_tokens=59)) == NeverFits(61, 60)
+    assert scheduler.add(chat(3, *SYSTEM[:20], 1, max_tokens=60)) == NeverFits(81, 80)
+    assert scheduler.add(embedding(4, 61)) == NeverFits(61, 60)
+
+
+def test_a_sequence_that_shares_only_a_part_of_a_large_prefix_still_fits() -> None:
+    """All of a kept node stays while a part of it is used, and the two together are too large."""
+    scheduler = make(num_slots=1, num_prefix_tags=8, batch_tokens=64, kv_tokens=60)
+    scheduler.add(chat(1, *[1] * 50))
+    run(scheduler)
+    large = chat(2, *[1] * 10, *[2] * 40, max_tokens=5)
+    scheduler.add(large)
+    run(scheduler)
+    assert large.num_cached_tokens == 0
 
 
 def test_a_prefix_that_is_being_computed_is_waited_for() -> None:
@@ -438,7 +484,9 @@ class Cells:
     """What a backend's unified KV cache holds: cells with a position and everyone who has them."""
 
     def __init__(self) -> None:
-        self.cells: list[tuple[int, str, int, set[int]]] = []  # position, domain, token, owners
+        self.cells: list[
+            tuple[int, str | None, int, set[int]]
+        ] = []  # position, domain, token, owners
 
     def change(self, ops: list[CacheOp]) -> None:
         for op in ops:
@@ -452,17 +500,18 @@ class Cells:
                             owners.discard(owner)
             self.cells = [cell for cell in self.cells if cell[3]]
 
-    def compute(self, chunk: Chunk, domain: str) -> None:
+    def compute(self, chunk: Chunk, domain: str | None) -> None:
         for offset, token in enumerate(chunk.tokens):
             self.cells.append((chunk.position + offset, domain, token, {chunk.slot}))
 
-    def of(self, owner: int) -> list[tuple[str, int]]:
-        """What an owner has, by position: each position once, from 0 on."""
-        mine = sorted(
-            (p, domain, token) for p, domain, token, owners in self.cells if owner in owners
-        )
-        assert [p for p, _, _ in mine] == list(range(len(mine)))
-        return [(domain, token) for _, domain, token in mine]
+    def of(self, owner: int, domain: str | None) -> list[int]:
+        """What an owner has, by position: each position once, from 0 on; none of it is another
+        domain's."""
+        mine = [cell for cell in self.cells if owner in cell[3]]
+        assert {owned_by for _, owned_by, _, _ in mine} <= {None, domain}
+        by_position = {position: token for position, _, token, _ in mine}
+        assert sorted(by_position) == list(range(len(mine)))
+        return [by_position[position] for position in range(len(mine))]
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -477,14 +526,25 @@ class SchedulerMachine(RuleBasedStateMachine):
         num_prefix_tags=st.integers(0, 6),
         min_kept_tokens=st.integers(1, 12),
         kept_share=st.sampled_from([0.0, 0.3, 1.0]),
+        pins=st.lists(
+            st.tuples(st.integers(0, 30), st.lists(st.integers(1, 3), min_size=1, max_size=4)),
+            max_size=3,
+        ),
     )
-    def start(self, num_slots: int, spare: int, **limits: Any) -> None:
+    def start(
+        self, num_slots: int, spare: int, pins: list[tuple[int, list[int]]], **limits: Any
+    ) -> None:
         self.limits = Limits(num_slots=num_slots, batch_tokens=num_slots + spare, **limits)
         self.scheduler = Scheduler(self.limits, Letters())
         self.next_rid = 0
         self.added: list[Sequence] = []
         self.ends: Counter[int] = Counter()
         self.cells = Cells()
+        prompts = [[1] * num_alike + rest for num_alike, rest in pins]
+        for prompt in prompts:
+            self.add_sequence(prompt, 1, None)
+            self.run_out()
+        self.pinned = [prompt for prompt in prompts if self.scheduler.is_pinned(prompt)]
 
     @rule(
         num_alike=st.integers(0, 50),
@@ -493,7 +553,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         domain=st.sampled_from("ab"),
     )
     def add(self, num_alike: int, rest: list[int], max_tokens: int, domain: str) -> None:
-        tokens, text = [1] * num_alike + rest, OutputText(["bc", "cb"])
+        self.add_sequence([1] * num_alike + rest, max_tokens, domain)
+
+    def add_sequence(self, tokens: list[int], max_tokens: int, domain: str | None) -> None:
+        text = OutputText(["bc", "cb"])
         sequence = Sequence(self.next_rid, 0, tokens, max_tokens, text=text, domain=domain)
         self.next_rid += 1
         refusal = self.scheduler.add(sequence)
@@ -552,7 +615,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         running = {s.slot: s for s in self.added if s.state is State.RUNNING}
         for slot, sequence in running.items():
             known = sequence.tokens[: sequence.num_computed_tokens]
-            assert self.cells.of(slot) == [(sequence.domain, token) for token in known]
+            assert self.cells.of(slot, sequence.domain) == known
         assert len(self.cells.cells) == self.scheduler.num_used_tokens
         assert len(self.cells.cells) + batch.num_tokens <= self.limits.kv_tokens
         is_embedding = batch.kind is BatchKind.EMBEDDING
@@ -574,10 +637,19 @@ class SchedulerMachine(RuleBasedStateMachine):
     def everything_adds_up(self) -> None:
         self.scheduler.check()
         assert all(count == 1 for count in self.ends.values())
+        assert all(map(self.scheduler.is_pinned, self.pinned))
         for sequence in self.added:
+            assert sequence.num_cached_tokens in (None, *range(self.least_cached(sequence), 99))
             assert (sequence.state is State.ENDED) == (sequence.rid in self.ends)
         open_ones = [s for s in self.added if s.state is not State.ENDED]
         assert self.scheduler.num_running + self.scheduler.num_waiting == len(open_ones)
+
+    def least_cached(self, sequence: Sequence) -> int:
+        """What is pinned of a prompt is never computed again."""
+        if not sequence.shares_prefix or sequence.domain is None:
+            return 0
+        prompt = sequence.tokens[: sequence.num_prompt_tokens - 1]
+        return max((num_same(pin, prompt, offset=0) for pin in self.pinned), default=0)
 
 
 TestSchedulerMachine = SchedulerMachine.TestCase

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 from harness import Daemon, running_daemon, short_folder, smollm2_argument, smollm2_path
+from models.library import ModelLibrary
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,6 +27,13 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 def model_path() -> Path:
     """SmolLM2-135M-Instruct as a GGUF file."""
     return smollm2_path()
+
+
+@pytest.fixture(scope="session")
+def models() -> Iterator[ModelLibrary]:
+    """Models that are made for the tests: one of each memory kind, drafts, adapters."""
+    with short_folder() as folder:
+        yield ModelLibrary(folder)
 
 
 @pytest.fixture(scope="session")

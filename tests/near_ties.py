@@ -45,11 +45,12 @@ class Parting:
 class NearTies:
     """Compares answers of the model in a GGUF file. Close it, or use it as a context manager.
 
-    `most_gap` is the bound for a near tie, in logits.
+    `most_gap` is the bound for a near tie, in logits. `adapter` is a LoRA that is applied.
     """
 
     path: Path
     most_gap: float
+    adapter: Path | None = None
     num_compared: int = 0
     partings: list[Parting] = field(default_factory=list)
 
@@ -59,6 +60,10 @@ class NearTies:
         self._model = llama_cpp.llama_model_load_from_file(os.fsencode(self.path), params)
         assert self._model, f"{self.path} does not load"
         self._vocab = LlamaVocab(self._model)
+        self._lora = None
+        if self.adapter is not None:  # freed with the model
+            self._lora = llama_cpp.llama_adapter_lora_init(self._model, os.fsencode(self.adapter))
+            assert self._lora, f"{self.adapter} does not load"
 
     def __enter__(self) -> NearTies:
         return self
@@ -105,8 +110,12 @@ class NearTies:
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = params.n_batch = params.n_ubatch = len(tokens)
         params.n_threads = params.n_threads_batch = 1  # several wait for each other
+        params.swa_full = False
         context = llama_cpp.llama_init_from_model(self._model, params)
         assert context
+        if self._lora is not None:
+            adapters = (llama_cpp.llama_adapter_lora_p_ctypes * 1)(self._lora)
+            llama_cpp.llama_set_adapters_lora(context, adapters, 1, (ctypes.c_float * 1)(1.0))
         try:
             array = (ctypes.c_int32 * len(tokens))(*tokens)
             batch = llama_cpp.llama_batch_get_one(array, len(tokens))

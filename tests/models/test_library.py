@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import numpy.typing as npt
-
     from models.library import ModelLibrary
 
 PROMPT = "Once upon a time there was a small dragon who lived in a cave"

@@ -1,36 +1,107 @@
 """The queue in front of one model: the only place where a request waits for its turn.
 
-Pure: tickets and `now` in, decisions out. First come, first served; bounded. A ticket is whatever
-the caller uses to tell its requests apart.
+Pure: tickets and `now` in, decisions out. A ticket is whatever the caller uses to tell its requests
+apart; its weight is how many of the model's places it takes.
 
-Invariants: at most `max_running` tickets run; nobody waits while there is room; a ticket is in the
-queue at most once.
+- Higher priorities go first; within one, first come, first served.
+- A ticket runs as soon as the running ones of its own and higher priorities leave it room. So it
+  may start although lower ones hold every place; the engine then sets some of those aside. All that
+  run together take at most `OVERBOOKING` times the places there are.
+- One that does not fit is passed by those behind it that do.
+- One that has been overtaken `max_skips` times goes before everybody, and counts as one of the
+  highest priority until it ends. There is one such ticket at a time, so that a long queue of them
+  does not turn the priorities over.
+
+Invariants: nobody waits who could run by these rules; a ticket is in the queue at most once, and
+whoever was let in stays until it leaves.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from typing import Generic, TypeVar
+import enum
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 from openclawctl.wire.errors import Overloaded
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
 Ticket = TypeVar("Ticket")
 
-_WEIGHT_OF_NEWEST = 0.2
+OVERBOOKING: Final = 2
+"""With two kinds of work a place is never idle for want of a started request, nor does an urgent
+one wait for a place that somebody less urgent holds; the engine keeps as much in hand again."""
+
+RESERVE_SHARE: Final = 8
+"""One in so many places in the queue is kept for each higher priority, so that those who have time
+cannot shut out those who have none."""
+
+_WEIGHT_OF_NEWEST: Final = 0.2
 """Weight of the newest service time in the running mean: it follows a change of load in about five
 requests without jumping at every one."""
+
+
+class Priority(enum.IntEnum):
+    """Higher goes first. The engine is told the number."""
+
+    BATCH = -1
+    NORMAL = 0
+    INTERACTIVE = 1
+
+
+_HIGHEST: Final = max(Priority)
+_HIGHEST_FIRST: Final = sorted(Priority, reverse=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where somebody stands. `position` 1 is next; `eta_s` is None while nobody has finished yet,
+    and knows nothing of higher priorities that are still to come."""
+
+    position: int
+    eta_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How it looks for one priority. `eta_s` is about what a new request of it would wait."""
+
+    running: int
+    waiting: int
+    eta_s: float | None
+
+
+@dataclass(slots=True, eq=False)
+class _Entry(Generic[Ticket]):
+    """`number` is the order of arrival; `level` the priority it has by now."""
+
+    ticket: Ticket
+    number: int
+    weight: int
+    priority: Priority
+    level: Priority
+    num_skips: int = 0
+    started_at: float | None = None
 
 
 class RequestQueue(Generic[Ticket]):
     """`now` is the monotonic clock in seconds."""
 
-    def __init__(self, *, model: str, max_running: int, max_waiting: int) -> None:
+    def __init__(self, *, model: str, max_running: int, max_waiting: int, max_skips: int) -> None:
         self._model = model
         self._max_running = max_running
         self._max_waiting = max_waiting
-        self._running: dict[Ticket, float] = {}
-        self._waiting: deque[Ticket] = deque()
-        self._mean_service_s: float | None = None
+        self._max_skips = max_skips
+        self._entries: dict[Ticket, _Entry[Ticket]] = {}
+        self._running: dict[Ticket, _Entry[Ticket]] = {}
+        self._waiting: dict[Priority, dict[Ticket, _Entry[Ticket]]] = {p: {} for p in Priority}
+        self._raised: _Entry[Ticket] | None = None  # waiting or running; in neither of `_waiting`
+        self._load = dict.fromkeys(Priority, 0)  # places taken, by level
+        self._mean_s: dict[Priority, float] = {}
+        self._next_number = 0
+
+    # ---- questions ----
 
     @property
     def num_running(self) -> int:
@@ -38,51 +109,171 @@ class RequestQueue(Generic[Ticket]):
 
     @property
     def num_waiting(self) -> int:
-        return len(self._waiting)
+        return len(self._entries) - len(self._running)
 
-    def enter(self, ticket: Ticket, *, now: float) -> bool:
-        """Add a ticket. True: it runs now; False: it waits. Raises `Overloaded` when full."""
-        if len(self._running) < self._max_running:
-            self._running[ticket] = now
-            return True
-        if len(self._waiting) >= self._max_waiting:
-            raise Overloaded(
-                f"{len(self._waiting)} requests wait for model {self._model} already; "
-                "that is the limit (resource_limits.max_queued_requests)",
-                hint="try again later",
-                retry_after_s=self._eta_s(len(self._waiting)) or 1.0,
-            )
-        self._waiting.append(ticket)
-        return False
+    def line(self) -> Iterator[Ticket]:
+        """Those who wait, the next in line first."""
+        if self._raised is not None and self._raised.started_at is None:
+            yield self._raised.ticket
+        for level in _HIGHEST_FIRST:
+            yield from self._waiting[level]
+
+    def place(self, ticket: Ticket) -> Place:
+        """Where one who waits stands."""
+        position, ahead = 1, dict.fromkeys(Priority, 0)
+        for other in self.line():
+            if other == ticket:
+                break
+            position += 1
+            ahead[self._entries[other].level] += self._entries[other].weight
+        entry = self._entries[ticket]
+        return Place(position, self._eta_s(entry.level, entry.weight, ahead))
+
+    def standing(self, priority: Priority) -> Standing:
+        """How it looks for one priority."""
+        entries = [entry for entry in self._entries.values() if entry.priority is priority]
+        num_running = sum(entry.started_at is not None for entry in entries)
+        return Standing(num_running, len(entries) - num_running, self._eta_of_new_s(priority, 1))
+
+    # ---- events ----
+
+    def enter(self, ticket: Ticket, *, priority: Priority, weight: int, now: float) -> list[Ticket]:
+        """Add a ticket. Returns the tickets that run from now on: this one, or none if it waits.
+
+        Raises `Overloaded` when it would have to wait and the queue is full.
+        """
+        weight = min(weight, self._max_running)
+        entry = _Entry(ticket, self._next_number, weight, priority, level=priority)
+        is_full = self.num_waiting >= self._max_waiting_of(priority)
+        self._next_number += 1
+        self._entries[ticket] = self._waiting[priority][ticket] = entry
+        started = self._start_all(now)
+        if is_full and entry.started_at is None:
+            del self._entries[ticket], self._waiting[priority][ticket]
+            raise self._overloaded(priority, weight)
+        return started
 
     def leave(self, ticket: Ticket, *, now: float) -> list[Ticket]:
         """Take a ticket out, finished or given up. Returns the tickets that run from now on."""
-        started_at = self._running.pop(ticket, None)
-        if started_at is None:
-            self._waiting.remove(ticket)
-            return []
-        self._note_service(now - started_at)
-        promoted = []
-        while self._waiting and len(self._running) < self._max_running:
-            promoted.append(self._waiting.popleft())
-            self._running[promoted[-1]] = now
-        return promoted
+        entry = self._entries.pop(ticket)
+        self._waiting[entry.priority].pop(ticket, None)
+        if entry.started_at is not None:
+            del self._running[ticket]
+            self._load[entry.level] -= entry.weight
+            self._note_service(entry.priority, now - entry.started_at)
+        if entry is self._raised:
+            self._raised = None
+            self._raise_overdue()
+        return self._start_all(now)
 
-    def position(self, ticket: Ticket) -> int:
-        """1 for the next in line."""
-        return self._waiting.index(ticket) + 1
+    # ---- who runs ----
 
-    def eta_s(self, ticket: Ticket) -> float | None:
-        """About how long until it runs; None while no request has finished yet."""
-        return self._eta_s(self.position(ticket))
+    def _start_all(self, now: float) -> list[Ticket]:
+        started = []
+        while (entry := self._next_to_start()) is not None:
+            self._start(entry, now)
+            started.append(entry.ticket)
+        return started
 
-    def _eta_s(self, position: int) -> float | None:
-        if self._mean_service_s is None:
-            return None
-        return round(self._mean_service_s * position / self._max_running, 3)
+    def _next_to_start(self) -> _Entry[Ticket] | None:
+        """Who starts next, if anybody can. One that only the bound on all together keeps waiting,
+        or that goes before everybody, is passed by nobody."""
+        room_for_all = OVERBOOKING * self._max_running - sum(self._load.values())
+        if self._raised is not None and self._raised.started_at is None:
+            fits = self._raised.weight <= min(self._room(self._raised.level), room_for_all)
+            return self._raised if fits else None
+        for level in _HIGHEST_FIRST:
+            if room := self._room(level):
+                for entry in self._waiting[level].values():
+                    if entry.weight <= room:
+                        return entry if entry.weight <= room_for_all else None
+        return None
 
-    def _note_service(self, seconds: float) -> None:
-        mean = self._mean_service_s
-        self._mean_service_s = (
-            seconds if mean is None else mean + _WEIGHT_OF_NEWEST * (seconds - mean)
+    def _room(self, level: Priority) -> int:
+        """Places that are free of this level and higher ones."""
+        taken = sum(weight for at, weight in self._load.items() if at >= level)
+        return max(0, self._max_running - taken)
+
+    def _start(self, entry: _Entry[Ticket], now: float) -> None:
+        self._waiting[entry.priority].pop(entry.ticket, None)
+        self._running[entry.ticket] = entry
+        self._load[entry.level] += entry.weight
+        entry.started_at = now
+        for level in Priority:
+            first = next(iter(self._waiting[level].values()), None)
+            if level <= entry.level and first is not None and self._is_overtaken(first, entry):
+                first.num_skips += 1
+        self._raise_overdue()
+
+    def _is_overtaken(self, first: _Entry[Ticket], by: _Entry[Ticket]) -> bool:
+        """Would the first of a priority have room, were it not for those that came after it?"""
+        rivals = [entry for entry in self._running.values() if entry.level >= first.level]
+        earlier = sum(entry.weight for entry in rivals if entry.number < first.number)
+        all_rivals = sum(entry.weight for entry in rivals)
+        room = self._max_running - first.weight
+        return by.number > first.number and earlier <= room < all_rivals
+
+    def _raise_overdue(self) -> None:
+        """Only the first of each priority counts: the others wait for it anyway."""
+        if self._raised is not None:
+            return
+        firsts = [next(iter(waiting.values())) for waiting in self._waiting.values() if waiting]
+        overdue = [entry for entry in firsts if entry.num_skips >= self._max_skips]
+        if overdue:
+            self._raised = min(overdue, key=lambda entry: entry.number)
+            del self._waiting[self._raised.priority][self._raised.ticket]
+            self._raised.level = _HIGHEST
+
+    # ---- who may wait ----
+
+    def _max_waiting_of(self, priority: Priority) -> int:
+        """How many may wait in all before one more of this priority is refused."""
+        return self._max_waiting - (_HIGHEST - priority) * (self._max_waiting // RESERVE_SHARE)
+
+    def _overloaded(self, priority: Priority, weight: int) -> Overloaded:
+        most = self._max_waiting_of(priority)
+        kept = self._max_waiting - most
+        reserve = f", of which {kept} are kept for higher priorities" if kept else ""
+        return Overloaded(
+            f"{self.num_waiting} requests wait for model {self._model} already; "
+            f"resource_limits.max_queued_requests is {self._max_waiting}{reserve}",
+            hint="try again later",
+            retry_after_s=self._eta_of_new_s(priority, weight) or 1.0,
         )
+
+    # ---- how long it takes ----
+
+    def _eta_of_new_s(self, priority: Priority, weight: int) -> float | None:
+        ahead = dict.fromkeys(Priority, 0)
+        for entry in map(self._entries.__getitem__, self.line()):
+            if entry.level >= priority:
+                ahead[entry.level] += entry.weight
+        return self._eta_s(priority, weight, ahead)
+
+    def _eta_s(self, level: Priority, weight: int, ahead: Mapping[Priority, int]) -> float | None:
+        """About how long until one with these places ahead of it runs: as long as it takes until
+        its own and higher levels leave it room, and all together do."""
+        own = {at: num + (self._load[at] if at >= level else 0) for at, num in ahead.items()}
+        everybody = {at: num + self._load[at] for at, num in ahead.items()}
+        own_s = self._until_fewer_s(own, self._max_running - weight)
+        all_s = self._until_fewer_s(everybody, OVERBOOKING * self._max_running - weight)
+        return None if own_s is None or all_s is None else round(max(own_s, all_s), 3)
+
+    def _until_fewer_s(self, places: Mapping[Priority, int], most: int) -> float | None:
+        """Until of these places, running or ahead in line, no more than `most` are left."""
+        num_places = sum(places.values())
+        if num_places <= most:
+            return 0.0
+        if not self._mean_s:
+            return None
+        held_s = sum(num * self._mean_service_s(level) for level, num in places.items())
+        return held_s / num_places * (num_places - most) / self._max_running
+
+    def _mean_service_s(self, priority: Priority) -> float:
+        """Of this priority; of all, while nobody of it has finished."""
+        means = self._mean_s
+        return means[priority] if priority in means else sum(means.values()) / len(means)
+
+    def _note_service(self, priority: Priority, seconds: float) -> None:
+        mean_s = self._mean_s.get(priority, seconds)
+        self._mean_s[priority] = mean_s + _WEIGHT_OF_NEWEST * (seconds - mean_s)

@@ -325,7 +325,15 @@ class ResourceLimits(_Section):
         1024,
         low=1,
         high=1_000_000,
-        meaning="Most requests waiting for their turn; more are refused as `overloaded`.",
+        meaning="Most requests waiting for a model; more are refused as `overloaded`. An eighth is"
+        " kept for each higher priority: `batch` may fill three quarters.",
+    )
+    max_skips: int = _count(
+        32,
+        low=1,
+        high=1_000_000,
+        meaning="How often a waiting request may be overtaken by later ones, more urgent or"
+        " smaller, before it goes first.",
     )
     hello_timeout_s: Duration = _key(
         10.0,

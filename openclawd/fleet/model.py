@@ -86,6 +86,7 @@ class Model:
         cores: CoreAllocator,
         on_change: Callable[[Model], None],
         max_waiting: int,
+        max_skips: int,
     ) -> None:
         self.spec = spec
         self._cores = cores
@@ -95,7 +96,12 @@ class Model:
         self.since = time.time()
         self.info: dict[str, Any] = {}
         self.progress = Loading("start", 0.0)
-        self.turns = Turns(model=spec.name, max_running=spec.load.parallel, max_waiting=max_waiting)
+        self.turns = Turns(
+            model=spec.name,
+            max_running=spec.load.parallel,
+            max_waiting=max_waiting,
+            max_skips=max_skips,
+        )
         self._worker: WorkerProcess | None = None
         self._link: Link | None = None
         self._policy = RestartPolicy()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import math
 import os
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -125,6 +126,7 @@ class Fleet:
             cores=self._cores,
             on_change=self._on_change,
             max_waiting=self._config.resource_limits.max_queued_requests,
+            max_skips=self._config.resource_limits.max_skips,
         )
         self._models[name] = model
         self._run_tasks.append(self._tasks.create_task(model.run(), name=f"model {name}"))
@@ -169,6 +171,7 @@ class Fleet:
             "kv_tokens": load.kv_tokens,
             "busy": model.turns.num_running,
             "queued": model.turns.num_waiting,
+            "queue": _queue(model),
             "keep_alive_s": None
             if math.isinf(model.spec.keep_alive_s)
             else model.spec.keep_alive_s,
@@ -180,6 +183,13 @@ class Fleet:
             "engine": model.gauges,
             "info": model.info,
         }
+
+
+def _queue(model: Model) -> dict[str, Any]:
+    return {
+        priority.name.lower(): asdict(standing)
+        for priority, standing in model.turns.standings().items()
+    }
 
 
 def _progress(model: Model) -> dict[str, Any] | None:

@@ -1,28 +1,38 @@
 """Taking turns at one model: the pure queue of admission, with somebody waiting at each ticket.
 
-Owns the futures of those who wait. Who comes next is `RequestQueue`'s.
+Owns the futures of those who wait, and when they hear of their position. Who comes next is
+`RequestQueue`'s.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from openclawd.admission.queue import RequestQueue
+from openclawd.admission.queue import Place, Priority, RequestQueue, Standing
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Iterable
+
+
+@dataclass(slots=True, eq=False)
+class _Turn:
+    """One who holds a ticket. `told` is the last position it heard of."""
+
+    comes: asyncio.Future[None]
+    on_queued: Callable[[Place], None]
+    told: int = 0
 
 
 class Turns:
-    """At most `max_running` at once; `max_waiting` more may wait."""
+    """The places of one model: `max_running` of them, see `RequestQueue`."""
 
-    def __init__(self, *, model: str, max_running: int, max_waiting: int) -> None:
-        self._queue: RequestQueue[object] = RequestQueue(
-            model=model, max_running=max_running, max_waiting=max_waiting
+    def __init__(self, *, model: str, max_running: int, max_waiting: int, max_skips: int) -> None:
+        self._queue: RequestQueue[_Turn] = RequestQueue(
+            model=model, max_running=max_running, max_waiting=max_waiting, max_skips=max_skips
         )
-        self._waiting: dict[object, asyncio.Future[None]] = {}
 
     @property
     def num_running(self) -> int:
@@ -32,23 +42,48 @@ class Turns:
     def num_waiting(self) -> int:
         return self._queue.num_waiting
 
-    @contextlib.asynccontextmanager
-    async def take(self, on_queued: Callable[[int, float | None], None]) -> AsyncIterator[None]:
-        """Hold one of the places for the length of the block, first come first served.
+    def standings(self) -> dict[Priority, Standing]:
+        """How it looks for each priority."""
+        return {priority: self._queue.standing(priority) for priority in Priority}
 
-        `on_queued(position, eta_s)` is called once if it has to wait. Raises `Overloaded`.
+    @contextlib.asynccontextmanager
+    async def take(
+        self,
+        on_queued: Callable[[Place], None],
+        *,
+        priority: Priority = Priority.NORMAL,
+        weight: int = 1,
+    ) -> AsyncIterator[None]:
+        """Hold `weight` of the places for the length of the block.
+
+        `on_queued` is called if it has to wait, and again whenever it stands at half the position
+        it last heard of, or less: that is enough to follow, and few messages however long the line.
+        Raises `Overloaded`.
         """
-        ticket = object()
         loop = asyncio.get_running_loop()
-        may_start = self._queue.enter(ticket, now=loop.time())
+        turn = _Turn(loop.create_future(), on_queued)
+        started = self._queue.enter(turn, priority=priority, weight=weight, now=loop.time())
         try:
-            if not may_start:
-                self._waiting[ticket] = loop.create_future()
-                on_queued(self._queue.position(ticket), self._queue.eta_s(ticket))
-                await self._waiting[ticket]
+            self._admit(started)
+            if not turn.comes.done():
+                self._tell(turn)
+                await turn.comes
             yield
         finally:
-            self._waiting.pop(ticket, None)
-            for promoted in self._queue.leave(ticket, now=loop.time()):
-                if not (turn := self._waiting[promoted]).done():
-                    turn.set_result(None)
+            self._admit(self._queue.leave(turn, now=loop.time()))
+            self._tell_who_moved_up()
+
+    def _admit(self, turns: Iterable[_Turn]) -> None:
+        for turn in turns:
+            if not turn.comes.done():  # it may have been cancelled, and leaves soon
+                turn.comes.set_result(None)
+
+    def _tell_who_moved_up(self) -> None:
+        for position, turn in enumerate(self._queue.line(), 1):
+            if position <= turn.told // 2:
+                self._tell(turn)
+
+    def _tell(self, turn: _Turn) -> None:
+        place = self._queue.place(turn)
+        turn.told = place.position
+        turn.on_queued(place)

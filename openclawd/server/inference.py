@@ -34,6 +34,7 @@ from openclawd.server.recording import reserve, settle
 from openclawd.worker.messages import Answer, Ended, Output, Prepared, Start
 
 if TYPE_CHECKING:
+    from openclawd.admission.queue import Place
     from openclawd.fleet.link import Call, Link
     from openclawd.fleet.model import Model
     from openclawd.server.peer import Exchange
@@ -188,8 +189,8 @@ class Inference:
     def on_loading(self, progress: Loading) -> None:
         tell_loading(self.exchange, progress)
 
-    def _on_queued(self, position: int, eta_s: float | None) -> None:
-        self.exchange.event("queued", {"position": position, "eta_s": eta_s})
+    def _on_queued(self, place: Place) -> None:
+        self.exchange.event("queued", {"position": place.position, "eta_s": place.eta_s})
 
     def _on_output(self, output: Output) -> None:
         if self.ttft_s is None:

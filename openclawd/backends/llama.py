@@ -120,7 +120,11 @@ class LlamaBackend:
             return False
         pointer = _pointer(np.frombuffer(data, dtype=np.uint8), ctypes.c_uint8)
         num_read = llama_cpp.llama_state_seq_set_data(self._context, pointer, len(data), owner)
-        return bool(num_read == len(data))
+        if num_read == len(data):
+            return True
+        # A model with a sliding window has two caches, and one of them may have taken its part.
+        self._change_cells([DropCells(owner)])
+        return False
 
     def close(self) -> None:
         for sampler in self._samplers.values():
@@ -153,7 +157,8 @@ class LlamaBackend:
                 case CopyCells(source, target, start, end):
                     llama_cpp.llama_memory_seq_cp(self._memory, source, target, start, end)
                 case DropCells(owner, start, end):
-                    llama_cpp.llama_memory_seq_rm(self._memory, owner, start, end)
+                    is_done = llama_cpp.llama_memory_seq_rm(self._memory, owner, start, end)
+                    assert is_done, "a part was dropped of a memory that has no parts"
 
     # ---- one step ----
 

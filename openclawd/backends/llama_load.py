@@ -88,6 +88,11 @@ def _params(spec: LoadSpec) -> tuple[Any, Any]:
     # counted costs a row of logits.
     context.n_seq_max = spec.parallel
     context.kv_unified = True
+    # Layers with a sliding window keep what a window needs of each sequence, not whole contexts:
+    # less memory, and fewer cells to pass over. Whole ones would only serve prefixes that are cut
+    # anywhere, and even then llama.cpp gives away cells that have left the window
+    # (llama-kv-cache.cpp, `find_slot`).
+    context.swa_full = False
     context.no_perf = True
     apply_options(spec.options, model, context)
     return model, context

@@ -27,6 +27,7 @@ _NOT_NEWS: Final = (
     "possible training context overflow",  # compares the whole cache with one sequence's length
     "default pooling_type is",  # this one context averages by itself, see llama.py
     "failed to find a memory slot",  # an ordinary result of a full cache; the engine handles it
+    "failed to prepare attention ubatches",  # the same, from a hybrid model
 )
 
 

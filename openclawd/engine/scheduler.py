@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from openclawd.engine.batch import Batch, BatchKind, Chunk, Opening, Outputs, TokenOutput
 from openclawd.engine.kvcache import KvCache
@@ -25,21 +25,11 @@ from openclawd.engine.sequence import Effect, Embedded, Ended, Finish, Sampled, 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from openclawd.engine.sequence import Vocabulary
+
 MIN_PREFIX_TO_AWAIT: Final = 32
 """Fewer tokens are computed twice rather than waited for: at about 3 ms a token they take as long
 as two or three steps of eight streams (SmolLM2 on two cores, docs/performance.md)."""
-
-
-class Vocabulary(Protocol):
-    """What the engine must know of tokens."""
-
-    def piece(self, token: int) -> bytes:
-        """The bytes a token adds to the text; none for control tokens."""
-        ...
-
-    def is_end(self, token: int) -> bool:
-        """Does this token end a generation?"""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,15 +278,9 @@ class Scheduler:
         return limits.embedding_batch_tokens if is_embedding else limits.batch_tokens
 
     def _append(self, sequence: Sequence, output: TokenOutput) -> list[Effect]:
-        sequence.tokens.append(output.token)
-        may_stop = sequence.num_completion_tokens > sequence.sampling.min_tokens
-        text = sequence.text.feed(self._vocabulary.piece(output.token), may_stop=may_stop)
+        text, finish = sequence.append(output.token, self._vocabulary)
         sampled = Sampled(sequence, output, text)
-        if self._vocabulary.is_end(output.token) or sequence.text.has_stopped:
-            return [sampled, self._end(sequence, Finish.STOP)]
-        if sequence.num_completion_tokens == sequence.max_tokens:
-            return [sampled, self._end(sequence, Finish.LENGTH)]
-        return [sampled]
+        return [sampled] if finish is None else [sampled, self._end(sequence, finish)]
 
     # ---- ends ----
 

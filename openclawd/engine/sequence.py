@@ -10,10 +10,26 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
 
 from openclawd.engine.batch import BatchKind, TokenOutput
 from openclawd.engine.sampling import SamplingParams
 from openclawd.engine.stopping import OutputText
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+class Vocabulary(Protocol):
+    """What the engine must know of tokens."""
+
+    def piece(self, token: int) -> bytes:
+        """The bytes a token adds to the text; none for control tokens."""
+        ...
+
+    def is_end(self, token: int) -> bool:
+        """Does this token end a generation?"""
+        ...
 
 
 class State(enum.Enum):
@@ -83,6 +99,28 @@ class Sequence:
     def num_cells_needed(self) -> int:
         """The most KV cells it can ever hold."""
         return self.num_prompt_tokens + self.max_tokens
+
+    def append(self, token: int, vocabulary: Vocabulary) -> tuple[str, Finish | None]:
+        """Add a sampled token. Gives the text that may be shown now, and why the sequence ends with
+        this token, if it does."""
+        self.tokens.append(token)
+        may_stop = self.num_completion_tokens > self.sampling.min_tokens
+        text = self.text.feed(vocabulary.piece(token), may_stop=may_stop)
+        if vocabulary.is_end(token) or self.text.has_stopped:
+            return text, Finish.STOP
+        is_full = self.num_completion_tokens == self.max_tokens
+        return text, Finish.LENGTH if is_full else None
+
+    def resume(self, tokens: Iterable[int], vocabulary: Vocabulary) -> Ended | None:
+        """Bring a fresh sequence to where another process had it, which has told these tokens and
+        their text; of an embedding, its vector. Gives its end if it has nothing left to do."""
+        finish = None if self.max_tokens else Finish.STOP
+        for token in tokens:
+            _, finish = self.append(token, vocabulary)
+        if finish is None:
+            return None
+        self.state = State.ENDED
+        return Ended(self, finish)
 
 
 @dataclass(frozen=True, slots=True)

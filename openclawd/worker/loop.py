@@ -18,14 +18,14 @@ from openclawd.backends.base import DecodeFailed, NoFreeCells
 from openclawd.engine.batch import Batch, BatchKind, Outputs
 from openclawd.engine.sampling import SamplingParams
 from openclawd.engine.scheduler import Limits, Scheduler
-from openclawd.engine.sequence import Effect, Sequence
+from openclawd.engine.sequence import Effect, Ended, Sequence, State
 from openclawd.engine.stopping import OutputText
-from openclawd.worker.messages import EXIT_STOPPED, Abort, Start, Step, Stop
+from openclawd.worker.messages import EXIT_STOPPED, Abort, Continuation, Start, Step, Stop
 from openclawd.worker.messages import Ended as RequestEnded
 from openclawd.worker.requests import Requests, refused
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from openclawd.backends.base import Backend
     from openclawd.worker.tokenizer import PreparedRequest, Tokenizer
@@ -102,14 +102,26 @@ class EngineLoop:
             return
         try:
             sequences = _sequences(start, prepared)
-            self._add(sequences)
+            done = self._resume(sequences, start.continuation)
+            self._add(sequence for sequence in sequences if sequence.state is not State.ENDED)
         except Problem as refusal:
             ended = refused(start.rid, refusal, num_sequences=len(prepared.prompts))
             self._refused.append(ended)
             return
         self._requests.open(start.rid, sequences)
+        self._effects += done
 
-    def _add(self, sequences: list[Sequence]) -> None:
+    def _resume(self, sequences: list[Sequence], parts: list[Continuation]) -> list[Ended]:
+        """Bring sequences to where another worker had them; the ends of those that were done."""
+        ends = []
+        for part in parts:
+            sequence = sequences[part.index]
+            sequence.num_cached_tokens = part.cached_tokens
+            if ended := sequence.resume(part.tokens(), self._backend):
+                ends.append(ended)
+        return ends
+
+    def _add(self, sequences: Iterable[Sequence]) -> None:
         """All sequences of a request, or none. Raises `PromptTooLong`."""
         for sequence in sequences:
             if never_fits := self._scheduler.add(sequence):

@@ -9,6 +9,7 @@ told apart by `index` (the inputs of an `embed`).
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
@@ -24,7 +25,7 @@ from openclawctl.wire.framing import MAX_FRAME_BYTES, MAX_ITEMS, MOST_FRAME_BYTE
 from openclawctl.wire.messages import LONGEST_S
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 _WRAPPING_BYTES: Final = 64 * 1024
 
@@ -42,6 +43,8 @@ EXIT_LOAD_FAILED_FOR_NOW: Final = 75
 """The model could not load for want of memory or a device (EX_TEMPFAIL in sysexits.h)."""
 
 _MAX_ID: Final = 2**63 - 1
+_TOKEN: Final = "I"
+"""How `array` names an unsigned integer of 32 bits, which no vocabulary needs more of."""
 
 
 # ---- daemon → worker ----
@@ -77,9 +80,28 @@ class Prepare:
 
 
 @dataclass(frozen=True, slots=True)
+class Continuation:
+    """What a worker that died had told of one sequence: its tokens, or (`token_ids` empty) its
+    vector. `token_ids` are packed, for a long answer has more of them than a frame may have items.
+    """
+
+    index: int
+    cached_tokens: int
+    token_ids: bytes
+
+    @classmethod
+    def of(cls, index: int, *, cached_tokens: int, token_ids: Iterable[int]) -> Continuation:
+        return cls(index, cached_tokens, array(_TOKEN, token_ids).tobytes())
+
+    def tokens(self) -> array[int]:
+        return array(_TOKEN, self.token_ids)
+
+
+@dataclass(frozen=True, slots=True)
 class Start:
     """Compute a prepared request. `sampling` has no None left; `max_tokens` is 0 for `embed`.
-    Prefixes are shared with requests of the same `domain` only."""
+    Prefixes are shared with requests of the same `domain` only. `continuation`: go on where a
+    worker that died was; sequences that are not in it begin afresh."""
 
     type: ClassVar[str] = "start"
     rid: int
@@ -88,6 +110,7 @@ class Start:
     stop: list[str] = field(default_factory=list)
     priority: int = 0
     domain: str = ""
+    continuation: list[Continuation] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,18 +206,23 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """What one step added to one sequence: sampled tokens, or the vector of an embedding."""
+    """What one step added to one sequence: sampled tokens, or the vector of an embedding.
+
+    `cached_tokens` of its prompt were not computed, in the first worker that had it.
+    """
 
     rid: int
     index: int
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
     embedding: bytes | None = None
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """A request's end: a finish reason per sequence, and exact usage over all of them.
+    """A request's end: a finish reason per sequence, and exact usage over all of them, whichever
+    worker computed what.
 
     `error` holds the fields of an `error` message when the finish reason is `error`.
     """
@@ -238,6 +266,8 @@ def encode(message: ToWorker | FromWorker) -> dict[str, Any]:
 def decode_to_worker(payload: dict[str, Any]) -> ToWorker:
     """What the daemon sent; both sides are the same release, so nothing is checked twice."""
     name = payload.pop("type")
+    if name == Start.type:
+        payload["continuation"] = [Continuation(**part) for part in payload["continuation"]]
     return _TO_WORKER[name](**payload)
 
 
@@ -321,6 +351,7 @@ def _output(source: Fields) -> Output:
         text=source.text("text"),
         token_ids=source.integers("token_ids", max_items=MAX_ITEMS, low=0, high=_MAX_ID),
         embedding=source.binary_or_none("embedding"),
+        cached_tokens=_count(source, "cached_tokens"),
     )
 
 

@@ -16,7 +16,7 @@ from openclawd.worker.messages import Ended as RequestEnded
 from openclawd.worker.messages import Output, error_fields
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
 
 @dataclass(slots=True)
@@ -42,7 +42,7 @@ class StepOutputs:
         """The output of a sequence, made when it is first asked for."""
         key = (sequence.rid, sequence.index)
         if key not in self.outputs:
-            self.outputs[key] = Output(*key)
+            self.outputs[key] = Output(*key, cached_tokens=sequence.num_cached_tokens or 0)
         return self.outputs[key]
 
     def put(self, sequence: Sequence, text: str, token_ids: list[int]) -> None:
@@ -53,6 +53,7 @@ class StepOutputs:
             text=before.text + text,
             token_ids=before.token_ids + token_ids,
             embedding=before.embedding,
+            cached_tokens=before.cached_tokens,
         )
 
 
@@ -62,9 +63,12 @@ class Requests:
     def __init__(self) -> None:
         self._open: dict[int, _Request] = {}
 
-    def open(self, rid: int, sequences: Iterable[Sequence]) -> None:
-        lengths = [sequence.num_prompt_tokens for sequence in sequences]
-        self._open[rid] = _Request(sum(lengths), [None] * len(lengths))
+    def open(self, rid: int, sequences: Collection[Sequence]) -> None:
+        self._open[rid] = _Request(
+            num_prompt_tokens=sum(sequence.num_prompt_tokens for sequence in sequences),
+            finish_by_index=[None] * len(sequences),
+            num_completion_tokens=sum(sequence.num_completion_tokens for sequence in sequences),
+        )
 
     def apply(self, effects: Iterable[Effect], *, failure: str) -> StepOutputs:
         """What to tell of these effects. `failure` is the sentence for sequences in error."""

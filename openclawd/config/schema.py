@@ -252,10 +252,12 @@ class ModelConfig(_Section):
         allowed="auto, or a whole number from 1 to 1024",
         default_text="auto: `cpu_cores_per_worker`, or every core the daemon may use",
     )
-    system_prompts: Annotated[list[str], AfterValidator(values.no_system_prompts)] = _key(
+    system_prompts: Annotated[list[str], AfterValidator(values.system_prompts)] = _key(
         [],
-        meaning="Prompts computed at load and kept (not built yet).",
-        allowed="an empty list",
+        meaning="System prompts that are computed when the model is loaded and kept for good, for"
+        " everybody: chats that begin with one need not compute it. They take KV cells: one whole"
+        " `context` must fit beside them.",
+        allowed=f"a list of {values.MAX_SYSTEM_PROMPTS} different texts at most, none empty",
     )
     prefix_sharing: Literal["principal", "all"] = _key(
         "principal",

@@ -7,10 +7,14 @@ Every function takes what the file holds and gives what the daemon works with, o
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Final
 
 from openclawctl.wire.framing import HELLO_FRAME_BYTES, MOST_FRAME_BYTES
 from openclawctl.wire.units import parse_duration_s, parse_size_bytes
+
+MAX_SYSTEM_PROMPTS: Final = 32
+"""Each may take two of a model's sequence ids for prefixes, of which there are 128 at most
+(`MAX_PREFIX_TAGS` of the llama backend); users' own prefixes want some, too."""
 
 
 class NotBuiltError(ValueError):
@@ -47,9 +51,10 @@ def no_torch(value: str) -> str:
     return value
 
 
-def no_system_prompts(value: list[str]) -> list[str]:
-    if value:
-        raise NotBuiltError("system prompts are not built yet; remove them")
+def system_prompts(value: list[str]) -> list[str]:
+    is_fine = all(map(str.strip, value)) and len(set(value)) == len(value) <= MAX_SYSTEM_PROMPTS
+    if not is_fine:
+        raise ValueError("not such a list")
     return value
 
 

@@ -144,6 +144,7 @@ class Fleet:
             threads=config.threads,
             gpu_layers=config.gpu_layers,
             options=config.options.for_backend(),
+            system_prompts=config.system_prompts,
         )
         return ModelSpec(
             load=load,

@@ -56,6 +56,11 @@ class EngineLoop:
         self._refused: list[RequestEnded] = []
         self._failure = ""
 
+    @property
+    def scheduler(self) -> Scheduler:
+        """For what is to be computed before `run`."""
+        return self._scheduler
+
     def submit(self, message: ToEngine) -> None:
         self._inbox.put(message)
 

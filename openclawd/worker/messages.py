@@ -55,6 +55,7 @@ class Load:
     """The first message: which model, with what. `threads` and `gpu_layers` None mean automatic.
 
     `context` is tokens per sequence, `kv_tokens` for all together; `batch_tokens` bounds one step.
+    `system_prompts` are computed before it is ready, and shared by all.
     """
 
     type: ClassVar[str] = "load"
@@ -67,6 +68,7 @@ class Load:
     threads: int | None = None
     gpu_layers: int | None = None
     options: dict[str, Any] = field(default_factory=dict)
+    system_prompts: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +143,8 @@ class Stop:
 
 @dataclass(frozen=True, slots=True)
 class Loading:
-    """How far a load is: `phase` is `read` or `warm-up`, `fraction` 0 to 1 within it."""
+    """How far a load is: `phase` is `read`, `warm-up` or `system prompts`, `fraction` 0 to 1 within
+    it."""
 
     type: ClassVar[str] = "loading"
     phase: str

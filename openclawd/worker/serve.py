@@ -30,6 +30,7 @@ from openclawd.worker.messages import (
     Start,
     Stop,
 )
+from openclawd.worker.pinning import check_room, num_distinct, pin, tokens_of_system_prompts
 from openclawd.worker.pipe import DaemonGone
 from openclawd.worker.tokenizer import Tokenizer
 
@@ -37,10 +38,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from openclawd.backends.base import Backend
+    from openclawd.engine.scheduler import Scheduler
     from openclawd.worker.messages import FromWorker
 
 _READ: Final = "read"
 _WARM_UP: Final = "warm-up"
+_SYSTEM_PROMPTS: Final = "system prompts"
 _PROGRESS_S: Final = 0.1
 """At most ten progress messages a second."""
 
@@ -49,6 +52,11 @@ _SPIN_COUNT: Final = "1000"
 default, 300 times as often, threads that want more CPUs than there are keep each other from
 working: two workers with 4 streams each on 2 cores took 5.1 s, with this 1.3 s. One worker alone
 is as fast with either, and half as fast if threads never spin (measured 2026-11-23)."""
+
+_NOT_PINNED: Final = (
+    "system_prompts are computed anew for every request: this model cannot share a part of"
+    " a sequence (it has a sliding window, is recurrent or hybrid, or parallel is too large)"
+)
 
 _log = logging.getLogger(__name__)
 
@@ -91,25 +99,29 @@ class Worker:
             started_s = time.perf_counter()
             backend = self._load_backend()
             self._warm_up(backend)
+            tokenizer = Tokenizer(backend, self._send)
+            loop = EngineLoop(backend, tokenizer, send=self._send)
+            num_pinned = self._pin_system_prompts(backend, tokenizer, loop.scheduler)
             load_s = time.perf_counter() - started_s
         except LoadAborted:
             return EXIT_STOPPED
         except CannotLoad as failure:
             self._send(LoadFailed(failure.message, failure.hint, failure.permanent))
             return EXIT_LOAD_FAILED if failure.permanent else EXIT_LOAD_FAILED_FOR_NOW
-        return self._serve(backend, load_s)
+        info = _describe(backend, tokenizer, load_s=load_s, num_pinned_tokens=num_pinned)
+        if self._load.system_prompts and not num_pinned:
+            info["warnings"].append(_NOT_PINNED)
+        self._tokenizer, self._loop = tokenizer, loop
+        return self._serve(loop, info)
 
-    def _serve(self, backend: Backend, load_s: float) -> int:
-        self._tokenizer = Tokenizer(backend, self._send)
-        self._loop = EngineLoop(backend, self._tokenizer, send=self._send)
+    def _serve(self, loop: EngineLoop, info: dict[str, Any]) -> int:
         self._is_ready.set()
-        info = _describe(backend, self._tokenizer, load_s=load_s)
         for warning in info["warnings"]:
             _log.warning("%s: %s", self._load.name, warning)
         if self._is_stopping.is_set():  # `stop` came when there was no loop to tell
             return EXIT_STOPPED
         self._send(Loaded(info))
-        return self._loop.run()
+        return loop.run()
 
     # ---- loading ----
 
@@ -124,10 +136,10 @@ class Worker:
             gpu_layers=self._load.gpu_layers,
             options=self._load.options,
         )
-        return _import_backend()(spec, self._progress())
+        return _import_backend()(spec, self._progress(_READ))
 
-    def _progress(self) -> Callable[[float], bool]:
-        """Says how far the reading is, now and then; asks to give up when the worker is to stop."""
+    def _progress(self, phase: str) -> Callable[[float], bool]:
+        """Says how far a phase is, now and then; asks to give up when the worker is to stop."""
         next_s = 0.0
 
         def report(fraction: float) -> bool:
@@ -136,7 +148,7 @@ class Worker:
             if now_s >= next_s or fraction >= 1:
                 next_s = now_s + _PROGRESS_S
                 try:
-                    self._send(Loading(_READ, min(max(fraction, 0.0), 1.0)))
+                    self._send(Loading(phase, min(max(fraction, 0.0), 1.0)))
                 except DaemonGone:  # an exception cannot pass through native code
                     return False
             return not self._is_stopping.is_set()
@@ -155,6 +167,24 @@ class Worker:
                 permanent=False,
             )
         self._send(Loading(_WARM_UP, 1.0))
+
+    def _pin_system_prompts(
+        self, backend: Backend, tokenizer: Tokenizer, scheduler: Scheduler
+    ) -> int:
+        """How many tokens are kept for good: none where cells cannot be shared."""
+        texts = self._load.system_prompts
+        prompts = tokens_of_system_prompts(texts, backend, tokenizer) if texts else []
+        if not prompts or not backend.limits.num_prefix_tags:
+            return 0
+        check_room(prompts, backend)
+        report = self._progress(_SYSTEM_PROMPTS)
+
+        def go_on(fraction: float) -> None:
+            if not report(fraction):
+                raise LoadAborted
+
+        pin(prompts, backend, scheduler, go_on)
+        return num_distinct(prompts)
 
 
 def _warm_up_batch(backend: Backend) -> Batch:
@@ -185,7 +215,9 @@ def _import_backend() -> Callable[[LoadSpec, Callable[[float], bool]], Backend]:
     return llama.load
 
 
-def _describe(backend: Backend, tokenizer: Tokenizer, *, load_s: float) -> dict[str, Any]:
+def _describe(
+    backend: Backend, tokenizer: Tokenizer, *, load_s: float, num_pinned_tokens: int
+) -> dict[str, Any]:
     """`Loaded.info`: what `models` and `status` show."""
     info = backend.info
     warnings = [*info.warnings]
@@ -197,5 +229,6 @@ def _describe(backend: Backend, tokenizer: Tokenizer, *, load_s: float) -> dict[
         "max_token_bytes": backend.max_token_bytes,
         "warnings": warnings,
         "chat_template": tokenizer.template.is_usable,
+        "pinned_tokens": num_pinned_tokens,
         "load_s": round(load_s, 3),
     }

@@ -13,7 +13,7 @@ import queue
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from openclawctl.wire.completion import ChatParams, GenerateParams
+from openclawctl.wire.completion import ChatMessage, ChatParams, GenerateParams
 from openclawctl.wire.errors import (
     Internal,
     InvalidRequest,
@@ -29,6 +29,7 @@ from openclawctl.wire.operations import (
     decode_params,
 )
 from openclawd.engine.batch import BatchKind
+from openclawd.engine.prefixes import num_same
 from openclawd.worker.messages import Answer, Drop, Prepare, Prepared, Refused, error_fields
 from openclawd.worker.template import ChatTemplate, Span
 
@@ -47,6 +48,10 @@ this length (measured 2026-11-23: 8 MB of spaces take 9.7 s)."""
 
 MAX_ANSWER_CHARS: Final = 4 * 1024 * 1024
 """Longest answer to `detokenize`: in UTF-8 it may take four times as many bytes, a whole frame."""
+
+_UNLIKE: Final = ("a", "1")
+"""Two answers to a system prompt that have nothing in common: what the chats with both begin with,
+they begin with whatever the user says."""
 
 _log = logging.getLogger(__name__)
 
@@ -166,6 +171,19 @@ class Tokenizer:
         return text
 
     # ---- tokens ----
+
+    def beginning(self, system_prompt: str) -> list[int]:
+        """What every chat with a system prompt begins with; without a chat template, the tokens of
+        its text. Raises a `Problem` for one that no chat can begin with."""
+        if self._backend.chat_format.template is None:
+            tokens = self._plain(system_prompt)
+            return tokens[:-1] if self._backend.chat_format.adds_eos else tokens
+        system = ChatMessage("system", system_prompt)
+        first, second = (
+            self._tokens_of(self.template.render([system, ChatMessage("user", words)]))
+            for words in _UNLIKE
+        )
+        return first[: num_same(first, second, offset=0)]
 
     def _plain(self, text: str) -> list[int]:
         """A prompt of a user: nothing in it becomes a control token."""

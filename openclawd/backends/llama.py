@@ -26,7 +26,7 @@ from openclawd.backends.base import (
     NoFreeCells,
 )
 from openclawd.backends.llama_load import Loaded, load_model
-from openclawd.backends.llama_sampler import Sampler
+from openclawd.backends.llama_sampler import DrySamplers, Sampler
 from openclawd.backends.llama_vocab import LlamaVocab
 from openclawd.engine.batch import (
     Batch,
@@ -67,6 +67,7 @@ class LlamaBackend:
         largest = max(limits.batch_tokens, limits.embedding_batch_tokens)
         self._arrays = _BatchArrays(largest, num_slots=loaded.info.parallel)
         self._samplers: dict[int, Sampler] = {}
+        self._dry = DrySamplers(self._vocab)
         self._sums: dict[int, npt.NDArray[np.float64]] = {}
         self._is_embedding = False
 
@@ -130,6 +131,7 @@ class LlamaBackend:
         for sampler in self._samplers.values():
             sampler.close()
         self._samplers.clear()
+        self._dry.close()
         self._loaded.free()
 
     # ---- slots ----
@@ -140,7 +142,9 @@ class LlamaBackend:
             length = self.info.embedding_length
             self._sums[opening.slot] = np.zeros(length, dtype=np.float64)
         else:
-            self._samplers[opening.slot] = Sampler(opening, opening.sampling, self._vocab)
+            self._samplers[opening.slot] = Sampler(
+                opening, opening.sampling, self._vocab, dry=self._dry
+            )
 
     def _close_sampler(self, slot: int) -> None:
         self._sums.pop(slot, None)
@@ -185,8 +189,8 @@ class LlamaBackend:
         sampled: list[TokenOutput] = []
         for offset in range(chunk.num_outputs):
             token = sampler.sample(self._context, output + offset, position=position + offset)
-            sampled.append(TokenOutput(token))
-            if offset < num_guessed and token != guesses[offset]:
+            sampled.append(token)
+            if offset < num_guessed and token.token != guesses[offset]:
                 break
         return sampled
 

@@ -1,23 +1,30 @@
 """Choosing tokens with llama.cpp's samplers, one chain per sequence.
 
-Owns the order of the filters: no end, logit bias, penalties, top-k, top-p, min-p, temperature,
-draw. Knows nothing of batches.
+Owns the order of the filters: no end, logit bias, penalties, DRY, top-k, typical-p, top-p, min-p,
+XTC, temperature, draw, as in llama.cpp's `common/sampling.cpp`; with mirostat: no end, logit bias,
+penalties, DRY, temperature, mirostat. Knows nothing of batches.
 
-Invariant: the draw is seeded anew for every token from (seed, position), so a chain rebuilt from
-the same tokens goes on exactly as the first one would have.
+Invariant: whatever is random in a chain is made anew for every token, seeded from (seed, position),
+so a chain rebuilt from the same tokens (and mirostat's `mu`) goes on exactly as the first one
+would have.
 """
 
 from __future__ import annotations
 
+import ctypes
 import math
 from typing import TYPE_CHECKING, Any, Final
 
 import llama_cpp
+import numpy as np
 
-from openclawd.engine.sampling import SamplingParams, seed_at
+from openclawd.engine.batch import TokenOutput
+from openclawd.engine.sampling import SamplingParams, seed_at, seed_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+
+    import numpy.typing as npt
 
     from openclawd.backends.llama_vocab import LlamaVocab
     from openclawd.engine.batch import Opening
@@ -26,70 +33,205 @@ _MIN_KEEP: Final = 1
 _RANDOM_SEED: Final = llama_cpp.LLAMA_DEFAULT_SEED
 """llama.cpp takes this one seed to mean "draw a seed from the system"."""
 
+_MIROSTAT_1_TOKENS: Final = 100
+"""Of so many likeliest tokens mirostat 1 estimates the distribution (common/sampling.cpp)."""
+
+_XTC_INDEX: Final = -1
+"""No sequence's index: XTC's chances have nothing to do with the draw of any."""
+
+_DRY_BREAKERS: Final = (b"\n", b":", b'"', b"*")
+"""A run of tokens ends here (`dry_sequence_breakers`, common/common.h)."""
+
+_NUM_DRY_KEPT: Final = 8
+
+_LOWEST_PROBABILITY: Final = 1e-45
+"""Above 0, to which 32-bit floats may round one down."""
+
+_CANDIDATE: Final = np.dtype([("id", "<i4"), ("logit", "<f4"), ("p", "<f4")])
+"""llama_token_data, llama.h."""
+
+
+class DrySamplers:
+    """Makes DRY samplers for one model. Setting one up looks through the whole vocabulary (12 ms
+    for 49,152 tokens, measured 2026-11-23), so the last ones are kept and cloned."""
+
+    def __init__(self, vocab: LlamaVocab) -> None:
+        self._vocab = vocab
+        self._kept: dict[tuple[float, float, int, int], Any] = {}
+        self._breakers = (ctypes.c_char_p * len(_DRY_BREAKERS))(*_DRY_BREAKERS)
+
+    def make(self, params: SamplingParams, tokens: Sequence[int]) -> Any:
+        key = (
+            params.dry_multiplier,
+            params.dry_base,
+            params.dry_allowed_length,
+            params.dry_penalty_last_n,
+        )
+        if key not in self._kept:
+            if len(self._kept) == _NUM_DRY_KEPT:
+                llama_cpp.llama_sampler_free(self._kept.pop(next(iter(self._kept))))
+            self._kept[key] = llama_cpp.llama_sampler_init_dry(
+                self._vocab.pointer, *key, self._breakers, len(self._breakers)
+            )
+        sampler = llama_cpp.llama_sampler_clone(self._kept[key])
+        _accept(sampler, tokens[-params.dry_penalty_last_n :])
+        return sampler
+
+    def close(self) -> None:
+        for sampler in self._kept.values():
+            llama_cpp.llama_sampler_free(sampler)
+        self._kept.clear()
+
 
 class Sampler:
     """Chooses the tokens of the sequence that `opening` brought, by its `params`."""
 
-    def __init__(self, opening: Opening, params: SamplingParams, vocab: LlamaVocab) -> None:
+    def __init__(
+        self, opening: Opening, params: SamplingParams, vocab: LlamaVocab, *, dry: DrySamplers
+    ) -> None:
         self._params = params
         self._num_prompt_tokens = opening.num_prompt_tokens
+        self._vocab_size = vocab.size
         num_completion_tokens = len(opening.tokens) - opening.num_prompt_tokens
         self._forbids_end = params.forbids_end(num_completion_tokens)
         options = llama_cpp.llama_sampler_chain_default_params()
         options.no_perf = True
         self._chain = llama_cpp.llama_sampler_chain_init(options)
         if self._forbids_end:
-            llama_cpp.llama_sampler_chain_add(self._chain, _no_end(vocab))
-        for sampler in _filters(params, opening.tokens, vocab.size):
-            llama_cpp.llama_sampler_chain_add(self._chain, sampler)
+            self._add(_no_end(vocab))
+        for sampler in _filters(params, opening.tokens, vocab.size, dry=dry):
+            self._add(sampler)
         self._num_filters = llama_cpp.llama_sampler_chain_n(self._chain)
+        self._mirostat: _Mirostat | None = None
         if params.is_greedy:
-            llama_cpp.llama_sampler_chain_add(self._chain, llama_cpp.llama_sampler_init_greedy())
+            self._add(llama_cpp.llama_sampler_init_greedy())
+        elif params.mirostat:
+            self._mirostat = _Mirostat(params, opening.mu, vocab.size)
 
-    def sample(self, context: Any, output: int, *, position: int) -> int:
+    def sample(self, context: Any, output: int, *, position: int) -> TokenOutput:
         """The token that stands at `position`, from the logits of output `output`."""
         if self._forbids_end and not self._params.forbids_end(position - self._num_prompt_tokens):
             self._allow_end()
         if not self._params.is_greedy:
-            self._reseed(position)
-        token: int = llama_cpp.llama_sampler_sample(self._chain, context, output)
-        return token
+            self._renew(position)
+        if self._mirostat is not None:
+            token = self._mirostat.sample(self._chain, self._logits(context, output))
+            mu = self._mirostat.mu
+        else:
+            token, mu = llama_cpp.llama_sampler_sample(self._chain, context, output), None
+        if self._params.num_top is None:
+            return TokenOutput(token, mu=mu)
+        logprob, top = _logprobs(self._logits(context, output), token, self._params.num_top)
+        return TokenOutput(token, logprob, top, mu)
 
     def close(self) -> None:
         llama_cpp.llama_sampler_free(self._chain)  # frees the samplers in it, too
+
+    def _logits(self, context: Any, output: int) -> npt.NDArray[np.float32]:
+        """As the model gave them; the filters work on a copy."""
+        pointer = llama_cpp.llama_get_logits_ith(context, output)
+        return np.ctypeslib.as_array(pointer, shape=(self._vocab_size,))
+
+    def _add(self, sampler: Any) -> None:
+        llama_cpp.llama_sampler_chain_add(self._chain, sampler)
 
     def _allow_end(self) -> None:
         llama_cpp.llama_sampler_free(llama_cpp.llama_sampler_chain_remove(self._chain, 0))
         self._num_filters -= 1
         self._forbids_end = False
 
-    def _reseed(self, position: int) -> None:
-        drawer = llama_cpp.llama_sampler_chain_remove(self._chain, self._num_filters)
-        if drawer:
+    def _renew(self, position: int) -> None:
+        """Replace what is random by the same with the seeds of this position."""
+        while drawer := llama_cpp.llama_sampler_chain_remove(self._chain, self._num_filters):
             llama_cpp.llama_sampler_free(drawer)
-        seed = seed_at(self._params.seed, position)
-        drawer = llama_cpp.llama_sampler_init_dist(seed if seed != _RANDOM_SEED else 0)
-        llama_cpp.llama_sampler_chain_add(self._chain, drawer)
+        params, seed = self._params, _seed(self._params.seed, position)
+        if self._mirostat is not None:
+            self._add(self._mirostat.drawer(seed))
+            return
+        if params.has_xtc:
+            xtc_seed = _seed(seed_of(params.seed, _XTC_INDEX), position)
+            self._add(_xtc(params, xtc_seed))
+            self._add(llama_cpp.llama_sampler_init_temp(params.temperature))
+        self._add(llama_cpp.llama_sampler_init_dist(seed))
 
 
-def _filters(params: SamplingParams, tokens: Sequence[int], vocab_size: int) -> list[Any]:
-    """The samplers before the draw. Those that are off are left out: each costs a pass."""
+class _Mirostat:
+    """Mirostat with its `mu` in the open, which llama.cpp's sampler keeps to itself: each token is
+    drawn by a new one that starts with our `mu`, which is then moved on as that one moves its own
+    (llama-sampler.cpp, `llama_sampler_mirostat_apply`)."""
+
+    def __init__(self, params: SamplingParams, mu: float | None, vocab_size: int) -> None:
+        self._params = params
+        self._candidates = np.zeros(vocab_size, dtype=_CANDIDATE)
+        self._ids = np.arange(vocab_size, dtype=np.int32)
+        self.mu = 2 * params.mirostat_tau if mu is None else mu
+
+    def drawer(self, seed: int) -> Any:
+        tau = self.mu / 2  # a new sampler starts with a mu of two tau
+        eta = self._params.mirostat_eta
+        if self._params.mirostat == 2:
+            return llama_cpp.llama_sampler_init_mirostat_v2(seed, tau, eta)
+        size = self._candidates.size
+        return llama_cpp.llama_sampler_init_mirostat(size, seed, tau, eta, _MIROSTAT_1_TOKENS)
+
+    def sample(self, chain: Any, logits: npt.NDArray[np.float32]) -> int:
+        """Draw by a chain that ends with a `drawer`, and move `mu` on."""
+        self._candidates["id"] = self._ids
+        self._candidates["logit"] = logits
+        array = llama_cpp.llama_token_data_array(
+            data=ctypes.cast(self._candidates.ctypes.data, llama_cpp.llama_token_data_p),
+            size=self._candidates.size,
+            selected=-1,
+            sorted=False,
+        )
+        llama_cpp.llama_sampler_apply(chain, ctypes.byref(array))
+        chosen = array.data[array.selected]
+        token = int(chosen.id)
+        llama_cpp.llama_sampler_accept(chain, token)
+        surprise = -math.log2(max(chosen.p, _LOWEST_PROBABILITY))
+        error = surprise - self._params.mirostat_tau
+        self.mu -= self._params.mirostat_eta * error
+        return token
+
+
+def _filters(
+    params: SamplingParams, tokens: Sequence[int], vocab_size: int, *, dry: DrySamplers
+) -> list[Any]:
+    """The samplers in which nothing is random. Those that are off are left out: each costs a
+    pass."""
     filters = []
     if params.logit_bias:
         filters.append(_logit_bias(params.logit_bias, vocab_size))
     if params.has_penalties:
         filters.append(_penalties(params, tokens, vocab_size))
+    if params.has_dry:
+        filters.append(dry.make(params, tokens))
     if params.is_greedy:
         return filters
+    if not params.mirostat:
+        filters += _truncations(params)
+    if params.temperature != 1 and (params.mirostat or not params.has_xtc):
+        filters.append(llama_cpp.llama_sampler_init_temp(params.temperature))
+    return filters
+
+
+def _truncations(params: SamplingParams) -> list[Any]:
+    filters = []
     if params.top_k > 0:
         filters.append(llama_cpp.llama_sampler_init_top_k(params.top_k))
+    if params.typical_p < 1:
+        filters.append(llama_cpp.llama_sampler_init_typical(params.typical_p, _MIN_KEEP))
     if params.top_p < 1:
         filters.append(llama_cpp.llama_sampler_init_top_p(params.top_p, _MIN_KEEP))
     if params.min_p > 0:
         filters.append(llama_cpp.llama_sampler_init_min_p(params.min_p, _MIN_KEEP))
-    if params.temperature != 1:
-        filters.append(llama_cpp.llama_sampler_init_temp(params.temperature))
     return filters
+
+
+def _xtc(params: SamplingParams, seed: int) -> Any:
+    return llama_cpp.llama_sampler_init_xtc(
+        params.xtc_probability, params.xtc_threshold, _MIN_KEEP, seed
+    )
 
 
 def _no_end(vocab: LlamaVocab) -> Any:
@@ -110,6 +252,28 @@ def _penalties(params: SamplingParams, tokens: Sequence[int], vocab_size: int) -
         params.frequency_penalty,
         params.presence_penalty,
     )
-    for token in tokens[-params.repeat_last_n :]:
-        llama_cpp.llama_sampler_accept(sampler, token)
+    _accept(sampler, tokens[-params.repeat_last_n :])
     return sampler
+
+
+def _accept(sampler: Any, tokens: Iterable[int]) -> None:
+    for token in tokens:
+        llama_cpp.llama_sampler_accept(sampler, token)
+
+
+def _seed(seed: int, position: int) -> int:
+    bits = seed_at(seed, position)
+    return bits if bits != _RANDOM_SEED else 0
+
+
+def _logprobs(
+    logits: npt.NDArray[np.float32], token: int, num_top: int
+) -> tuple[float, tuple[tuple[int, float], ...]]:
+    """The logarithm of probability of a token, and the likeliest ones with theirs."""
+    highest = logits.max()
+    total = float(highest) + math.log(np.exp(logits - highest).sum(dtype=np.float64))
+    likeliest = np.argpartition(-logits, num_top)[:num_top] if num_top < logits.size else ...
+    ids = np.arange(logits.size)[likeliest]
+    ids = ids[np.lexsort((ids, -logits[ids]))]
+    top = tuple((int(each), float(logits[each]) - total) for each in ids)
+    return float(logits[token]) - total, top

@@ -30,7 +30,7 @@ class LlamaVocab:
     """The vocabulary of a model; `model` must outlive it."""
 
     def __init__(self, model: Any) -> None:
-        self._vocab = llama_cpp.llama_model_get_vocab(model)
+        self.pointer = self._vocab = llama_cpp.llama_model_get_vocab(model)
         self.size: int = llama_cpp.llama_vocab_n_tokens(self._vocab)
         self._pieces: dict[int, bytes] = {}
         self.bos: int = llama_cpp.llama_vocab_bos(self._vocab)

@@ -45,13 +45,15 @@ CacheOp = CopyCells | DropCells
 @dataclass(frozen=True, slots=True)
 class Opening:
     """A slot is taken by a sequence. `tokens` are all it has so far, for whatever looks back; those
-    after the first `num_prompt_tokens` were sampled. `sampling` is None for embeddings. Its cells
-    are the concern of the batch's `cache_ops`."""
+    after the first `num_prompt_tokens` were sampled. `sampling` is None for embeddings; `mu` is
+    that of the token sampled last, if it had one. Its cells are the concern of the batch's
+    `cache_ops`."""
 
     slot: int
     tokens: tuple[int, ...]
     num_prompt_tokens: int
     sampling: SamplingParams | None
+    mu: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +89,14 @@ class Batch:
 @dataclass(frozen=True, slots=True)
 class TokenOutput:
     """A sampled token. `logprob` is its natural logarithm of probability before any filter, `top`
-    the likeliest tokens with theirs; both only where the sampling parameters ask for them."""
+    the likeliest tokens with theirs; both only where the sampling parameters ask for them. `mu` is
+    what mirostat has come to with this token, the only thing in sampling that the tokens alone do
+    not decide."""
 
     token: int
     logprob: float | None = None
     top: tuple[tuple[int, float], ...] = ()
+    mu: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

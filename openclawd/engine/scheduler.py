@@ -249,7 +249,8 @@ class Scheduler:
         self._running[slot] = sequence
         self._next_admitted = _other(sequence.kind)
         sampling = sequence.sampling if sequence.kind is BatchKind.GENERATION else None
-        return Opening(slot, tuple(sequence.tokens), sequence.num_prompt_tokens, sampling)
+        tokens = tuple(sequence.tokens)
+        return Opening(slot, tokens, sequence.num_prompt_tokens, sampling, sequence.mu)
 
     def _release(self, sequence: Sequence) -> None:
         assert sequence.slot is not None
@@ -279,6 +280,7 @@ class Scheduler:
 
     def _append(self, sequence: Sequence, output: TokenOutput) -> list[Effect]:
         text, finish = sequence.append(output.token, self._vocabulary)
+        sequence.mu = output.mu
         sampled = Sampled(sequence, output, text)
         return [sampled] if finish is None else [sampled, self._end(sequence, finish)]
 

@@ -53,7 +53,8 @@ class Sequence:
     it. `max_tokens` 0 means an embedding: nothing is sampled. `priority` is carried for the
     scheduler's order, which today is the order of arrival. Only sequences of one `domain` share
     prefixes; what one of domain None begins with is shared by all and kept for good.
-    `num_cached_tokens` of the prompt were there when it first ran."""
+    `num_cached_tokens` of the prompt were there when it first ran. `mu` is that of the token
+    sampled last (`TokenOutput.mu`)."""
 
     rid: int
     index: int
@@ -64,6 +65,7 @@ class Sequence:
     priority: int = 0
     domain: str | None = ""
     num_cached_tokens: int | None = None
+    mu: float | None = None
     num_prompt_tokens: int = field(init=False)
     num_computed_tokens: int = 0
     slot: int | None = None

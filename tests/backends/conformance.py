@@ -6,8 +6,11 @@ able to generate; nothing here depends on what it says.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -22,11 +25,12 @@ from openclawd.engine.batch import (
     DropCells,
     Opening,
     Outputs,
+    TokenOutput,
 )
 from openclawd.engine.sampling import SamplingParams
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
 GREEDY = SamplingParams(temperature=0)
 WARM = SamplingParams(temperature=0.9, top_k=0, top_p=1, seed=7)
@@ -73,16 +77,109 @@ def generate(
     chunk_tokens: int = 512,
 ) -> list[int]:
     """The tokens that follow a prompt that is computed in chunks."""
-    tokens = list(prompt)
-    opened = [Opening(slot, tuple(tokens), len(tokens), sampling)]
+    outputs = observe(
+        backend, prompt, num_tokens, sampling=sampling, slot=slot, chunk_tokens=chunk_tokens
+    )
+    return [output.token for output in outputs]
+
+
+def observe(
+    backend: Backend,
+    prompt: list[int],
+    num_tokens: int = NUM_TOKENS,
+    *,
+    sampling: SamplingParams,
+    slot: int = 0,
+    chunk_tokens: int = 512,
+    mu: float | None = None,
+) -> list[TokenOutput]:
+    """The same with what is told of each token. `mu` is where mirostat goes on."""
+    tokens, found = list(prompt), []
+    opened = [Opening(slot, tuple(tokens), len(tokens), sampling, mu)]
     computed = 0
-    while len(tokens) < len(prompt) + num_tokens:
+    while len(found) < num_tokens:
         part = tokens[computed : computed + chunk_tokens]
         is_last = computed + len(part) == len(tokens)
         outputs = forward(backend, [Chunk(slot, computed, part, is_last)], opened=opened)
         opened, computed = [], computed + len(part)
-        tokens += sampled(outputs, slot) if is_last else []
-    return tokens[len(prompt) :]
+        if is_last:
+            found += outputs.tokens[slot]
+            tokens += sampled(outputs, slot)
+    return found
+
+
+Chances = Sequence[tuple[int, float]]
+"""Every token with its probability, the likeliest first."""
+
+
+def choices(
+    backend: Backend, sampling: SamplingParams, num_tokens: int = NUM_TOKENS
+) -> list[tuple[int, Chances]]:
+    """Sampled tokens, each with the chances that all tokens had before any filter."""
+    sampling = replace(sampling, num_top=backend.info.vocab_size)
+    outputs = observe(backend, prompt_tokens(backend, PROMPTS[1]), num_tokens, sampling=sampling)
+    return [
+        (output.token, [(token, math.exp(logprob)) for token, logprob in output.top])
+        for output in outputs
+    ]
+
+
+def top_k(chances: Chances, k: float) -> list[int]:
+    return [token for token, _ in chances[: int(k)]]
+
+
+def top_p(chances: Chances, p: float) -> list[int]:
+    """Keskar and others, "The Curious Case of Neural Text Degeneration", 2019."""
+    sums = np.cumsum([chance for _, chance in chances])
+    return [token for token, _ in chances[: int(np.searchsorted(sums, p + _ROUNDING)) + 1]]
+
+
+def min_p(chances: Chances, p: float) -> list[int]:
+    least = p * chances[0][1] * (1 - _ROUNDING)
+    return [token for token, chance in chances if chance >= least]
+
+
+def typical_p(chances: Chances, p: float) -> list[int]:
+    """Meister and others, "Locally Typical Sampling", 2022."""
+    possible = [(token, chance) for token, chance in chances if chance > 0]
+    entropy = -sum(chance * math.log(chance) for _, chance in possible)
+    typical = sorted(possible, key=lambda each: abs(-math.log(each[1]) - entropy))
+    return top_p(typical, p)
+
+
+def xtc(chances: Chances, threshold: float) -> list[int]:
+    """Without all that have this chance, except the least likely of them."""
+    num_above = sum(chance >= threshold + _ROUNDING for _, chance in chances)
+    return [token for token, _ in chances[max(num_above - 1, 0) :]]
+
+
+_ROUNDING = 1e-4
+"""How far 32-bit sums over a vocabulary may be off."""
+
+FILTERS = {
+    "top_k": (top_k, {"top_k": 3}),
+    "top_p": (top_p, {"top_p": 0.6}),
+    "min_p": (min_p, {"min_p": 0.2}),
+    "typical_p": (typical_p, {"typical_p": 0.5}),
+    "xtc": (xtc, {"xtc_threshold": 0.1, "xtc_probability": 1.0}),
+}
+
+
+def num_repeated(tokens: list[int], end: int) -> int:
+    """Length of the longest run before `end` that came before and was followed by the same."""
+    return (
+        max(
+            next(
+                n
+                for n in range(start + 1)
+                if n == start or tokens[start - 1 - n] != tokens[end - 1 - n]
+            )
+            for start in range(end)
+            if tokens[start] == tokens[end]
+        )
+        if tokens[end] in tokens[:end]
+        else 0
+    )
 
 
 def sampled(outputs: Outputs, slot: int) -> list[int]:
@@ -223,15 +320,95 @@ class BackendConformance:
         ]
         assert len({tuple(tokens) for tokens in [first, *others]}) > 1
 
+    @pytest.mark.parametrize(
+        "filters",
+        [
+            {"repeat_penalty": 1.3, "presence_penalty": 0.5},
+            {"dry_multiplier": 0.8, "dry_allowed_length": 1},
+            {"xtc_probability": 0.5, "typical_p": 0.9},
+            {"mirostat": 1, "mirostat_eta": 0.5},
+            {"mirostat": 2, "mirostat_eta": 0.5},
+        ],
+        ids=lambda filters: next(iter(filters)),
+    )
     def test_a_sequence_that_is_opened_again_goes_on_as_it_would_have(
-        self, backend: Backend
+        self, backend: Backend, filters: dict[str, Any]
     ) -> None:
-        sampling = SamplingParams(temperature=0.9, seed=5, repeat_penalty=1.3, presence_penalty=0.5)
+        sampling = SamplingParams(temperature=0.9, seed=5, **filters)
         prompt = prompt_tokens(backend, PROMPTS[1])
-        whole = generate(backend, prompt, sampling=sampling)
+        whole = observe(backend, prompt, sampling=sampling)
         cut = 5
-        rest = generate(backend, prompt + whole[:cut], NUM_TOKENS - cut, sampling=sampling, slot=1)
-        assert share_a_start(rest, whole[cut:], num_tokens=4)
+        known = prompt + [output.token for output in whole[:cut]]
+        rest = observe(
+            backend, known, NUM_TOKENS - cut, sampling=sampling, slot=1, mu=whole[cut - 1].mu
+        )
+        assert share_a_start(
+            [output.token for output in rest],
+            [output.token for output in whole[cut:]],
+            num_tokens=4,
+        )
+
+    def test_logprobs_are_those_before_any_filter(self, backend: Backend) -> None:
+        sampling = SamplingParams(temperature=1.5, top_k=5, logit_bias=((1, 3.0),), seed=3)
+        size = backend.info.vocab_size
+        for token, chances in choices(backend, sampling):
+            assert sorted(each for each, _ in chances) == list(range(size))
+            assert abs(sum(chance for _, chance in chances) - 1) < _ROUNDING
+            assert all(a >= b for (_, a), (_, b) in pairwise(chances))
+            assert token in top_k(chances, 5)
+        asked = SamplingParams(temperature=0, num_top=2)
+        prompt = prompt_tokens(backend, PROMPTS[1])
+        for output in observe(backend, prompt, sampling=asked):
+            assert len(output.top) == 2
+            assert output.top[0] == (output.token, output.logprob)
+        alone = replace(asked, num_top=0)
+        assert all(o.logprob and not o.top for o in observe(backend, prompt, 4, sampling=alone))
+        assert observe(backend, prompt, 1, sampling=GREEDY)[0].logprob is None
+
+    @pytest.mark.parametrize("name", FILTERS)
+    def test_a_filter_leaves_what_it_promises(self, backend: Backend, name: str) -> None:
+        allowed, setting = FILTERS[name]
+        off = {"top_k": 0, "top_p": 1.0, "temperature": 1.5, "seed": 11}
+        sampling = SamplingParams(**{**off, **setting})
+        (bound, *_) = setting.values()
+        some = [token for token, _ in choices(backend, sampling)]
+        for token, chances in choices(backend, sampling):
+            assert token in allowed(chances, bound)
+        assert some != [token for token, _ in choices(backend, SamplingParams(**off))]
+
+    def test_xtc_by_chance_leaves_some_tokens_as_they_were(self, backend: Backend) -> None:
+        """With the only token left greedy, each step shows whether the likeliest was left out."""
+        sampling = SamplingParams(
+            temperature=1e-3, top_k=0, top_p=1, xtc_probability=0.5, xtc_threshold=0.01, seed=4
+        )
+        were_likeliest = [
+            token == chances[0][0]
+            for token, chances in choices(backend, sampling, 24)
+            if len(xtc(chances, sampling.xtc_threshold)) < len(chances)
+        ]
+        assert 0 < sum(were_likeliest) < len(were_likeliest)
+
+    def test_dry_breaks_a_run_that_came_before(self, backend: Backend) -> None:
+        prompt = prompt_tokens(backend, "red blue green " * 6 + "red blue")
+        tokens = prompt + generate(backend, prompt)
+        assert max(num_repeated(tokens, end) for end in range(len(prompt), len(tokens))) > 4
+        dry = SamplingParams(temperature=0, dry_multiplier=1000.0, dry_allowed_length=2)
+        tokens = prompt + generate(backend, prompt, sampling=dry)
+        assert max(num_repeated(tokens, end) for end in range(len(prompt), len(tokens))) < 2
+
+    @pytest.mark.parametrize("version", [1, 2])
+    def test_mirostat_steers_towards_its_surprise(self, backend: Backend, version: int) -> None:
+        prompt = prompt_tokens(backend, PROMPTS[1])
+        aimless = SamplingParams(temperature=1, seed=5, mirostat=version, num_top=0)
+        mean_bits = []
+        for tau in (0.01, 2.0, 8.0):
+            outputs = observe(backend, prompt, 24, sampling=replace(aimless, mirostat_tau=tau))
+            assert all(output.mu is not None for output in outputs)
+            mean_bits.append(-sum(output.logprob or 0 for output in outputs) / 24 / math.log(2))
+        assert mean_bits[0] < mean_bits[1] < mean_bits[2]
+        assert abs(mean_bits[1] - 2.0) < 1
+        greedy = replace(aimless, temperature=0)
+        assert generate(backend, prompt, 4, sampling=greedy) == generate(backend, prompt, 4)
 
     def test_a_bias_forces_and_forbids_tokens(self, backend: Backend) -> None:
         prompt = prompt_tokens(backend, PROMPTS[0])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openclawd.engine.sampling import SamplingParams, seed_at
+from openclawd.engine.sampling import SamplingParams, seed_at, seed_of
 
 SEEDS = st.integers(0, 2**63 - 1)
 POSITIONS = st.integers(0, 2**31 - 1)
@@ -50,3 +50,20 @@ def test_penalties_are_off_by_default_and_without_tokens_to_look_back_on() -> No
     assert SamplingParams(repeat_penalty=1.1).has_penalties
     assert SamplingParams(frequency_penalty=-1).has_penalties
     assert SamplingParams(presence_penalty=0.5).has_penalties
+
+
+def test_dry_and_xtc_are_off_by_default_and_where_they_could_do_nothing() -> None:
+    assert not SamplingParams().has_dry
+    assert not SamplingParams(dry_multiplier=1.0, dry_penalty_last_n=0).has_dry
+    assert SamplingParams(dry_multiplier=1.0).has_dry
+    assert not SamplingParams().has_xtc
+    assert not SamplingParams(xtc_probability=1.0, xtc_threshold=0.6).has_xtc
+    assert SamplingParams(xtc_probability=0.5).has_xtc
+
+
+@given(SEEDS)
+def test_the_sequences_of_a_request_have_seeds_of_their_own(seed: int) -> None:
+    seeds = [seed_of(seed, index) for index in range(50)]
+    assert seeds[0] == seed
+    assert all(0 <= each < 2**63 for each in seeds)
+    assert len(set(seeds)) == len(seeds)

@@ -121,6 +121,25 @@ def test_a_stop_string_does_not_count_among_the_first_tokens() -> None:
     assert shown == ["b", "b", "", ""]  # of the third and fourth token, "bb" is not shown
 
 
+def test_what_mirostat_has_come_to_goes_with_a_sequence_that_is_preempted() -> None:
+    scheduler = make()
+    scheduler.add(generation(1, 3))
+    scheduler.add(generation(2, 3))
+    batch = scheduler.schedule()
+    assert batch is not None
+    assert [opening.mu for opening in batch.opened] == [None, None]
+    outputs = {slot: [TokenOutput(2, mu=4.5 + slot)] for slot in (0, 1)}
+    scheduler.update(batch, Outputs(tokens=outputs))
+    scheduler.preempt()
+    while not scheduler.num_waiting:
+        scheduler.preempt()
+    batches = []
+    while not scheduler.is_idle:
+        batches.append(step(scheduler)[0])
+    (opened,) = [opening for batch in batches for opening in batch.opened]
+    assert opened.mu == 5.5
+
+
 def test_a_long_prompt_is_cut_into_chunks_that_leave_room_for_decodes() -> None:
     scheduler = make(batch_tokens=4)
     scheduler.add(generation(1, 2))

@@ -154,7 +154,7 @@ class Backend(Protocol):
 
     def forward(self, batch: Batch) -> ForwardResult:
         """Do the batch's cache operations, set up its opened slots, compute its chunks, sample or
-        average. Blocks.
+        average. Blocks. A batch without chunks ends with the first of these.
 
         A chunk's position is the number of tokens whose cells its slot has. The token sampled after
         position p is a function of the tokens, the sampling parameters and p, as exactly as the

@@ -95,6 +95,8 @@ class LlamaBackend:
         self._change_cells(batch.cache_ops)
         for opening in batch.opened:
             self._open_slot(opening)
+        if not batch.chunks:
+            return Outputs()
         self._switch_to(batch.kind)
         outputs = self._arrays.fill(batch)
         status = llama_cpp.llama_decode(self._context, self._arrays.batch)

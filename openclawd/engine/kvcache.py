@@ -20,7 +20,7 @@ from openclawd.engine.prefixes import Match, PrefixTree
 
 if TYPE_CHECKING:
     from openclawd.engine.batch import CacheOp
-    from openclawd.engine.prefixes import Node
+    from openclawd.engine.prefixes import KeptPrefix, Node
     from openclawd.engine.sequence import Sequence
 
 
@@ -98,7 +98,22 @@ class KvCache:
     def can_acquire(self, sequence: Sequence) -> bool:
         return bool(self._free_slots) and self._affordable_match(sequence) is not None
 
+    def kept(self) -> list[KeptPrefix]:
+        """See `PrefixTree.kept`."""
+        return self._tree.kept()
+
     # ---- commands ----
+
+    def adopt(self, domain: str | None, tokens: list[int], start: int) -> int | None:
+        """See `PrefixTree.adopt`. None also if there is no room for so many cells of this kind."""
+        num_tokens = len(tokens) - start
+        num_unlocked = self._tree.num_cells - self._tree.num_locked_cells
+        has_room = self.num_used_cells + num_tokens <= self.num_cells
+        is_within_share = domain is None or num_unlocked + num_tokens <= self._max_kept_cells
+        return self._tree.adopt(domain, tokens, start) if has_room and is_within_share else None
+
+    def disown(self, tag: int) -> None:
+        self._tree.disown(tag)
 
     def acquire(self, sequence: Sequence) -> int:
         """The slot that a sequence now holds, with the cells of the longest kept prefix in it.

@@ -20,6 +20,7 @@ is used twice.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import TYPE_CHECKING, Final
 
 from openclawd.engine.batch import CopyCells, DropCells
@@ -55,6 +56,11 @@ class Node:
     def key(self) -> tuple[str | None, int]:
         return self.domain, self.tokens[0]
 
+    def prefix(self) -> tuple[int, ...]:
+        """All tokens up to the end of this node."""
+        runs = [node.tokens for node in self.path()]
+        return tuple(chain.from_iterable(reversed(runs)))
+
     def child(self, domain: str | None, token: int) -> Node | None:
         """The one that `domain` finds."""
         return self.children.get((None, token)) or self.children.get((domain, token))
@@ -65,6 +71,17 @@ class Node:
         while node.parent is not None:
             yield node
             node = node.parent
+
+
+@dataclass(frozen=True, slots=True)
+class KeptPrefix:
+    """`tokens` of a domain, or of everybody's (None), of which those from `start` on have cells
+    under `tag`; those before are another's."""
+
+    domain: str | None
+    tokens: tuple[int, ...]
+    start: int
+    tag: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +129,15 @@ class PrefixTree:
                 break
         return Match(node, position)
 
+    def kept(self) -> list[KeptPrefix]:
+        """Every node as a prefix: pinned ones first, then what was used last; each after all that
+        it builds on."""
+        order = sorted(
+            self._nodes.values(),
+            key=lambda node: (node.domain is not None, -node.last_used, node.start),
+        )
+        return [KeptPrefix(node.domain, node.prefix(), node.start, node.tag) for node in order]
+
     # ---- commands ----
 
     def copy_to(self, slot: int, match: Match, *, start: int = 0) -> list[CacheOp]:
@@ -154,17 +180,30 @@ class PrefixTree:
         ops.append(CopyCells(slot, new.tag, new.start, new.end))
         return Insertion(new, num_known, ops)
 
+    def adopt(self, domain: str | None, tokens: Sequence[int], start: int) -> int | None:
+        """Remember `tokens` whose cells from `start` on the caller puts under the tag that is
+        returned. None if what comes before is not known just so far, or a tag is wanting."""
+        match = self.match(domain, tokens)
+        is_next = match.num_tokens == match.node.end == start < len(tokens)
+        if not is_next or len(self._tags) < _MOST_TAGS_PER_INSERT:
+            return None
+        return self._add(domain, tokens[start:], match.node).tag
+
+    def disown(self, tag: int) -> None:
+        """Forget what was adopted last: its cells did not come."""
+        node = self._nodes[tag]
+        if node.domain is None:
+            self.unlock(node)
+            self.num_pinned_cells -= len(node.tokens)
+        self._remove(node)
+
     def evict(self) -> list[CacheOp] | None:
         """Forget the least recently used node that nobody uses; None if there is none."""
         leaves = [node for node in self._nodes.values() if not node.children and not node.num_users]
         if not leaves:
             return None
         node = min(leaves, key=lambda leaf: leaf.last_used)
-        assert node.parent is not None
-        del node.parent.children[node.key]
-        del self._nodes[node.tag]
-        self._tags.append(node.tag)
-        self.num_cells -= len(node.tokens)
+        self._remove(node)
         return [DropCells(node.tag)]
 
     def check(self) -> None:
@@ -198,6 +237,13 @@ class PrefixTree:
             self.num_pinned_cells += len(new.tokens)
             self.lock(new)
         return new
+
+    def _remove(self, leaf: Node) -> None:
+        assert leaf.parent is not None
+        del leaf.parent.children[leaf.key]
+        del self._nodes[leaf.tag]
+        self._tags.append(leaf.tag)
+        self.num_cells -= len(leaf.tokens)
 
     def _spare_tags(self) -> list[CacheOp]:
         """Make room for an insertion's tags, until it has those it may need or nothing can go."""

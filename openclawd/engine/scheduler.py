@@ -25,6 +25,7 @@ from openclawd.engine.sequence import Effect, Embedded, Ended, Finish, Sampled, 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from openclawd.engine.prefixes import KeptPrefix
     from openclawd.engine.sequence import Vocabulary
 
 MIN_PREFIX_TO_AWAIT: Final = 32
@@ -109,6 +110,23 @@ class Scheduler:
     @property
     def is_idle(self) -> bool:
         return not self._running and self.num_waiting == 0
+
+    # ---- prefixes that outlive the process ----
+
+    def kept_prefixes(self) -> tuple[Batch, list[KeptPrefix]]:
+        """Every kept prefix, in the order of `PrefixTree.kept`. Their cells are there once the
+        batch is done, which computes nothing."""
+        return Batch(BatchKind.GENERATION, [], cache_ops=self._kv.take_ops()), self._kv.kept()
+
+    def adopt(self, domain: str | None, tokens: list[int], start: int) -> int | None:
+        """Keep a prefix that another process computed: the caller puts the cells from `start` on
+        under the tag that is returned. None if what comes before is not kept here just so far, or
+        there is no room."""
+        return self._kv.adopt(domain, tokens, start)
+
+    def disown(self, tag: int) -> None:
+        """What was adopted last did not come, after all."""
+        self._kv.disown(tag)
 
     # ---- events ----
 

@@ -526,6 +526,16 @@ class BackendConformance:
         tokens += sampled(forward(backend, [chunk], cache_ops=dropped), 1)
         assert share_a_start(tokens, generate(backend, prompt, 6), num_tokens=num_right + 3)
 
+    def test_a_batch_without_chunks_only_changes_cells(self, backend: Backend) -> None:
+        prompt = prompt_tokens(backend, PROMPTS[0])
+        generate(backend, prompt, 1)
+        num_bytes = len(backend.copy_cells_out(0))
+        assert backend.forward(Batch(BatchKind.GENERATION, [])) == Outputs()
+        assert len(backend.copy_cells_out(0)) == num_bytes
+        emptied = Batch(BatchKind.GENERATION, [], cache_ops=[DropCells(0)])
+        assert backend.forward(emptied) == Outputs()
+        assert len(backend.copy_cells_out(0)) < num_bytes
+
     # ---- cells outside the cache ----
 
     def test_cells_that_were_out_of_the_cache_go_on_as_before(self, backend: Backend) -> None:

@@ -79,6 +79,33 @@ def test_a_pinned_node_that_was_split_is_joined_again_when_tags_are_short() -> N
     assert cache.num_used_cells == 4
 
 
+def test_what_is_kept_comes_in_the_order_in_which_it_can_be_adopted() -> None:
+    cache = KvCache(num_slots=1, num_cells=100, num_tags=9)
+    chats = [(None, [1, 2, 3, 4]), ("a", [1, 2, 3, 4, 5]), ("a", [1, 2, 9]), ("b", [7])]
+    for domain, tokens in chats:
+        new = Sequence(1, 0, tokens, max_tokens=1, domain=domain)
+        slot = cache.acquire(new)
+        new.num_computed_tokens = len(tokens)
+        cache.keep(slot)
+        cache.release(slot)
+    kept = cache.kept()
+    assert [(prefix.domain, *prefix.tokens, -prefix.start) for prefix in kept] == [
+        (None, 1, 2, 0),
+        (None, 1, 2, 3, 4, -2),
+        ("b", 7, 0),
+        ("a", 1, 2, 9, -2),
+        ("a", 1, 2, 3, 4, 5, -4),
+    ]
+    other = KvCache(num_slots=1, num_cells=10, num_tags=9, max_kept_cells=1)
+    assert other.adopt(None, [1, 2, 3, 4], 2) is None  # the beginning is not there
+    for prefix in kept[:3]:
+        assert other.adopt(prefix.domain, list(prefix.tokens), prefix.start) is not None
+        other.check()
+    assert other.adopt(None, [1, 2, 3, 4], 2) is None  # it is there already
+    assert other.adopt("a", [1, 2, 9], 2) is None  # no more of what nobody uses
+    assert other.num_used_cells == 5
+
+
 def test_of_two_that_computed_the_same_only_one_copy_stays() -> None:
     cache = KvCache(num_slots=2, num_cells=100, num_tags=4)
     twins = [Sequence(rid, 0, [1, 2, 3], max_tokens=5) for rid in (1, 2)]

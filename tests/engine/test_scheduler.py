@@ -532,6 +532,11 @@ class Cells:
         assert sorted(by_position) == list(range(len(mine)))
         return [by_position[position] for position in range(len(mine))]
 
+    def under(self, tag: int) -> list[int]:
+        """The tokens whose cells a tag has, by position."""
+        mine = [(position, token) for position, _, token, owners in self.cells if tag in owners]
+        return [token for _, token in sorted(mine)]
+
 
 class SchedulerMachine(RuleBasedStateMachine):
     """Any order of events keeps every invariant, and every sequence ends once."""
@@ -621,6 +626,29 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert batch is not None
             self.update(batch, 2)
         assert self.scheduler.is_idle
+
+    @rule(is_lost=st.booleans())
+    def restart(self, is_lost: bool) -> None:
+        """Another process gets the kept prefixes; of one, the cells get lost on the way."""
+        self.run_out()
+        batch, kept = self.scheduler.kept_prefixes()
+        self.cells.change(batch.cache_ops)
+        assert len(self.cells.cells) == self.scheduler.num_used_tokens
+        self.scheduler, cells = Scheduler(self.limits, Letters()), Cells()
+        for prefix in kept:
+            tokens = list(prefix.tokens)
+            tag = self.scheduler.adopt(prefix.domain, tokens, prefix.start)
+            if tag is not None and is_lost:
+                self.scheduler.disown(tag)
+                is_lost = False
+            elif tag is not None:
+                assert self.cells.under(prefix.tag) == tokens[prefix.start :]
+                for position in range(prefix.start, len(tokens)):
+                    cells.cells.append((position, prefix.domain, tokens[position], {tag}))
+            self.scheduler.check()
+        self.cells = cells
+        assert len(self.cells.cells) == self.scheduler.num_used_tokens
+        self.pinned = [prompt for prompt in self.pinned if self.scheduler.is_pinned(prompt)]
 
     def schedule(self) -> Batch | None:
         """The next batch, checked as a backend would see it."""

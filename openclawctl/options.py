@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 class CompletionOptions(TypedDict, total=False):
     """Keywords of `generate` and `chat`. What is left out, or None, is the model's default.
 
-    `temperature` 0 always takes the likeliest token; off are `top_k` 0, `top_p` 1, `min_p` 0,
-    `repeat_penalty` 1, `frequency_penalty` and `presence_penalty` 0. The same `seed` gives the same
+    `temperature` 0 always takes the likeliest token; off are `top_k` 0, `typical_p` 1, `top_p` 1,
+    `min_p` 0, `xtc_probability` 0, `mirostat` 0, `repeat_penalty` 1, `frequency_penalty` and
+    `presence_penalty` 0, `dry_multiplier` 0. The same `seed` gives the same
     text. `logit_bias` maps token ids to what is added to their logits. With `ignore_eos` the model
     cannot end the text, with `min_tokens` not before so many tokens.
     """
@@ -32,12 +33,22 @@ class CompletionOptions(TypedDict, total=False):
     stop: str | Sequence[str] | None
     temperature: float | None
     top_k: int | None
+    typical_p: float | None
     top_p: float | None
     min_p: float | None
+    xtc_probability: float | None
+    xtc_threshold: float | None
+    mirostat: int | None
+    mirostat_tau: float | None
+    mirostat_eta: float | None
     repeat_penalty: float | None
     repeat_last_n: int | None
     frequency_penalty: float | None
     presence_penalty: float | None
+    dry_multiplier: float | None
+    dry_base: float | None
+    dry_allowed_length: int | None
+    dry_penalty_last_n: int | None
     seed: int | None
     logit_bias: Mapping[int, float] | None
     ignore_eos: bool | None

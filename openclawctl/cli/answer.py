@@ -8,60 +8,24 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
-
-import click
+from typing import TYPE_CHECKING, Final
 
 from openclawctl.cli.shell import say, write
 from openclawctl.wire.units import format_duration
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from types import TracebackType
     from typing import Self
 
     from openclawctl.cli.render import WaitingLine
     from openclawctl.client import Stream
-    from openclawctl.options import CompletionOptions
     from openclawctl.results import Completion
     from openclawctl.wire.messages import Event
-
-_F = TypeVar("_F", bound="Callable[..., Any]")
 
 _PATIENCE_S: Final = 0.3
 """Waits shorter than this are not worth a progress line."""
 
 _WORTH_TELLING_S: Final = 0.001
-
-_OPTIONS: Final = (
-    click.option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="At most N tokens."),
-    click.option(
-        "--min-tokens", type=click.IntRange(min=0), metavar="N", help="No end before N tokens."
-    ),
-    click.option("--ignore-eos", is_flag=True, default=None, help="The model cannot end the text."),
-    click.option("--temperature", "-t", type=float, metavar="X", help="0: always the likeliest."),
-    click.option("--top-p", type=float, metavar="X", help="Likeliest tokens up to this share."),
-    click.option("--top-k", type=int, metavar="N", help="The N likeliest tokens; 0: all."),
-    click.option("--min-p", type=float, metavar="X", help="Not below X times the likeliest."),
-    click.option("--repeat-penalty", type=float, metavar="X", help="1: off."),
-    click.option("--frequency-penalty", type=float, metavar="X", help="0: off."),
-    click.option("--presence-penalty", type=float, metavar="X", help="0: off."),
-    click.option("--seed", type=int, metavar="N", help="The same seed gives the same text."),
-    click.option("--stop", multiple=True, metavar="TEXT", help="End before TEXT; repeatable."),
-)
-
-
-def sampling_options(function: _F) -> _F:
-    """Adds the options that `generate` and `chat` share."""
-    for option in reversed(_OPTIONS):
-        function = option(function)
-    return function
-
-
-def given(options: dict[str, Any]) -> CompletionOptions:
-    """The options that were given: what was left out is the model's to decide."""
-    chosen = {name: value for name, value in options.items() if value not in (None, ())}
-    return cast("CompletionOptions", chosen)
 
 
 class Progress:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from openclawctl.cli.answer import Progress, given, read_answer, sampling_options, stats_line
+from openclawctl.cli.answer import Progress, read_answer, stats_line
+from openclawctl.cli.sampling import GroupedCommand, given, sampling_options
 from openclawctl.cli.shell import (
     Shell,
     is_stdin_piped,
@@ -76,7 +77,7 @@ class Conversation:
         return is_interrupted
 
 
-@click.command("chat")
+@click.command("chat", cls=GroupedCommand)
 @model_option
 @click.option("--system", "-s", metavar="TEXT", help="The system message.")
 @sampling_options

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from openclawctl.cli.answer import Progress, given, read_answer, sampling_options, stats_line
+from openclawctl.cli.answer import Progress, read_answer, stats_line
+from openclawctl.cli.sampling import GroupedCommand, given, sampling_options
 from openclawctl.cli.shell import (
     Shell,
     is_stdin_piped,
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from openclawctl.results import Completion
 
 
-@click.command("generate")
+@click.command("generate", cls=GroupedCommand)
 @click.argument("prompt", required=False)
 @model_option
 @click.option(

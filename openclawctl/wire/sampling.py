@@ -22,36 +22,71 @@ MAX_SEED: Final = 2**63 - 1
 SAMPLING_RANGES: Final[dict[str, tuple[float, float]]] = {
     "temperature": (0, 100),
     "top_k": (0, MAX_TOKEN_ID),
+    "typical_p": (0, 1),
     "top_p": (0, 1),
     "min_p": (0, 1),
+    "xtc_probability": (0, 1),
+    "xtc_threshold": (0, 1),
+    "mirostat": (0, 2),
+    "mirostat_tau": (0, 100),
+    "mirostat_eta": (0, 1),
     "repeat_penalty": (0.01, 10),
     "repeat_last_n": (0, 65_536),
     "frequency_penalty": (-10, 10),
     "presence_penalty": (-10, 10),
+    "dry_multiplier": (0, 100),
+    "dry_base": (1, 100),
+    "dry_allowed_length": (1, 65_536),
+    "dry_penalty_last_n": (0, 65_536),
     "seed": (0, MAX_SEED),
     "min_tokens": (0, MAX_TOKEN_ID),
 }
 """Lowest and highest value of each sampling parameter, for requests and configuration alike."""
+
+SAMPLING_INTEGERS: Final = frozenset(
+    {
+        "top_k",
+        "mirostat",
+        "repeat_last_n",
+        "dry_allowed_length",
+        "dry_penalty_last_n",
+        "seed",
+        "min_tokens",
+    }
+)
+"""Those of them that are whole numbers."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
     """How the next token is chosen. `temperature` 0 always takes the likeliest one.
 
-    The filters apply in the order logit bias, penalties, `top_k`, `top_p`, `min_p`, temperature.
-    Off are: `top_k` 0, `top_p` 1, `min_p` 0, penalties 1 (repeat) and 0 (frequency, presence).
+    The filters apply in the order logit bias, penalties, DRY, `top_k`, `typical_p`, `top_p`,
+    `min_p`, XTC, temperature. `mirostat` 1 or 2 takes the place of those from `top_k` to XTC.
+    Off are: `top_k` 0, `typical_p` 1, `top_p` 1, `min_p` 0, `xtc_probability` 0, `mirostat` 0,
+    penalties 1 (repeat) and 0 (frequency, presence), `dry_multiplier` 0.
     With `ignore_eos` no token that ends the text is ever chosen, with `min_tokens` none of the
     first so many.
     """
 
     temperature: float | None = None
     top_k: int | None = None
+    typical_p: float | None = None
     top_p: float | None = None
     min_p: float | None = None
+    xtc_probability: float | None = None
+    xtc_threshold: float | None = None
+    mirostat: int | None = None
+    mirostat_tau: float | None = None
+    mirostat_eta: float | None = None
     repeat_penalty: float | None = None
     repeat_last_n: int | None = None
     frequency_penalty: float | None = None
     presence_penalty: float | None = None
+    dry_multiplier: float | None = None
+    dry_base: float | None = None
+    dry_allowed_length: int | None = None
+    dry_penalty_last_n: int | None = None
     seed: int | None = None
     logit_bias: dict[int, float] | None = None
     ignore_eos: bool | None = None
@@ -59,19 +94,11 @@ class Sampling:
 
     @classmethod
     def decode(cls, source: Fields) -> Sampling:
+        numbers: dict[str, Any] = {name: _number(source, name) for name in SAMPLING_RANGES}
         return cls(
-            temperature=_sampling_number(source, "temperature"),
-            top_k=_sampling_integer(source, "top_k"),
-            top_p=_sampling_number(source, "top_p"),
-            min_p=_sampling_number(source, "min_p"),
-            repeat_penalty=_sampling_number(source, "repeat_penalty"),
-            repeat_last_n=_sampling_integer(source, "repeat_last_n"),
-            frequency_penalty=_sampling_number(source, "frequency_penalty"),
-            presence_penalty=_sampling_number(source, "presence_penalty"),
-            seed=_sampling_integer(source, "seed"),
             logit_bias=_decode_logit_bias(source) if source.has("logit_bias") else None,
             ignore_eos=source.boolean_or_none("ignore_eos"),
-            min_tokens=_sampling_integer(source, "min_tokens"),
+            **numbers,
         )
 
     def encode(self) -> dict[str, Any]:
@@ -85,14 +112,11 @@ class Sampling:
         return Sampling(**{**present(defaults), **present(self)})
 
 
-def _sampling_number(source: Fields, name: str) -> float | None:
+def _number(source: Fields, name: str) -> float | None:
     low, high = SAMPLING_RANGES[name]
+    if name in SAMPLING_INTEGERS:
+        return source.integer_or_none(name, low=int(low), high=int(high))
     return source.number_or_none(name, low=low, high=high)
-
-
-def _sampling_integer(source: Fields, name: str) -> int | None:
-    low, high = SAMPLING_RANGES[name]
-    return source.integer_or_none(name, low=int(low), high=int(high))
 
 
 def _decode_logit_bias(source: Fields) -> dict[int, float]:

@@ -23,7 +23,7 @@ from pydantic import (
 )
 
 from openclawctl.wire.framing import MAX_FRAME_BYTES
-from openclawctl.wire.sampling import SAMPLING_RANGES, Sampling
+from openclawctl.wire.sampling import SAMPLING_INTEGERS, SAMPLING_RANGES, Sampling
 from openclawd.config import values
 
 MODEL_NAME_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._:-]*$"
@@ -32,12 +32,22 @@ DEFAULT_MAX_OUTPUT_TOKENS: Final = 1024
 DEFAULT_SAMPLING: Final = Sampling(
     temperature=0.8,
     top_k=40,
+    typical_p=1.0,
     top_p=0.95,
     min_p=0.05,
+    xtc_probability=0.0,
+    xtc_threshold=0.1,
+    mirostat=0,
+    mirostat_tau=5.0,
+    mirostat_eta=0.1,
     repeat_penalty=1.0,
     repeat_last_n=64,
     frequency_penalty=0.0,
     presence_penalty=0.0,
+    dry_multiplier=0.0,
+    dry_base=1.75,
+    dry_allowed_length=2,
+    dry_penalty_last_n=64,
 )
 """llama.cpp's own defaults (common/common.h, `common_params_sampling`). No seed: each request gets
 a random one."""
@@ -77,7 +87,7 @@ def _count(default: int | None, *, low: int, high: int, meaning: str, **more: An
 def _sampling(name: str, meaning: str) -> Any:
     low, high = SAMPLING_RANGES[name]
     default = getattr(DEFAULT_SAMPLING, name)
-    kind = "a whole number" if isinstance(default, int) or name == "seed" else "a number"
+    kind = "a whole number" if name in SAMPLING_INTEGERS else "a number"
     return _key(
         None,
         meaning=meaning,
@@ -119,12 +129,32 @@ class InferenceSettings(_Section):
         "temperature", "How freely tokens are chosen; 0 always takes the likeliest."
     )
     top_k: int | None = _sampling("top_k", "Choose among this many likeliest tokens; 0 is off.")
+    typical_p: float | None = _sampling(
+        "typical_p",
+        "Choose among the tokens that surprise about as much as is to be expected, up to this"
+        " probability together; 1 is off.",
+    )
     top_p: float | None = _sampling(
         "top_p", "Choose among the likeliest tokens that together have this probability; 1 is off."
     )
     min_p: float | None = _sampling(
         "min_p", "Drop tokens less likely than this share of the likeliest one; 0 is off."
     )
+    xtc_probability: float | None = _sampling(
+        "xtc_probability",
+        "How often to leave out, of the tokens over `xtc_threshold`, all but the least likely;"
+        " 0 is off.",
+    )
+    xtc_threshold: float | None = _sampling(
+        "xtc_threshold", "What a token must have to be left out that way; over 0.5 is off."
+    )
+    mirostat: int | None = _sampling(
+        "mirostat",
+        "Keep the text at an even surprise, by version 1 or 2 of mirostat, in place of top_k,"
+        " typical_p, top_p, min_p and XTC; 0 is off.",
+    )
+    mirostat_tau: float | None = _sampling("mirostat_tau", "The surprise to keep, in bits a token.")
+    mirostat_eta: float | None = _sampling("mirostat_eta", "How fast mirostat steers towards it.")
     repeat_penalty: float | None = _sampling(
         "repeat_penalty", "Make tokens that came before less likely; 1 is off."
     )
@@ -136,6 +166,18 @@ class InferenceSettings(_Section):
     )
     presence_penalty: float | None = _sampling(
         "presence_penalty", "Lower a token's chance once it came before; 0 is off."
+    )
+    dry_multiplier: float | None = _sampling(
+        "dry_multiplier",
+        "Lower the chance of tokens that go on with a run of tokens seen before, by this times"
+        " `dry_base` to the power of how long it is over `dry_allowed_length`; 0 is off.",
+    )
+    dry_base: float | None = _sampling("dry_base", "See `dry_multiplier`.")
+    dry_allowed_length: int | None = _sampling(
+        "dry_allowed_length", 'The shortest run that counts. A new line, : " and * end a run.'
+    )
+    dry_penalty_last_n: int | None = _sampling(
+        "dry_penalty_last_n", "How many tokens back to look for such runs."
     )
     seed: int | None = _sampling("seed", "Seed of the random choice, for repeatable answers.")
 

@@ -71,7 +71,7 @@ server_messages = welcomes | events | deltas | dones | errors | goaways
 
 def _sampling_value(name):
     low, high = sampling.SAMPLING_RANGES[name]
-    if name in ("top_k", "repeat_last_n", "seed", "min_tokens"):
+    if name in sampling.SAMPLING_INTEGERS:
         return maybe(st.integers(int(low), int(high)))
     return maybe(st.floats(low, high))
 

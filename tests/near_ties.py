@@ -1,4 +1,4 @@
-"""Where two greedy answers to one prompt part, and whether it was a near tie there.
+"""Where two answers to one prompt part, and whether it was a near tie there.
 
 Batches of other shapes round differently, so two tokens whose logits are almost the same may change
 places from one run to the next. A test that compares answers allows just that: it counts the
@@ -8,34 +8,43 @@ logits come from a context of its own, which computes the prompt and the common 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Final
 
 import llama_cpp
 import numpy as np
 
 from openclawd.backends import llama_log
+from openclawd.backends.llama_sampler import Sampler
 from openclawd.backends.llama_vocab import LlamaVocab
+from openclawd.engine.batch import Opening
+from openclawd.engine.sampling import SamplingParams
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     import numpy.typing as npt
-
 
 SMOLLM2_NEAR_TIE: Final = 0.6
 """The bound for SmolLM2 Q4_1. It quantises activations, too, so it rounds coarsely: of 4,000 tokens
 of text that it did not write, computed one by one or 64 beside 4 of others instead of 512 at once,
 the likeliest one changed at 184, where the gap was 0.46 at most (measured 2026-11-23)."""
 
+_NUM_DRAWS: Final = 64
+_NUM_SHIFTED: Final = 64
+"""So many of the likeliest tokens are shifted to see whether rounding could change a draw."""
+
 
 @dataclass(frozen=True, slots=True)
 class Parting:
     """Two answers differ at `position`, counted from the start of the answer. There, the logit of
-    the one they chose that the model likes less lies `gap` below the best of all: 0 were a tie."""
+    the one they chose that the model likes less lies `gap` below the best of all: 0 were a tie.
+    Of drawn tokens, `gap` is by how much logits must be shifted to draw now the one, now the other.
+    """
 
     position: int
     gap: float
@@ -74,12 +83,20 @@ class NearTies:
     def close(self) -> None:
         llama_cpp.llama_model_free(self._model)
 
+    # ---- comparing ----
+
     def check(
-        self, prompt: str | Sequence[int], ours: Sequence[int], theirs: Sequence[int]
+        self,
+        prompt: str | Sequence[int],
+        ours: Sequence[int],
+        theirs: Sequence[int],
+        sampling: SamplingParams | None = None,
     ) -> None:
-        """Fail if two answers part at anything but a near tie; if they part at all, count it."""
+        """Fail if two answers part at anything but a near tie; if they part at all, count it.
+
+        They are greedy, or drawn as `sampling` says."""
         self.num_compared += 1
-        parting = self.parting(prompt, ours, theirs)
+        parting = self.parting(prompt, ours, theirs, sampling)
         if parting is None:
             return
         self.partings.append(parting)
@@ -87,7 +104,11 @@ class NearTies:
         assert parting.gap <= self.most_gap, f"{where}, where the gap is {parting.gap:.3f}"
 
     def parting(
-        self, prompt: str | Sequence[int], ours: Sequence[int], theirs: Sequence[int]
+        self,
+        prompt: str | Sequence[int],
+        ours: Sequence[int],
+        theirs: Sequence[int],
+        sampling: SamplingParams | None = None,
     ) -> Parting | None:
         """Where two answers first differ. None if they are the same; it is an error if one is only
         the beginning of the other, since the token that ends an answer belongs to it."""
@@ -96,19 +117,77 @@ class NearTies:
         if position is None:
             assert len(ours) == len(theirs), f"cut short: {list(ours)}, {list(theirs)}"
             return None
-        tokens = self.tokens(prompt) if isinstance(prompt, str) else prompt
-        logits = self.logits([*tokens, *ours[:position]])
-        worse = min(logits[ours[position]], logits[theirs[position]])
-        return Parting(position, float(logits.max() - worse))
+        tokens = self.tokens(prompt) if isinstance(prompt, str) else list(prompt)
+        tokens += ours[:position]
+        chosen = {ours[position], theirs[position]}
+        if sampling is None or sampling.is_greedy:
+            logits = self.logits(tokens)
+            gap = float(logits.max() - min(logits[list(chosen)]))
+        else:
+            opening = Opening(0, tuple(tokens), len(tokens) - position, sampling)
+            gap = self._least_shift(opening, chosen)
+        return Parting(position, gap)
+
+    # ---- what the model says by itself ----
 
     def tokens(self, prompt: str) -> list[int]:
         """As `generate` makes them of a prompt."""
         return self._vocab.tokenize(prompt, add_special=True, parse_special=False)
 
     def logits(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
-        """Of the token after these, by a context that computes them in one batch."""
+        """Of the token after these, computed in one batch."""
+        with self._context(len(tokens)) as context:
+            return self._decode(context, tokens)
+
+    def answer(
+        self, prompt: Sequence[int], num_tokens: int, sampling: SamplingParams | None = None
+    ) -> list[int]:
+        """The likeliest answer, or the one that `sampling` draws, in a context of its own."""
+        params = sampling or SamplingParams(temperature=0)
+        sampler = Sampler(Opening(0, tuple(prompt), len(prompt), params), params, self._vocab)
+        answer: list[int] = []
+        with self._context(len(prompt) + num_tokens) as context:
+            self._decode(context, prompt)
+            while len(answer) < num_tokens:
+                position = len(prompt) + len(answer)
+                answer.append(sampler.sample(context, -1, position=position))
+                self._decode(context, answer[-1:])
+        sampler.close()
+        return answer
+
+    def _least_shift(self, opening: Opening, chosen: set[int]) -> float:
+        """By how much logits must be shifted, at random, for every chosen token to be drawn."""
+        with self._context(len(opening.tokens)) as context:
+            likeliest = np.argsort(self._decode(context, opening.tokens))[-_NUM_SHIFTED:]
+            for shift in self.most_gap / 8, self.most_gap / 4, self.most_gap / 2, self.most_gap:
+                random = np.random.default_rng(1)
+                shifts = random.uniform(-shift, shift, (_NUM_DRAWS, _NUM_SHIFTED))
+                drawn = {self._draw(context, opening, likeliest, each) for each in shifts}
+                if chosen <= drawn:
+                    return shift
+        return float("inf")
+
+    def _draw(
+        self,
+        context: Any,
+        opening: Opening,
+        likeliest: npt.NDArray[np.int64],
+        shifts: npt.NDArray[np.float64],
+    ) -> int:
+        assert opening.sampling is not None
+        bias = dict(opening.sampling.logit_bias)
+        for token, shift in zip(likeliest.tolist(), shifts.tolist(), strict=True):
+            bias[token] = bias.get(token, 0.0) + shift
+        sampling = replace(opening.sampling, logit_bias=tuple(bias.items()))
+        sampler = Sampler(opening, sampling, self._vocab)
+        token = sampler.sample(context, -1, position=len(opening.tokens))
+        sampler.close()
+        return token
+
+    @contextlib.contextmanager
+    def _context(self, num_tokens: int) -> Iterator[Any]:
         params = llama_cpp.llama_context_default_params()
-        params.n_ctx = params.n_batch = params.n_ubatch = len(tokens)
+        params.n_ctx = params.n_batch = params.n_ubatch = num_tokens
         params.n_threads = params.n_threads_batch = 1  # several wait for each other
         params.swa_full = False
         context = llama_cpp.llama_init_from_model(self._model, params)
@@ -117,10 +196,14 @@ class NearTies:
             adapters = (llama_cpp.llama_adapter_lora_p_ctypes * 1)(self._lora)
             llama_cpp.llama_set_adapters_lora(context, adapters, 1, (ctypes.c_float * 1)(1.0))
         try:
-            array = (ctypes.c_int32 * len(tokens))(*tokens)
-            batch = llama_cpp.llama_batch_get_one(array, len(tokens))
-            assert llama_cpp.llama_decode(context, batch) == 0
-            logits = llama_cpp.llama_get_logits_ith(context, -1)
-            return np.ctypeslib.as_array(logits, shape=(self._vocab.size,)).copy()
+            yield context
         finally:
             llama_cpp.llama_free(context)
+
+    def _decode(self, context: Any, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
+        """The logits after these tokens, which follow what the context has."""
+        array = (ctypes.c_int32 * len(tokens))(*tokens)
+        batch = llama_cpp.llama_batch_get_one(array, len(tokens))
+        assert llama_cpp.llama_decode(context, batch) == 0
+        logits = llama_cpp.llama_get_logits_ith(context, -1)
+        return np.ctypeslib.as_array(logits, shape=(self._vocab.size,)).copy()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from near_ties import SMOLLM2_NEAR_TIE, NearTies
+
+from openclawd.engine.sampling import SamplingParams
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,3 +55,19 @@ def test_only_near_ties_pass_and_they_are_counted(judge: NearTies) -> None:
 def test_an_answer_that_is_cut_short_is_no_tie(judge: NearTies) -> None:
     with pytest.raises(AssertionError, match="cut short"):
         judge.check(PROMPT, [1, 2], [1, 2, 3])
+
+
+def test_a_draw_is_a_near_tie_if_a_small_shift_changes_it(judge: NearTies) -> None:
+    prompt = judge.tokens(PROMPT)
+    for seed in range(50):
+        sampling = SamplingParams(temperature=1.5, top_k=50, top_p=1.0, seed=seed)
+        drawn = judge.answer(prompt, 1, sampling)
+        shifted = replace(sampling, logit_bias=((drawn[0], -SMOLLM2_NEAR_TIE / 2),))
+        if (other := judge.answer(prompt, 1, shifted)) != drawn:
+            break
+    judge.check(prompt, drawn, other, sampling)
+    (parting,) = judge.partings
+    assert 0 < parting.gap <= SMOLLM2_NEAR_TIE
+    unlikely = int(judge.logits(prompt).argmin())
+    with pytest.raises(AssertionError, match="the gap is inf"):
+        judge.check(prompt, drawn, [unlikely], sampling)

@@ -39,15 +39,15 @@ def test_an_answer_depends_on_the_first_token_and_varies(models: ModelLibrary, k
     """Else a cell too few or too many would not show."""
     with NearTies(models.tiny(kind), 0) as judge:
         prompt = judge.tokens(f"{PROMPT}. " * 4)
-        answer = greedy(judge, prompt, 16)
+        answer = judge.answer(prompt, 16)
         assert len(set(answer)) > 8
-        assert greedy(judge, [prompt[0] + 1, *prompt[1:]], 16) != answer
+        assert judge.answer([prompt[0] + 1, *prompt[1:]], 16) != answer
 
 
 def test_a_draft_agrees_mostly(models: ModelLibrary) -> None:
     with NearTies(models.tiny("full"), 0) as target, NearTies(models.tiny_draft(), 0) as draft:
         tokens = target.tokens(PROMPT)
-        answer = greedy(target, tokens, 20)
+        answer = target.answer(tokens, 20)
         likeliest = [int(draft.logits([*tokens, *answer[:i]]).argmax()) for i in range(20)]
     assert 10 < sum(map(int.__eq__, likeliest, answer)) < 20
 
@@ -63,10 +63,3 @@ def test_an_adapter_changes_more_than_rounding_does(models: ModelLibrary, model_
 def _logits(path: Path, adapter: Path | None) -> npt.NDArray[np.float32]:
     with NearTies(path, 0, adapter=adapter) as judge:
         return judge.logits(judge.tokens(PROMPT))
-
-
-def greedy(judge: NearTies, prompt: list[int], num_tokens: int) -> list[int]:
-    tokens = list(prompt)
-    for _ in range(num_tokens):
-        tokens.append(int(judge.logits(tokens).argmax()))
-    return tokens[len(prompt) :]

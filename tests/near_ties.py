@@ -18,7 +18,7 @@ import llama_cpp
 import numpy as np
 
 from openclawd.backends import llama_log
-from openclawd.backends.llama_sampler import Sampler
+from openclawd.backends.llama_sampler import DrySamplers, Sampler
 from openclawd.backends.llama_vocab import LlamaVocab
 from openclawd.engine.batch import Opening
 from openclawd.engine.sampling import SamplingParams
@@ -69,6 +69,7 @@ class NearTies:
         self._model = llama_cpp.llama_model_load_from_file(os.fsencode(self.path), params)
         assert self._model, f"{self.path} does not load"
         self._vocab = LlamaVocab(self._model)
+        self._dry = DrySamplers(self._vocab)
         self._lora = None
         if self.adapter is not None:  # freed with the model
             self._lora = llama_cpp.llama_adapter_lora_init(self._model, os.fsencode(self.adapter))
@@ -81,6 +82,7 @@ class NearTies:
         self.close()
 
     def close(self) -> None:
+        self._dry.close()
         llama_cpp.llama_model_free(self._model)
 
     # ---- comparing ----
@@ -144,13 +146,13 @@ class NearTies:
     ) -> list[int]:
         """The likeliest answer, or the one that `sampling` draws, in a context of its own."""
         params = sampling or SamplingParams(temperature=0)
-        sampler = Sampler(Opening(0, tuple(prompt), len(prompt), params), params, self._vocab)
+        sampler = self._sampler(Opening(0, tuple(prompt), len(prompt), params), params)
         answer: list[int] = []
         with self._context(len(prompt) + num_tokens) as context:
             self._decode(context, prompt)
             while len(answer) < num_tokens:
                 position = len(prompt) + len(answer)
-                answer.append(sampler.sample(context, -1, position=position))
+                answer.append(sampler.sample(context, -1, position=position).token)
                 self._decode(context, answer[-1:])
         sampler.close()
         return answer
@@ -179,10 +181,13 @@ class NearTies:
         for token, shift in zip(likeliest.tolist(), shifts.tolist(), strict=True):
             bias[token] = bias.get(token, 0.0) + shift
         sampling = replace(opening.sampling, logit_bias=tuple(bias.items()))
-        sampler = Sampler(opening, sampling, self._vocab)
-        token = sampler.sample(context, -1, position=len(opening.tokens))
+        sampler = self._sampler(opening, sampling)
+        token = sampler.sample(context, -1, position=len(opening.tokens)).token
         sampler.close()
         return token
+
+    def _sampler(self, opening: Opening, sampling: SamplingParams) -> Sampler:
+        return Sampler(opening, sampling, self._vocab, dry=self._dry)
 
     @contextlib.contextmanager
     def _context(self, num_tokens: int) -> Iterator[Any]:

@@ -259,7 +259,7 @@ def test_no_daemon(ctl, folder):
         (["stauts"], "did you mean 'status'?"),
         (["generate", "--no-such"], "No such option"),
         (["generate"], "the prompt is empty"),
-        (["generate", "x", "--max-tokens", "0"], "max-tokens"),
+        (["generate", "x", "--max-tokens", "0"], "max_tokens"),
         (["chat"], "standard input is empty"),
         (["embed"], "no text to embed"),
         (["detokenize", "x"], "token ids are integers"),

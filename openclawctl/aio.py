@@ -313,8 +313,20 @@ class AsyncClient:
         opened = self._stream("chat", params, kwargs.get("on_event"))
         return opened if stream else _complete(opened)
 
-    async def embed(self, texts: str | Iterable[str], *, model: str | None = None) -> Embeddings:
-        params = options.embed_params(texts, model or self._target.default_model())
+    async def embed(
+        self,
+        texts: str | Iterable[str],
+        *,
+        model: str | None = None,
+        priority: str | None = None,
+        deadline_s: float | None = None,
+    ) -> Embeddings:
+        params = options.embed_params(
+            texts,
+            model or self._target.default_model(),
+            priority=priority,
+            deadline_s=deadline_s,
+        )
         result, deltas = await self._runner("embed", params).drain()
         return results.embeddings(result, deltas, len(params["input"]))
 

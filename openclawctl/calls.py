@@ -40,6 +40,7 @@ from openclawctl.wire.messages import (
     Request,
     Welcome,
 )
+from openclawctl.wire.scheduling import MIN_DEADLINE_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -327,6 +328,8 @@ class Exchange:
         self.is_cancelled = False
         self._retry = retry or RetryRule()
         self._num_retries = 0
+        self._asked_at = time.monotonic()
+        self._deadline_s: float | None = params.get("deadline_s")
         self._has_delta = False
         self._pieces: list[str] = []
         self._completion: Completion | None = None
@@ -384,4 +387,13 @@ class Exchange:
             problem, num_retries=self._num_retries, call=call, jitter=jitter
         )
         self._num_retries += 1
-        return pause_s
+        return pause_s if pause_s is None or self._is_in_time(pause_s) else None
+
+    def _is_in_time(self, pause_s: float) -> bool:
+        """Is there time left for an attempt after this pause? Then it gets what is left: the daemon
+        counts a deadline from the arrival of each attempt, the caller from the first."""
+        if self._deadline_s is None:
+            return True
+        left_s = self._deadline_s - (time.monotonic() - self._asked_at) - pause_s
+        self.params = {**self.params, "deadline_s": left_s}
+        return left_s >= MIN_DEADLINE_S

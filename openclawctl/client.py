@@ -254,11 +254,23 @@ class Client:
         params = chat_params(messages, options, is_streamed=stream)
         return self._complete("chat", params, options.get("on_event"))
 
-    def embed(self, texts: str | Iterable[str], *, model: str | None = None) -> Embeddings:
+    def embed(
+        self,
+        texts: str | Iterable[str],
+        *,
+        model: str | None = None,
+        priority: str | None = None,
+        deadline_s: float | None = None,
+    ) -> Embeddings:
         """One normalised vector per text."""
         from openclawctl import options, results
 
-        params = options.embed_params(texts, model or self._target.default_model())
+        params = options.embed_params(
+            texts,
+            model or self._target.default_model(),
+            priority=priority,
+            deadline_s=deadline_s,
+        )
         result, deltas = self._runner("embed", params).drain()
         return results.embeddings(result, deltas, len(params["input"]))
 

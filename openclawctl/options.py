@@ -25,7 +25,8 @@ class CompletionOptions(TypedDict, total=False):
     `min_p` 0, `xtc_probability` 0, `mirostat` 0, `repeat_penalty` 1, `frequency_penalty` and
     `presence_penalty` 0, `dry_multiplier` 0. The same `seed` gives the same
     text. `logit_bias` maps token ids to what is added to their logits. With `ignore_eos` the model
-    cannot end the text, with `min_tokens` not before so many tokens.
+    cannot end the text, with `min_tokens` not before so many tokens. `priority` is `batch`,
+    `normal` or `interactive`; after `deadline_s` seconds the request ends with `DeadlineExceeded`.
     """
 
     model: str | None
@@ -53,6 +54,8 @@ class CompletionOptions(TypedDict, total=False):
     logit_bias: Mapping[int, float] | None
     ignore_eos: bool | None
     min_tokens: int | None
+    priority: str | None
+    deadline_s: float | None
     on_event: Callable[[Event], object] | None
 
 
@@ -71,9 +74,16 @@ def chat_params(
     return _checked(Op.CHAT, {"messages": turns, **_completion(options, is_streamed=is_streamed)})
 
 
-def embed_params(texts: str | Iterable[str], model: str | None) -> dict[str, Any]:
+def embed_params(
+    texts: str | Iterable[str],
+    model: str | None,
+    *,
+    priority: str | None,
+    deadline_s: float | None,
+) -> dict[str, Any]:
     values = [texts] if isinstance(texts, str) else list(texts)
-    return _checked(Op.EMBED, {"input": values, "model": model})
+    scheduling = {"priority": priority, "deadline_s": deadline_s}
+    return _checked(Op.EMBED, {"input": values, "model": model, **scheduling})
 
 
 def tokenize_params(text: str, model: str | None, *, add_special: bool) -> dict[str, Any]:

@@ -42,7 +42,7 @@ class Progress:
             self.stop()
             say(f"openclawctl: warning: {data.get('message', data.get('code', ''))}")
         elif event.kind == "queued":
-            self._show(f"queued, position {data.get('position', '?')}", None)
+            self._show(_queued_text(data), None)
         elif event.kind == "loading":
             self._show(f"loading: {data.get('phase', '')}", data.get("fraction"))
         elif event.kind == "started":
@@ -73,6 +73,11 @@ class Progress:
         traceback: TracebackType | None,
     ) -> None:
         self.stop()
+
+
+def _queued_text(data: dict[str, Any]) -> str:
+    text, eta_s = f"queued, position {data.get('position', '?')}", data.get("eta_s")
+    return text if eta_s is None else f"{text}, about {format_duration(eta_s)}"
 
 
 def read_answer(stream: Stream, progress: Progress, *, is_shown: bool) -> bool:

@@ -21,6 +21,7 @@ from openclawctl.cli.shell import (
     print_json,
     read_stdin,
     say,
+    scheduling_options,
     write,
 )
 from openclawctl.wire.errors import EXIT_INTERRUPTED, OpenclawError
@@ -81,6 +82,7 @@ class Conversation:
 @model_option
 @click.option("--system", "-s", metavar="TEXT", help="The system message.")
 @sampling_options
+@scheduling_options
 @click.option("--stats", is_flag=True, help="Print token counts and times after each answer.")
 @json_option
 @click.pass_obj

@@ -16,6 +16,7 @@ from openclawctl.cli.shell import (
     print_json,
     read_stdin,
     say,
+    scheduling_options,
     write,
 )
 from openclawctl.wire.errors import EXIT_FAILED, EXIT_INTERRUPTED
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     "--system", "-s", metavar="TEXT", help="Answer as a chat with this system message (see above)."
 )
 @sampling_options
+@scheduling_options
 @click.option("--no-stream", is_flag=True, help="Print the text when it is complete.")
 @click.option("--stats", is_flag=True, help="Print token counts and times to standard error.")
 @json_option

@@ -71,6 +71,31 @@ def model_option(function: _F) -> _F:
     )(function)
 
 
+def _duration_s(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
+    from openclawctl.wire.units import parse_duration_s
+
+    try:
+        return None if value is None else parse_duration_s(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error), ctx, param) from None
+
+
+def scheduling_options(function: _F) -> _F:
+    """Adds `--priority` and `--deadline`, which everything that computes has."""
+    function = click.option(
+        "--deadline",
+        "deadline_s",
+        metavar="DURATION",
+        callback=_duration_s,
+        help="End it after 30s, 5m …, wherever it is by then.",
+    )(function)
+    return click.option(
+        "--priority",
+        metavar="NAME",
+        help="batch, normal (default) or interactive.",
+    )(function)
+
+
 def say(text: str) -> None:
     """A line of chatter, on standard error."""
     click.echo(printable(text) if sys.stderr.isatty() else text, err=True)

@@ -12,6 +12,7 @@ from openclawctl.cli.shell import (
     print_json,
     print_line,
     read_stdin,
+    scheduling_options,
     write,
 )
 
@@ -19,9 +20,17 @@ from openclawctl.cli.shell import (
 @click.command("embed")
 @click.argument("texts", nargs=-1)
 @model_option
+@scheduling_options
 @json_option
 @click.pass_obj
-def embed_command(shell: Shell, /, texts: tuple[str, ...], model: str | None) -> None:
+def embed_command(
+    shell: Shell,
+    /,
+    texts: tuple[str, ...],
+    model: str | None,
+    priority: str | None,
+    deadline_s: float | None,
+) -> None:
     """Print a normalised vector for each text, one line each.
 
     Without TEXTS, each line of standard input is one text; empty lines are left out.
@@ -35,7 +44,7 @@ def embed_command(shell: Shell, /, texts: tuple[str, ...], model: str | None) ->
     if not values:
         raise click.UsageError("no text to embed")
     with shell.client() as client:
-        result = client.embed(values, model=model)
+        result = client.embed(values, model=model, priority=priority, deadline_s=deadline_s)
     if shell.is_json:
         print_json(result.as_dict())
         return

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from openclawctl.wire.errors import Unsupported
 from openclawctl.wire.sampling import Sampling
+from openclawctl.wire.scheduling import decode_scheduling
 
 if TYPE_CHECKING:
     from openclawctl.wire.fields import Fields
@@ -39,6 +40,8 @@ class GenerateParams:
     stop: list[str] = field(default_factory=list)
     stream: bool = False
     sampling: Sampling = field(default_factory=Sampling)
+    priority: str | None = None
+    deadline_s: float | None = None
 
     @classmethod
     def decode(cls, source: Fields) -> GenerateParams:
@@ -66,6 +69,8 @@ class ChatParams:
     stop: list[str] = field(default_factory=list)
     stream: bool = False
     sampling: Sampling = field(default_factory=Sampling)
+    priority: str | None = None
+    deadline_s: float | None = None
 
     @classmethod
     def decode(cls, source: Fields) -> ChatParams:
@@ -116,15 +121,15 @@ def _decode_completion(source: Fields) -> dict[str, Any]:
         "stop": stop,
         "stream": source.boolean("stream", default=False),
         "sampling": Sampling.decode(source),
+        **decode_scheduling(source),
     }
 
 
 def _encode_completion(params: GenerateParams | ChatParams) -> dict[str, Any]:
     encoded = {"stream": params.stream, **params.sampling.encode()}
-    if params.model is not None:
-        encoded["model"] = params.model
-    if params.max_tokens is not None:
-        encoded["max_tokens"] = params.max_tokens
+    for name in ("model", "max_tokens", "priority", "deadline_s"):
+        if (value := getattr(params, name)) is not None:
+            encoded[name] = value
     if params.stop:
         encoded["stop"] = params.stop
     return encoded

@@ -19,6 +19,7 @@ from openclawctl.wire.fields import Fields, present
 from openclawctl.wire.framing import MAX_ITEMS
 from openclawctl.wire.messages import LONGEST_S, MAX_TOKEN_ID
 from openclawctl.wire.sampling import Sampling
+from openclawctl.wire.scheduling import decode_scheduling
 
 MAX_EMBED_INPUTS: Final = 2048
 USAGE_GROUPS: Final = ("model", "principal", "app", "day", "op")
@@ -46,13 +47,16 @@ class EmbedParams:
 
     input: list[str]
     model: str | None = None
+    priority: str | None = None
+    deadline_s: float | None = None
 
     @classmethod
     def decode(cls, source: Fields) -> EmbedParams:
         texts = source.texts("input", max_items=MAX_EMBED_INPUTS)
         if not texts or not all(texts):
             raise source.fail("'input' must hold at least one text, and no empty ones")
-        return cls(texts, source.text_or_none("model", max_chars=MAX_MODEL_NAME_CHARS))
+        model = source.text_or_none("model", max_chars=MAX_MODEL_NAME_CHARS)
+        return cls(texts, model, **decode_scheduling(source))
 
     def encode(self) -> dict[str, Any]:
         return present(self)

@@ -30,11 +30,12 @@ from openclawd.admission.limits import (
     check_prompt_tokens,
     plan_completion,
 )
+from openclawd.admission.queue import Place, Priority
+from openclawd.server.deadline import Stage, deadline
 from openclawd.server.recording import reserve, settle
 from openclawd.worker.messages import Answer, Ended, Output, Prepared, Start
 
 if TYPE_CHECKING:
-    from openclawd.admission.queue import Place
     from openclawd.fleet.link import Call, Link
     from openclawd.fleet.model import Model
     from openclawd.server.peer import Exchange
@@ -52,14 +53,15 @@ async def infer(service: Service, exchange: Exchange, params: InferenceParams) -
     model = service.fleet.resolve(params.model)
     inference = Inference(service, exchange, params, model)
     inference.check_size()  # before anything is loaded, with what is known of the model by then
-    async with model.lease(inference.on_loading) as link:
-        inference.load_s = inference.elapsed_s()
-        inference.check_size()
-        call = link.prepare(exchange.request.op, params.encode())
-        try:
-            await inference.run(link, call)
-        finally:
-            link.drop(call)
+    with deadline(exchange, params.deadline_s, lambda: inference.stage):
+        async with model.lease(inference.on_loading) as link:
+            inference.load_s = inference.elapsed_s()
+            inference.check_size()
+            call = link.prepare(exchange.request.op, params.encode())
+            try:
+                await inference.run(link, call)
+            finally:
+                link.drop(call)
     return inference.result()
 
 
@@ -96,7 +98,9 @@ class Inference:
     params: InferenceParams
     model: Model
     request_id: str = field(default_factory=lambda: str(new_request_id()))
+    stage: Stage = Stage.LOADING
     load_s: float = 0.0
+    queued_at_s: float = 0.0
     queue_s: float = 0.0
     ttft_s: float | None = None
     total_s: float = 0.0
@@ -108,6 +112,11 @@ class Inference:
 
     def elapsed_s(self) -> float:
         return self.service.now() - self.exchange.arrived_at
+
+    @property
+    def priority(self) -> Priority:
+        name = self.params.priority
+        return Priority.NORMAL if name is None else Priority[name.upper()]
 
     @property
     def limits(self) -> TokenLimits:
@@ -125,16 +134,20 @@ class Inference:
     async def run(self, link: Link, call: Call) -> None:
         """Everything between tokenising and the last token, recorded however it ends."""
         try:
+            self.stage = Stage.PREPARING
             self._plan(await link.wait_prepared(call))
             await reserve(self)
             self.is_reserved = True
-            queued_at = self.elapsed_s()
-            async with self.model.turns.take(self._on_queued):
-                self.queue_s = self.elapsed_s() - queued_at
+            self.stage = Stage.QUEUED
+            self.queued_at_s = self.elapsed_s()
+            async with self.model.turns.take(self._on_queued, priority=self.priority):
+                self.queue_s = self.elapsed_s() - self.queued_at_s
                 self.ended = await self._compute(link, call)
             self._raise_if_cut_short(self.ended)
         except BaseException as error:
             self.total_s = self.elapsed_s()
+            if self.stage is Stage.QUEUED:
+                self.queue_s = self.total_s - self.queued_at_s
             await settle(self, self._problem_of(error))
             raise
         self.total_s = self.elapsed_s()
@@ -154,6 +167,7 @@ class Inference:
             check_min_tokens(self.params.sampling.min_tokens or 0, self.max_tokens)
 
     async def _compute(self, link: Link, call: Call) -> Ended:
+        self.stage = Stage.COMPUTING
         self.exchange.on_cancel = lambda: link.abort(call)
         self.exchange.event(
             "started", {"request_id": self.request_id, "prompt_tokens": self.prompt_tokens}
@@ -173,7 +187,7 @@ class Inference:
 
     def _start_message(self, rid: int) -> Start:
         if isinstance(self.params, EmbedParams):
-            return Start(rid, max_tokens=0, sampling={})
+            return Start(rid, max_tokens=0, sampling={}, priority=self.priority.value)
         sampling = self.params.sampling.over(self.service.sampling_of(self.model)).encode()
         sampling.setdefault("seed", secrets.randbits(32))
         return Start(
@@ -181,6 +195,7 @@ class Inference:
             max_tokens=self.max_tokens,
             sampling=sampling,
             stop=self.params.stop,
+            priority=self.priority.value,
             domain=self.service.prefix_domain_of(self.model, self.exchange.peer.principal),
         )
 
@@ -242,7 +257,7 @@ class Inference:
                 completion_tokens=self.ended.completion_tokens,
             )
         prompt_tokens = self.prompt_tokens if self.parts else 0
-        counts = "estimated" if self.is_reserved else "exact"
+        counts = "estimated" if self.stage is Stage.COMPUTING else "exact"
         return Usage(prompt_tokens, 0, self.completion_tokens, counts)
 
     @property

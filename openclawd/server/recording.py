@@ -74,11 +74,10 @@ def _settlement(inference: Inference, problem: Problem | None) -> Settlement:
 
 
 def _outcome(finish_reason: str | None, problem: Problem | None) -> Outcome:
-    if finish_reason == FinishReason.CANCELLED.value:
-        return Outcome.CANCELLED
-    if problem is None:
-        return Outcome.DONE
-    return Outcome.CANCELLED if problem.code == Code.CANCELLED.value else Outcome.FAILED
+    if problem is not None and problem.code != Code.CANCELLED.value:
+        return Outcome.FAILED
+    is_whole = problem is None and finish_reason != FinishReason.CANCELLED.value
+    return Outcome.DONE if is_whole else Outcome.CANCELLED
 
 
 def _count(inference: Inference, settlement: Settlement) -> None:

@@ -129,6 +129,16 @@ def test_every_sampling_option_arrives(daemon, ctl):
     assert params["model"] == "m"
 
 
+@pytest.mark.parametrize("command", [["generate", "x"], ["chat"], ["embed", "x"]])
+def test_everything_that_computes_has_a_priority_and_a_deadline(daemon, ctl, command):
+    scheduling = ["--priority", "batch", "--deadline", "1m30s"]
+    assert ctl(*command, *scheduling, stdin="hi").status == 0
+    params = daemon.requests[0].params
+    assert (params["priority"], params["deadline_s"]) == ("batch", 90.0)
+    assert "not a duration" in ctl(*command, "--deadline", "soon", stdin="hi").err
+    assert ctl(*command, "--priority", "high", stdin="hi").status == 2
+
+
 @pytest.mark.parametrize(
     ("args", "stdin", "prompt"),
     [

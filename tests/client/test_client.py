@@ -371,6 +371,31 @@ def test_refusals_that_are_not_asked_again(peer, problem, retries):
     assert caught.value.as_dict() == problem.as_dict()
 
 
+def test_a_deadline_counts_from_the_first_attempt(peer):
+    answers = [Overloaded("full", retry_after_s=0.05)]
+
+    def handler(connection, request):
+        if answers:
+            connection.error(request, answers.pop())
+        else:
+            connection.complete(request, "second")
+
+    daemon = peer(handler=handler)
+    with Client(daemon.path) as client:
+        assert client.generate("x", deadline_s=100.0).text == "second"
+    first, second = [request.params["deadline_s"] for request in daemon.requests]
+    assert first == 100.0
+    assert second <= 99.95
+
+
+def test_nobody_waits_for_an_attempt_that_would_be_too_late(peer):
+    problem = Overloaded("full", retry_after_s=20.0)
+    daemon = peer(handler=lambda connection, request: connection.error(request, problem))
+    with Client(daemon.path) as client, pytest.raises(Overloaded):
+        client.embed("x", deadline_s=10.0, priority="batch")
+    assert [request.params["priority"] for request in daemon.requests] == ["batch"]
+
+
 def test_nothing_is_asked_again_after_the_first_delta(peer):
     def handler(connection, request):
         connection.delta(request, "half")

@@ -12,13 +12,14 @@ from pathlib import Path
 import pytest
 
 from openclawctl import Client
-from openclawctl.wire import completion, framing, operations, results
+from openclawctl.wire import completion, framing, operations, results, scheduling
 from openclawctl.wire import messages as m
 from openclawctl.wire.connection import MAY_SEND, Role, State
 from openclawctl.wire.errors import CODES, Kind, RemoteProtocolError
 from openclawctl.wire.operations import Op, param_names
 from openclawctl.wire.results import FinishReason
 from openclawctl.wire.sampling import SAMPLING_RANGES
+from openclawd.admission.queue import Priority
 from openclawd.fleet.model import ModelState
 from openclawd.server import peer
 
@@ -154,6 +155,8 @@ def test_ranges():
     documented = {name(cells[0]): cells[1] for cells in table("parameter")}
     for parameter, (low, high) in SAMPLING_RANGES.items():
         assert documented[parameter] == f"{low} to {high}"
+    lowest, highest = documented["deadline_s"].split(" to ")
+    assert (float(lowest), float(highest)) == (scheduling.MIN_DEADLINE_S, m.LONGEST_S)
     stop = next(cells[2] for cells in table("parameter") if name(cells[0]) == "stop")
     assert f"at most {completion.MAX_STOP_STRINGS}, of 1 to {completion.MAX_STOP_CHARS} " in stop
 
@@ -161,6 +164,9 @@ def test_ranges():
 def test_choices():
     rows = {(name(cells[0]), name(cells[1])): cells[4] for cells in table("op")}
     assert names(rows["usage", "by"]) == list(operations.USAGE_GROUPS)
+    priority = next(cells[2] for cells in table("parameter") if name(cells[0]) == "priority")
+    assert names(priority) == list(scheduling.PRIORITIES)
+    assert [level.name.lower() for level in Priority] == list(scheduling.PRIORITIES)
     assert set(completion.CHAT_ROLES) <= set(names(rows["chat", "messages"]))
     assert f"1 to {operations.MAX_EMBED_INPUTS} texts" in rows["embed", "input"]
     finish = paragraph("`finish_reason` is")

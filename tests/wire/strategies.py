@@ -2,7 +2,7 @@
 
 from hypothesis import strategies as st
 
-from openclawctl.wire import completion, results, sampling
+from openclawctl.wire import completion, results, sampling, scheduling
 from openclawctl.wire import messages as m
 from openclawctl.wire import operations as ops
 from openclawctl.wire.errors import Code, Kind
@@ -84,7 +84,12 @@ samplings = st.builds(
         st.dictionaries(st.integers(0, ops.MAX_TOKEN_ID), st.floats(-1000, 1000), max_size=5)
     ),
 )
+_scheduling = {
+    "priority": maybe(st.sampled_from(scheduling.PRIORITIES)),
+    "deadline_s": maybe(st.floats(scheduling.MIN_DEADLINE_S, m.LONGEST_S)),
+}
 _completion = {
+    **_scheduling,
     "model": maybe(texts),
     "max_tokens": maybe(st.integers(1, completion.MAX_TOKENS)),
     "stop": st.lists(some_text, max_size=completion.MAX_STOP_STRINGS),
@@ -109,7 +114,10 @@ params = {
         **_completion,
     ),
     ops.Op.EMBED: st.builds(
-        ops.EmbedParams, input=st.lists(some_text, min_size=1, max_size=5), model=maybe(texts)
+        ops.EmbedParams,
+        input=st.lists(some_text, min_size=1, max_size=5),
+        model=maybe(texts),
+        **_scheduling,
     ),
     ops.Op.TOKENIZE: st.builds(
         ops.TokenizeParams, text=texts, model=maybe(texts), add_special=st.booleans()

@@ -85,7 +85,10 @@ class ChatFormat:
 @dataclass(frozen=True, slots=True)
 class NoFreeCells:
     """The batch was not computed, because the KV cache had no room for it. Nothing changed, except
-    that its cache operations are done and its opened slots are set up."""
+    that its cache operations are done and its opened slots are set up. The slots in `lost` have no
+    cells, because what was parked did not fit."""
+
+    lost: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

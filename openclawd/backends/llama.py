@@ -35,8 +35,11 @@ from openclawd.engine.batch import (
     Chunk,
     CopyCells,
     DropCells,
+    ForgetParked,
     Opening,
     Outputs,
+    ParkSlot,
+    ResumeSlot,
     TokenOutput,
 )
 
@@ -68,6 +71,7 @@ class LlamaBackend:
         self._arrays = _BatchArrays(largest, num_slots=loaded.info.parallel)
         self._samplers: dict[int, Sampler] = {}
         self._dry = DrySamplers(self._vocab)
+        self._parked: dict[int, tuple[Sampler, bytes]] = {}
         self._sums: dict[int, npt.NDArray[np.float64]] = {}
         self._is_embedding = False
 
@@ -92,9 +96,11 @@ class LlamaBackend:
 
     def forward(self, batch: Batch) -> ForwardResult:
         """See `Backend.forward`."""
-        self._change_cells(batch.cache_ops)
+        lost = self._change_cells(batch.cache_ops)
         for opening in batch.opened:
             self._open_slot(opening)
+        if lost:
+            return NoFreeCells(lost)
         if not batch.chunks:
             return Outputs()
         self._switch_to(batch.kind)
@@ -132,8 +138,11 @@ class LlamaBackend:
     def close(self) -> None:
         for sampler in self._samplers.values():
             sampler.close()
+        for sampler, _ in self._parked.values():
+            sampler.close()
         self._samplers.clear()
         self._dry.close()
+        self._parked.clear()
         self._loaded.free()
 
     # ---- slots ----
@@ -154,17 +163,30 @@ class LlamaBackend:
         if sampler is not None:
             sampler.close()
 
-    def _change_cells(self, ops: list[CacheOp]) -> None:
-        """llama.cpp's unified cache only notes who has a cell; nothing is copied."""
-        if self._memory is None:  # encoders keep nothing
-            return
+    def _change_cells(self, ops: list[CacheOp]) -> tuple[int, ...]:
+        """llama.cpp's unified cache only notes who has a cell; only parking copies anything. The
+        slots whose cells could not be put back."""
+        lost = []
         for op in ops:
             match op:
                 case CopyCells(source, target, start, end):
                     llama_cpp.llama_memory_seq_cp(self._memory, source, target, start, end)
                 case DropCells(owner, start, end):
-                    is_done = llama_cpp.llama_memory_seq_rm(self._memory, owner, start, end)
-                    assert is_done, "a part was dropped of a memory that has no parts"
+                    if self._memory is not None:  # encoders keep nothing
+                        is_done = llama_cpp.llama_memory_seq_rm(self._memory, owner, start, end)
+                        assert is_done, "a part was dropped of a memory that has no parts"
+                case ParkSlot(slot, key):
+                    self._parked[key] = self._samplers.pop(slot), self.copy_cells_out(slot)
+                case ResumeSlot(key, slot):
+                    lost += [] if self._resume(key, slot) else [slot]
+                case ForgetParked(key):
+                    self._parked.pop(key)[0].close()
+        return tuple(lost)
+
+    def _resume(self, key: int, slot: int) -> bool:
+        self._close_sampler(slot)
+        self._samplers[slot], cells = self._parked.pop(key)
+        return self.copy_cells_in(slot, cells)
 
     # ---- one step ----
 

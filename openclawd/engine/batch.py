@@ -39,7 +39,31 @@ class DropCells:
     end: int = -1
 
 
-CacheOp = CopyCells | DropCells
+@dataclass(frozen=True, slots=True)
+class ParkSlot:
+    """Take what a slot has, its cells and its sampler's state, to the host's memory under `key`.
+    The slot is given up next."""
+
+    slot: int
+    key: int
+
+
+@dataclass(frozen=True, slots=True)
+class ResumeSlot:
+    """Put what was parked under `key` into a slot, which is then as if it had just been opened."""
+
+    key: int
+    slot: int
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetParked:
+    """What was parked under `key` is not needed any more."""
+
+    key: int
+
+
+CacheOp = CopyCells | DropCells | ParkSlot | ResumeSlot | ForgetParked
 
 
 @dataclass(frozen=True, slots=True)

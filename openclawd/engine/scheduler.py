@@ -3,9 +3,10 @@
 Owns the waiting and running sequences and the slots. Knows no model, no clock and no pipe: events
 come in (`add`, `abort`, `update`, `preempt`, `fail`), batches and effects go out.
 
-One notion covers prefill, chunked prefill and decode: a running sequence has tokens that are known
-but not computed, and each step computes some of them under a token budget, sequences with a single
-one (decodes) first. When none is left, the step gives the next token.
+One notion covers prefill, chunked prefill, decode and speculation: a running sequence has tokens
+that are known but not computed, and each step computes some of them under a token budget, higher
+priorities and sequences with a single one (decodes) first. When none is left, the step gives the
+next token, and of guessed tokens behind it those that are right.
 
 Invariants (`check`): every slot is owned once; every sequence ends once; a sequence that was added
 is waiting or running until it ends; nothing is admitted that its promised cells could not hold.
@@ -13,20 +14,22 @@ is waiting or running until it ends; nothing is admitted that its promised cells
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from openclawd.engine.batch import Batch, BatchKind, Chunk, Opening, Outputs, TokenOutput
 from openclawd.engine.kvcache import KvCache
+from openclawd.engine.pace import Pace
 from openclawd.engine.prefixes import num_same
 from openclawd.engine.sequence import Effect, Embedded, Ended, Finish, Sampled, Sequence, State
+from openclawd.engine.waiting import WaitingLine, other_kind
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from openclawd.engine.prefixes import KeptPrefix
     from openclawd.engine.sequence import Vocabulary
+    from openclawd.engine.speculation import Drafter
 
 MIN_PREFIX_TO_AWAIT: Final = 32
 """Fewer tokens are computed twice rather than waited for: at about 3 ms a token they take as long
@@ -44,6 +47,11 @@ class Limits:
     2026-11-23: from 94 to 75 tokens a second with 12,000 cells). So only prefixes of
     `min_kept_tokens` are kept, which take longer to compute than to pass over, and when nobody uses
     them they take `kept_share` of the cache at most.
+
+    Sequences that were preempted take as much of the host's memory as `parked_share` of the cache
+    at most. One that waits for cells may be passed `max_skips` times by others that need fewer. At
+    most `max_guesses` tokens are guessed ahead for a sequence; only where cells can be shared,
+    since those of wrong guesses must be dropped one by one.
     """
 
     num_slots: int
@@ -54,6 +62,9 @@ class Limits:
     num_prefix_tags: int = 0
     min_kept_tokens: int = 256
     kept_share: float = 0.125
+    parked_share: float = 0.5
+    max_skips: int = 16
+    max_guesses: int = 0
 
     def __post_init__(self) -> None:
         assert 0 < self.num_slots <= self.batch_tokens, "a step must hold one token of every slot"
@@ -68,20 +79,49 @@ class NeverFits:
     num_tokens_allowed: int
 
 
+@dataclass(slots=True)
+class _Budget:
+    """What is left of a step: `num_tokens` for everybody, and of those `num_paced_tokens` for
+    prompts that must keep to the pace of running streams: all whose priority is not above
+    `paced_priority`."""
+
+    num_tokens: int
+    num_paced_tokens: int
+    paced_priority: int | None
+
+    def left_for(self, sequence: Sequence) -> int:
+        paced = self.num_paced_tokens if self._is_paced(sequence) else self.num_tokens
+        return max(0, min(self.num_tokens, paced))
+
+    def take(self, sequence: Sequence, num_tokens: int) -> None:
+        self.num_tokens -= num_tokens
+        if not sequence.is_decoding:
+            self.num_paced_tokens -= num_tokens
+
+    def _is_paced(self, sequence: Sequence) -> bool:
+        is_bound = self.paced_priority is not None and sequence.priority <= self.paced_priority
+        return is_bound and not sequence.is_decoding
+
+
 class Scheduler:
     """See the module. Not thread-safe: it belongs to the engine thread."""
 
-    def __init__(self, limits: Limits, vocabulary: Vocabulary) -> None:
+    def __init__(
+        self, limits: Limits, vocabulary: Vocabulary, drafter: Drafter | None = None
+    ) -> None:
         self._limits = limits
         self._vocabulary = vocabulary
+        self._drafter = drafter if limits.num_prefix_tags else None
+        self._pace = Pace()
         self._kv = KvCache(
             limits.num_slots,
             limits.kv_tokens,
             num_tags=limits.num_prefix_tags,
             min_kept_tokens=limits.min_kept_tokens,
             max_kept_cells=round(limits.kept_share * limits.kv_tokens),
+            max_parked_cells=round(limits.parked_share * limits.kv_tokens),
         )
-        self._waiting: dict[BatchKind, deque[Sequence]] = {kind: deque() for kind in BatchKind}
+        self._waiting = WaitingLine()
         self._running: dict[int, Sequence] = {}  # by slot, in the order of admission
         self._next_admitted = BatchKind.GENERATION
         self._next_computed = BatchKind.GENERATION
@@ -95,7 +135,7 @@ class Scheduler:
 
     @property
     def num_waiting(self) -> int:
-        return sum(map(len, self._waiting.values()))
+        return len(self._waiting)
 
     @property
     def num_used_tokens(self) -> int:
@@ -137,7 +177,7 @@ class Scheduler:
             allowed = min(allowed, self._budget(sequence.kind))
         if sequence.num_cells_needed > allowed:
             return NeverFits(sequence.num_cells_needed, allowed)
-        self._waiting[sequence.kind].append(sequence)
+        self._waiting.add(sequence)
         return None
 
     def abort(self, rid: int) -> list[Effect]:
@@ -151,20 +191,26 @@ class Scheduler:
             return None
         chunks = self._chunks(self._next_computed)
         if not chunks:
-            self._next_computed = _other(self._next_computed)
+            self._next_computed = other_kind(self._next_computed)
             chunks = self._chunks(self._next_computed)
         kind = self._next_computed
-        self._next_computed = _other(kind)  # with work of both kinds, they take turns
+        self._next_computed = other_kind(kind)  # with work of both kinds, they take turns
         self._kv.make_room(sum(len(chunk.tokens) for chunk in chunks))
         return Batch(kind, chunks, opened, self._kv.take_ops())
 
-    def update(self, batch: Batch, outputs: Outputs) -> list[Effect]:
-        """Take in what a batch gave. No other event may come between `schedule` and this."""
+    def update(
+        self, batch: Batch, outputs: Outputs, *, duration_s: float | None = None
+    ) -> list[Effect]:
+        """Take in what a batch gave, and how long it took if that is known. No other event may come
+        between `schedule` and this."""
+        if duration_s is not None:
+            self._note_duration(batch, duration_s)
         effects: list[Effect] = []
         for chunk in batch.chunks:
             sequence = self._running[chunk.slot]
             was_in_prefill = sequence.is_in_prefill
-            sequence.num_computed_tokens += len(chunk.tokens)
+            num_guesses = max(0, chunk.num_outputs - 1)
+            sequence.num_computed_tokens += len(chunk.tokens) - num_guesses
             if not chunk.num_outputs:
                 continue
             if was_in_prefill:
@@ -173,27 +219,26 @@ class Scheduler:
                 effects.append(Embedded(sequence, outputs.vectors[chunk.slot]))
                 effects.append(self._end(sequence, Finish.STOP))
             else:
-                for output in outputs.tokens[chunk.slot]:
-                    effects += self._append(sequence, output)
+                effects += self._append_all(sequence, outputs.tokens[chunk.slot], num_guesses)
         return effects
 
-    def preempt(self) -> list[Effect]:
+    def preempt(self, lost: Iterable[int] = ()) -> list[Effect]:
         """A backend had no KV cell left for a batch: forget the prefixes that nobody uses, or else
-        take back the slot of the sequence that was admitted last. It goes to the front of its queue
-        and is computed again later.
+        take back the slot of the sequence that was admitted last, of those with the lowest
+        priority. It goes on later. The slots in `lost` should have been resumed and could not be:
+        their sequences are computed again.
 
         Nothing is admitted until a sequence ends, or the same batch would come again. A sequence
         that is alone cannot be helped by waiting; it ends.
         """
+        for slot in lost:
+            self._running[slot].num_computed_tokens = 0
         if self._kv.forget_prefixes():
             return []
-        sequence = next(reversed(self._running.values()))
+        sequence = next(self._victims())
         if len(self._running) == 1:
             return [self._end(sequence, Finish.ERROR)]
-        self._release(sequence)
-        sequence.state = State.WAITING
-        sequence.num_computed_tokens = 0
-        self._waiting[sequence.kind].appendleft(sequence)
+        self._take_back(sequence)
         self._is_admission_paused = True
         return []
 
@@ -211,34 +256,61 @@ class Scheduler:
             assert sequence.slot == slot
             assert 0 < sequence.num_remaining_tokens <= len(sequence.tokens)
             assert len(sequence.tokens) <= sequence.num_cells_needed
-        for kind, queue in self._waiting.items():
-            assert all(sequence.kind is kind for sequence in queue)
-            assert all(sequence.state is State.WAITING for sequence in queue)
-            assert all(sequence.slot is None for sequence in queue)
+        for sequence in self._waiting:
+            assert sequence.state is State.WAITING
+            assert sequence.slot is None
+            assert sequence.parked is not None or sequence.num_computed_tokens == 0
+            assert sequence.num_skips <= self._limits.max_skips
 
     # ---- admission ----
 
     def _admit(self) -> list[Opening]:
-        """Give free slots to waiting sequences, in their order, the two kinds taking turns.
-
-        The head of a queue that must wait for cells keeps the rest waiting: small sequences must
-        not pass a large one for ever.
-        """
+        """Give slots to waiting sequences, in their order, the two kinds taking turns."""
         opened: list[Opening] = []
-        while not self._is_admission_paused and (sequence := self._next_waiting()):
-            if not self._kv.can_acquire(sequence):
-                break
-            self._waiting[sequence.kind].remove(sequence)
-            opened.append(self._open(sequence))
+        while not self._is_admission_paused and (sequence := self._next_admissible()):
+            self._waiting.remove(sequence)
+            opened += self._open(sequence)
         return opened
 
-    def _next_waiting(self) -> Sequence | None:
-        """The first that need not wait for a prefix; of both kinds, the one whose turn it is."""
-        for kind in (self._next_admitted, _other(self._next_admitted)):
-            for sequence in self._waiting[kind]:
-                if not self._awaits_prefix(sequence):
-                    return sequence
+    def _next_admissible(self) -> Sequence | None:
+        """The first that has a slot and room, if need be taken from lower priorities. It may have
+        passed others that need more room; but none of them is passed for ever."""
+        skipped: list[Sequence] = []
+        for sequence in self._waiting.in_order(self._next_admitted):
+            if self._awaits_prefix(sequence):
+                continue
+            if self._kv.can_acquire(sequence) or self._make_way(sequence):
+                for each in skipped:
+                    each.num_skips += 1
+                return sequence
+            if not self._kv.has_free_slot or sequence.num_skips == self._limits.max_skips:
+                return None
+            skipped.append(sequence)
         return None
+
+    def _make_way(self, sequence: Sequence) -> bool:
+        """Preempt sequences of lower priority until this one has room; none if that is no help."""
+        lower = [victim for victim in self._victims() if victim.priority < sequence.priority]
+        slots = [victim.slot for victim in lower if victim.slot is not None]
+        for count in range(1, len(lower) + 1):
+            if self._kv.can_acquire(sequence, without=slots[:count]):
+                for victim in lower[:count]:
+                    self._take_back(victim)
+                return True
+        return False
+
+    def _victims(self) -> Iterator[Sequence]:
+        """Running sequences in the order in which they lose their slots: lowest priority first,
+        then who was admitted last."""
+        newest_first = reversed(self._running.values())
+        return iter(sorted(newest_first, key=lambda sequence: sequence.priority))
+
+    def _take_back(self, sequence: Sequence) -> None:
+        """Preempt a sequence: it waits, and goes on where it was."""
+        slot = self._vacate(sequence)
+        self._kv.park(slot)
+        sequence.state = State.WAITING
+        self._waiting.put_back(sequence)
 
     def _awaits_prefix(self, sequence: Sequence) -> bool:
         """Is a running sequence about to compute much of what this one begins with? Then it is
@@ -258,43 +330,108 @@ class Scheduler:
         common = max(_num_common(leader, sequence) for leader in leaders)
         return common - self._kv.match(sequence).num_tokens >= MIN_PREFIX_TO_AWAIT
 
-    def _open(self, sequence: Sequence) -> Opening:
+    def _open(self, sequence: Sequence) -> list[Opening]:
+        was_parked = sequence.parked is not None
         slot = self._kv.acquire(sequence)
         sequence.slot = slot
         if sequence.num_cached_tokens is None:
             sequence.num_cached_tokens = sequence.num_computed_tokens
         sequence.state = State.RUNNING
         self._running[slot] = sequence
-        self._next_admitted = _other(sequence.kind)
+        self._next_admitted = other_kind(sequence.kind)
+        if self._drafter is not None:
+            self._drafter.forget(slot)
+        if was_parked:  # the slot has all it needs
+            return []
         sampling = sequence.sampling if sequence.kind is BatchKind.GENERATION else None
         tokens = tuple(sequence.tokens)
-        return Opening(slot, tokens, sequence.num_prompt_tokens, sampling, sequence.mu)
+        return [Opening(slot, tokens, sequence.num_prompt_tokens, sampling, sequence.mu)]
 
-    def _release(self, sequence: Sequence) -> None:
+    def _vacate(self, sequence: Sequence) -> int:
+        """The slot that a sequence had; its cells are still to be given back."""
         assert sequence.slot is not None
         slot, sequence.slot = sequence.slot, None
         del self._running[slot]
-        self._kv.release(slot)
+        return slot
 
     # ---- one step ----
 
     def _chunks(self, kind: BatchKind) -> list[Chunk]:
-        budget = self._budget(kind)
-        chunks = []
+        budget = _Budget(self._budget(kind), self._max_paced_tokens(), self._paced_priority())
         running = [sequence for sequence in self._running.values() if sequence.kind is kind]
-        for sequence in sorted(running, key=_is_prefill):  # stable: decodes first
-            num_tokens = min(sequence.num_remaining_tokens, budget)
+        guesses = self._guess(running, budget.num_tokens)
+        chunks = []
+        for sequence in sorted(running, key=_urgency):  # stable: equals in the order of admission
+            allowed = budget.left_for(sequence)
+            num_tokens = min(sequence.num_remaining_tokens, allowed)
             is_whole = num_tokens == sequence.num_remaining_tokens
-            if num_tokens == 0 or not (is_whole or self._limits.splits_prompts):
-                break
-            chunks.append(_chunk(sequence, num_tokens))
-            budget -= num_tokens
+            if not self._limits.splits_prompts and not is_whole:
+                num_tokens = 0
+            if num_tokens:
+                chunk = _chunk(sequence, num_tokens, guesses.get(sequence, []))
+                budget.take(sequence, len(chunk.tokens))
+                chunks.append(chunk)
         return chunks
+
+    def _paced_priority(self) -> int | None:
+        """The highest priority of those whose pace a prefill must not disturb."""
+        decoding = [each.priority for each in self._running.values() if each.is_decoding]
+        return max(decoding, default=None)
+
+    def _max_paced_tokens(self) -> int:
+        """Prompt tokens that may be computed in a step while sequences are decoding."""
+        if not self._limits.splits_prompts:
+            return self._limits.embedding_batch_tokens
+        num_decoding = sum(each.is_decoding for each in self._running.values())
+        allowed = self._pace.max_prefill_tokens(num_decoding)
+        return self._limits.batch_tokens if allowed is None else allowed
+
+    def _note_duration(self, batch: Batch, duration_s: float) -> None:
+        lengths = [
+            len(chunk.tokens) for chunk in batch.chunks if chunk.num_outputs == len(chunk.tokens)
+        ]
+        num_decode_tokens = sum(lengths)
+        self._pace.note(num_decode_tokens, batch.num_tokens - num_decode_tokens, duration_s)
+
+    def _guess(self, running: list[Sequence], budget: int) -> dict[Sequence, list[int]]:
+        """What may come after the next token of each decoding sequence, as far as a step has room
+        for checking it and checking it pays."""
+        decoding = [sequence for sequence in running if sequence.is_decoding]
+        if not decoding or self._drafter is None or not self._pace.a_guess_pays(len(decoding)):
+            return {}
+        most = min(self._limits.max_guesses, (budget - len(running)) // len(decoding))
+        wanted = {}
+        for sequence in decoding:
+            assert sequence.slot is not None
+            to_come = sequence.max_tokens - sequence.num_completion_tokens - 1
+            length = min(sequence.guessing.next_length(), most, to_come)
+            if length > 0:
+                wanted[sequence.slot] = sequence.tokens, length
+        guesses = self._drafter.propose(wanted) if wanted else {}
+        return {self._running[slot]: tokens for slot, tokens in guesses.items()}
 
     def _budget(self, kind: BatchKind) -> int:
         is_embedding = kind is BatchKind.EMBEDDING
         limits = self._limits
         return limits.embedding_batch_tokens if is_embedding else limits.batch_tokens
+
+    def _append_all(
+        self, sequence: Sequence, outputs: list[TokenOutput], num_guesses: int
+    ) -> list[Effect]:
+        """Take in the token after a chunk, or the right guesses in it and the token after those."""
+        assert sequence.slot is not None
+        slot, end = sequence.slot, sequence.num_computed_tokens + num_guesses
+        if num_guesses:
+            sequence.guessing.note(num_guesses, len(outputs) - 1)
+        effects = self._append(sequence, outputs[0])
+        for output in outputs[1:]:
+            if sequence.state is State.ENDED:
+                return effects
+            sequence.num_computed_tokens += 1
+            effects += self._append(sequence, output)
+        if sequence.state is not State.ENDED:
+            self._kv.truncate(slot, end)
+        return effects
 
     def _append(self, sequence: Sequence, output: TokenOutput) -> list[Effect]:
         text, finish = sequence.append(output.token, self._vocabulary)
@@ -305,9 +442,7 @@ class Scheduler:
     # ---- ends ----
 
     def _of_request(self, rid: int) -> list[Sequence]:
-        every = [*self._running.values()]
-        for queue in self._waiting.values():
-            every += queue
+        every = [*self._running.values(), *self._waiting]
         return [sequence for sequence in every if sequence.rid == rid]
 
     def _end_all(self, sequences: Iterable[Sequence], finish: Finish) -> list[Effect]:
@@ -316,11 +451,12 @@ class Scheduler:
     def _end(self, sequence: Sequence, finish: Finish) -> Ended:
         assert sequence.state is not State.ENDED
         if sequence.slot is None:
-            self._waiting[sequence.kind].remove(sequence)
+            self._waiting.remove(sequence)
+            self._kv.forget_parked(sequence)
         else:
             if finish is not Finish.ERROR:
                 self._kv.keep(sequence.slot)
-            self._release(sequence)
+            self._kv.release(self._vacate(sequence))
             self._is_admission_paused = False
         sequence.state = State.ENDED
         return Ended(sequence, finish, sequence.text.finish())
@@ -332,21 +468,19 @@ def _num_common(leader: Sequence, sequence: Sequence) -> int:
     return num_same(prompt, sequence.tokens, offset=0)
 
 
-def _other(kind: BatchKind) -> BatchKind:
-    return BatchKind.EMBEDDING if kind is BatchKind.GENERATION else BatchKind.GENERATION
+def _urgency(sequence: Sequence) -> tuple[int, bool]:
+    """Higher priorities first, then decodes."""
+    return -sequence.priority, not sequence.is_decoding
 
 
-def _is_prefill(sequence: Sequence) -> bool:
-    return sequence.num_remaining_tokens > 1
-
-
-def _chunk(sequence: Sequence, num_tokens: int) -> Chunk:
+def _chunk(sequence: Sequence, num_tokens: int, guesses: list[int]) -> Chunk:
     assert sequence.slot is not None
     start = sequence.num_computed_tokens
     end = start + num_tokens
+    is_whole = end == len(sequence.tokens)
     return Chunk(
         slot=sequence.slot,
         position=start,
-        tokens=sequence.tokens[start:end],
-        num_outputs=int(end == len(sequence.tokens)),
+        tokens=sequence.tokens[start:end] + guesses,
+        num_outputs=1 + len(guesses) if is_whole else 0,
     )

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from openclawd.engine.batch import BatchKind, TokenOutput
 from openclawd.engine.sampling import SamplingParams
+from openclawd.engine.speculation import Guessing
 from openclawd.engine.stopping import OutputText
 
 if TYPE_CHECKING:
@@ -50,11 +51,11 @@ class Finish(enum.Enum):
 @dataclass(slots=True, eq=False)
 class Sequence:
     """`tokens` is the prompt, then what was sampled. `rid` and `index` are the caller's names for
-    it. `max_tokens` 0 means an embedding: nothing is sampled. `priority` is carried for the
-    scheduler's order, which today is the order of arrival. Only sequences of one `domain` share
+    it. `max_tokens` 0 means an embedding: nothing is sampled. Only sequences of one `domain` share
     prefixes; what one of domain None begins with is shared by all and kept for good.
     `num_cached_tokens` of the prompt were there when it first ran. `mu` is that of the token
-    sampled last (`TokenOutput.mu`)."""
+    sampled last (`TokenOutput.mu`). `parked` is where the cells of a preempted one are; `num_skips`
+    counts those that were admitted before it."""
 
     rid: int
     index: int
@@ -69,6 +70,9 @@ class Sequence:
     num_prompt_tokens: int = field(init=False)
     num_computed_tokens: int = 0
     slot: int | None = None
+    parked: int | None = None
+    num_skips: int = 0
+    guessing: Guessing = field(default_factory=Guessing)
     state: State = State.WAITING
 
     def __post_init__(self) -> None:
@@ -87,6 +91,11 @@ class Sequence:
     @property
     def is_in_prefill(self) -> bool:
         return self.num_computed_tokens < self.num_prompt_tokens
+
+    @property
+    def is_decoding(self) -> bool:
+        """Does it compute a single token, to get the next?"""
+        return self.kind is BatchKind.GENERATION and self.num_remaining_tokens == 1
 
     @property
     def num_completion_tokens(self) -> int:

@@ -153,13 +153,15 @@ class EngineLoop:
         self._send(Step(outputs=list(step.outputs.values()), ended=ended, gauges=gauges))
 
     def _compute(self, batch: Batch) -> list[Effect]:
+        started_s = time.perf_counter()
         result = self._backend.forward(batch)
         match result:
             case Outputs():
-                return self._scheduler.update(batch, result)
-            case NoFreeCells():
-                _log.warning("the KV cache is full; the youngest sequence is computed again later")
-                return self._scheduler.preempt()
+                duration_s = time.perf_counter() - started_s
+                return self._scheduler.update(batch, result, duration_s=duration_s)
+            case NoFreeCells(lost):
+                _log.warning("the KV cache is full; the youngest sequence goes on later")
+                return self._scheduler.preempt(lost)
             case DecodeFailed(message):
                 self._failure = f"the model stopped working: {message}"
                 return self._scheduler.fail(batch)

@@ -23,8 +23,11 @@ from openclawd.engine.batch import (
     Chunk,
     CopyCells,
     DropCells,
+    ForgetParked,
     Opening,
     Outputs,
+    ParkSlot,
+    ResumeSlot,
     TokenOutput,
 )
 from openclawd.engine.sampling import SamplingParams
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 GREEDY = SamplingParams(temperature=0)
+PENALISED = SamplingParams(temperature=0, repeat_penalty=1.5, repeat_last_n=32)
 WARM = SamplingParams(temperature=0.9, top_k=0, top_p=1, seed=7)
 PROMPTS = (
     "The capital of France is",
@@ -505,6 +509,38 @@ class BackendConformance:
             cache_ops=[DropCells(owner) for owner in (1, 2, tag, upper)],
         )
         assert share_a_start(tokens[len(prompt) :], wanted, num_tokens=6)
+
+    @pytest.mark.parametrize("sampling", [GREEDY, PENALISED, WARM])
+    def test_what_was_parked_goes_on_where_it_was(
+        self, backend: Backend, sampling: SamplingParams
+    ) -> None:
+        """In another slot, while its own is used by another sequence."""
+        prompt = prompt_tokens(backend, PROMPTS[2])
+        wanted = generate(backend, prompt, NUM_TOKENS, sampling=sampling)
+        tokens = generate(backend, prompt, 5, sampling=sampling, slot=1)
+        other = prompt_tokens(backend, PROMPTS[3])
+        forward(
+            backend,
+            [Chunk(1, 0, other, num_outputs=1)],
+            opened=[Opening(1, tuple(other), len(other), GREEDY)],
+            cache_ops=[ParkSlot(1, key=7), DropCells(1)],
+        )
+        computed, tokens = len(prompt) + 4, prompt + tokens
+        ops: list[CacheOp] = [DropCells(2), ResumeSlot(7, slot=2)]
+        while len(tokens) < len(prompt) + NUM_TOKENS:
+            chunk = Chunk(2, computed, tokens[computed:], num_outputs=1)
+            computed = len(tokens)
+            tokens += sampled(forward(backend, [chunk], cache_ops=ops), 2)
+            ops = []
+        assert share_a_start(tokens[len(prompt) :], wanted, num_tokens=8)
+
+    def test_what_was_parked_can_be_forgotten(self, backend: Backend) -> None:
+        prompt = prompt_tokens(backend, PROMPTS[2])
+        wanted = generate(backend, prompt, 3)
+        ops: list[CacheOp] = [ParkSlot(0, key=1), DropCells(0), ForgetParked(1)]
+        opened = [Opening(0, tuple(prompt), len(prompt), GREEDY)]
+        chunk = Chunk(0, 0, prompt, num_outputs=1)
+        assert sampled(forward(backend, [chunk], opened=opened, cache_ops=ops), 0) == wanted[:1]
 
     @pytest.mark.parametrize("num_right", [0, 2, 3])
     def test_guessed_tokens_are_checked_in_one_step(self, backend: Backend, num_right: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
@@ -17,15 +17,22 @@ from openclawd.engine.batch import (
     Chunk,
     CopyCells,
     DropCells,
+    ForgetParked,
     Opening,
     Outputs,
+    ParkSlot,
+    ResumeSlot,
     TokenOutput,
 )
 from openclawd.engine.prefixes import num_same
 from openclawd.engine.sampling import SamplingParams
 from openclawd.engine.scheduler import Limits, NeverFits, Scheduler
 from openclawd.engine.sequence import Effect, Embedded, Ended, Finish, Sampled, Sequence, State
+from openclawd.engine.speculation import NgramDrafter
 from openclawd.engine.stopping import OutputText
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 END = 0
 
@@ -48,6 +55,8 @@ def make(**limits: Any) -> Scheduler:
         "embedding_batch_tokens": 8,
         "min_kept_tokens": 1,
         "kept_share": 1.0,
+        "parked_share": 0.0,
+        "max_skips": 0,
     }
     return Scheduler(Limits(**{**defaults, **limits}), Letters())
 
@@ -61,12 +70,22 @@ def embedding(rid: int, num_prompt_tokens: int, index: int = 0) -> Sequence:
     return Sequence(rid, index, [1] * num_prompt_tokens, max_tokens=0)
 
 
-def compute(batch: Batch, token: int = 2) -> Outputs:
-    """What a backend gives that always samples the same token."""
-    slots = [chunk.slot for chunk in batch.chunks if chunk.num_outputs]
+def compute(batch: Batch, token: int = 2, *, num_right: int = 0) -> Outputs:
+    """What a backend gives that samples the same token for all, after at most `num_right` guesses
+    that it finds right."""
+    chunks = [chunk for chunk in batch.chunks if chunk.num_outputs]
     if batch.kind is BatchKind.EMBEDDING:
-        return Outputs(vectors=dict.fromkeys(slots, b"vector"))
-    return Outputs(tokens={slot: [TokenOutput(token)] for slot in slots})
+        return Outputs(vectors={chunk.slot: b"vector" for chunk in chunks})
+    right = {
+        chunk.slot: chunk.tokens[len(chunk.tokens) - chunk.num_outputs + 1 :][:num_right]
+        for chunk in chunks
+    }
+    return Outputs(
+        tokens={
+            slot: [TokenOutput(each) for each in [*guesses, token]]
+            for slot, guesses in right.items()
+        }
+    )
 
 
 def step(scheduler: Scheduler, token: int = 2) -> tuple[Batch, list[Effect]]:
@@ -499,25 +518,261 @@ def test_a_sequence_needs_a_token() -> None:
         generation(1, 0)
 
 
+# ---- priorities ----
+
+
+def of_priority(rid: int, priority: int, num_prompt_tokens: int = 2) -> Sequence:
+    return Sequence(rid, 0, [1] * num_prompt_tokens, 4, priority=priority)
+
+
+def test_a_higher_priority_is_admitted_first() -> None:
+    scheduler = make(num_slots=1)
+    for rid, priority in ((1, -1), (2, 0), (3, 1), (4, 1)):
+        scheduler.add(of_priority(rid, priority))
+    ends = [effect.sequence.rid for effect in run(scheduler) if isinstance(effect, Ended)]
+    assert ends == [3, 4, 2, 1]
+
+
+def test_a_higher_priority_takes_the_slot_of_a_lower_one_which_goes_on_where_it_was() -> None:
+    scheduler = make(num_slots=1, parked_share=1.0)
+    batch_work, urgent = of_priority(1, -1), of_priority(2, 0)
+    scheduler.add(batch_work)
+    step(scheduler)
+    scheduler.add(urgent)
+    batch, _ = step(scheduler)
+    assert batch.cache_ops == [ParkSlot(0, 1), DropCells(0)]
+    assert [opening.tokens for opening in batch.opened] == [(1, 1)]
+    for _ in range(3):
+        step(scheduler)
+    assert urgent.state is State.ENDED
+    batch, _ = step(scheduler)
+    assert batch.cache_ops == [DropCells(0), ResumeSlot(1, 0)]
+    assert batch.opened == []
+    assert batch.chunks == [Chunk(0, 2, [2], num_outputs=1)]
+    assert batch_work.num_cached_tokens == 0
+
+
+def test_without_room_for_parking_a_preempted_sequence_is_computed_again() -> None:
+    scheduler = make(num_slots=1)
+    batch_work = of_priority(1, -1)
+    scheduler.add(batch_work)
+    step(scheduler)
+    scheduler.add(of_priority(2, 0))
+    assert step(scheduler)[0].cache_ops == [DropCells(0)]
+    for _ in range(3):
+        step(scheduler)
+    batch, _ = step(scheduler)
+    assert batch.opened == [Opening(0, (1, 1, 2), 2, SamplingParams())]
+    assert batch.chunks == [Chunk(0, 0, [1, 1, 2], num_outputs=1)]
+
+
+def test_equals_are_not_preempted_nor_anybody_in_vain() -> None:
+    scheduler = make(num_slots=3, kv_tokens=20, batch_tokens=64)
+    scheduler.add(of_priority(1, 1, num_prompt_tokens=8))
+    scheduler.add(of_priority(2, -1))
+    step(scheduler)
+    scheduler.add(of_priority(3, 0, num_prompt_tokens=10))
+    assert shape(step(scheduler)[0]) == [(0, 1), (1, 1)]  # not even without the second
+    scheduler.abort(1)
+    scheduler.add(of_priority(4, -1, num_prompt_tokens=3))
+    assert shape(step(scheduler)[0]) == [(0, 10), (1, 1)]
+
+
+def test_an_embedding_that_is_preempted_starts_again() -> None:
+    scheduler = make(num_slots=1, parked_share=1.0, embedding_batch_tokens=3)
+    scheduler.add(Sequence(1, 0, [1] * 5, max_tokens=0, priority=-1))
+    step(scheduler)
+    scheduler.add(of_priority(2, 0))
+    assert step(scheduler)[0].cache_ops == [DropCells(0)]
+    effects = run(scheduler)
+    assert [type(effect) for effect in effects[-2:]] == [Embedded, Ended]
+
+
+def test_what_is_parked_is_forgotten_when_its_request_is_aborted() -> None:
+    scheduler = make(num_slots=1, parked_share=1.0)
+    scheduler.add(of_priority(1, -1))
+    step(scheduler)
+    scheduler.add(of_priority(2, 0))
+    step(scheduler)
+    assert [type(effect) for effect in scheduler.abort(1)] == [Ended]
+    assert step(scheduler)[0].cache_ops == [ForgetParked(1)]
+
+
+def test_what_cannot_be_resumed_is_computed_again() -> None:
+    scheduler = make(num_slots=2, parked_share=1.0)
+    for rid in (1, 2):
+        scheduler.add(of_priority(rid, -1))
+    step(scheduler)
+    scheduler.add(of_priority(3, 0))
+    assert ParkSlot(1, 1) in step(scheduler)[0].cache_ops
+    scheduler.abort(3)
+    batch = scheduler.schedule()
+    assert batch is not None
+    assert ResumeSlot(1, 1) in batch.cache_ops
+    assert scheduler.preempt(lost=[1]) == []
+    scheduler.check()
+    assert {end.sequence.rid for end in run(scheduler) if isinstance(end, Ended)} == {1, 2}
+
+
+def test_who_waits_for_cells_is_passed_a_few_times_and_no_more() -> None:
+    scheduler = make(num_slots=3, kv_tokens=20, max_skips=2)
+    scheduler.add(generation(1, 10, max_tokens=6))
+    scheduler.add(generation(2, 12, max_tokens=6))
+    for rid in range(3, 8):
+        scheduler.add(generation(rid, 1, max_tokens=1))
+    ends = [effect.sequence.rid for effect in run(scheduler) if isinstance(effect, Ended)]
+    assert ends == [3, 4, 1, 2, 5, 6, 7] or ends == [3, 4, 1, 5, 6, 7, 2]
+
+
+# ---- keeping the pace ----
+
+
+def paced(scheduler: Scheduler) -> Batch:
+    """A step whose duration is told: a millisecond a token."""
+    batch = scheduler.schedule()
+    assert batch is not None
+    scheduler.update(batch, compute(batch), duration_s=0.001 * batch.num_tokens)
+    scheduler.check()
+    return batch
+
+
+def test_a_prompt_is_read_in_small_parts_beside_running_streams() -> None:
+    scheduler = make(num_slots=5, batch_tokens=64, kv_tokens=400)
+    for rid in range(4):
+        scheduler.add(generation(rid, 2, max_tokens=40))
+    paced(scheduler)
+    paced(scheduler)
+    scheduler.add(generation(9, 60, max_tokens=40))
+    parts = [paced(scheduler).num_tokens - 4 for _ in range(6)]
+    assert parts == [8] * 6  # 4 decodes take 4 ms; with 8 prompt tokens 12, 3 times as long
+
+
+def test_a_prompt_of_higher_priority_is_read_at_once() -> None:
+    scheduler = make(num_slots=5, batch_tokens=64, kv_tokens=400)
+    for rid in range(4):
+        scheduler.add(generation(rid, 2, max_tokens=40))
+    paced(scheduler)
+    paced(scheduler)
+    scheduler.add(of_priority(9, 1, num_prompt_tokens=60))
+    assert shape(paced(scheduler))[0] == (4, 60)
+
+
+def test_an_embedding_beside_running_streams_is_read_in_small_parts() -> None:
+    scheduler = make(num_slots=3, batch_tokens=64, embedding_batch_tokens=64, kv_tokens=400)
+    for rid in range(2):
+        scheduler.add(generation(rid, 2, max_tokens=40))
+    paced(scheduler)
+    paced(scheduler)
+    scheduler.add(embedding(9, 60))
+    assert [shape(paced(scheduler)) for _ in range(2)] == [[(2, 4)], [(0, 1), (1, 1)]]
+
+
+# ---- guessing ----
+
+
+class Foreseer:
+    """Guesses the same tokens for every slot."""
+
+    def __init__(self, *guesses: int) -> None:
+        self.guesses = list(guesses)
+
+    def propose(self, wanted: Mapping[int, tuple[list[int], int]]) -> dict[int, list[int]]:
+        return {slot: self.guesses[:length] for slot, (_, length) in wanted.items()}
+
+    def forget(self, slot: int) -> None:
+        del slot
+
+
+def make_guessing(*guesses: int, **limits: Any) -> Scheduler:
+    defaults = {"num_slots": 2, "kv_tokens": 100, "batch_tokens": 8, "embedding_batch_tokens": 8}
+    defaults |= {"num_prefix_tags": 8, "max_guesses": 4}
+    return Scheduler(Limits(**{**defaults, **limits}), Letters(), Foreseer(*guesses))
+
+
+def test_guesses_are_checked_in_one_step_and_wrong_ones_are_dropped() -> None:
+    scheduler = make_guessing(3, 4)
+    sequence = generation(1, 3, max_tokens=9)
+    scheduler.add(sequence)
+    step(scheduler)
+    batch = scheduler.schedule()
+    assert batch is not None
+    assert batch.chunks == [Chunk(0, 3, [2, 3, 4], num_outputs=3)]
+    outputs = Outputs(tokens={0: [TokenOutput(3), TokenOutput(5)]})
+    effects = scheduler.update(batch, outputs)
+    assert effects == [
+        Sampled(sequence, TokenOutput(3), "c"),
+        Sampled(sequence, TokenOutput(5), "e"),
+    ]
+    scheduler.check()
+    batch = step(scheduler)[0]
+    assert batch.cache_ops == [DropCells(0, 5, 6)]
+    assert batch.chunks[0].position == 5
+    assert (sequence.guessing.num_proposed, sequence.guessing.num_accepted) == (4, 1)
+
+
+def test_what_was_guessed_beyond_an_end_is_not_delivered() -> None:
+    scheduler = make_guessing(END, 4)
+    sequence = generation(1, 3, max_tokens=9)
+    scheduler.add(sequence)
+    step(scheduler)
+    batch = scheduler.schedule()
+    assert batch is not None
+    outputs = Outputs(tokens={0: [TokenOutput(END), TokenOutput(4), TokenOutput(2)]})
+    assert scheduler.update(batch, outputs) == [
+        Sampled(sequence, TokenOutput(END), ""),
+        Ended(sequence, Finish.STOP),
+    ]
+    scheduler.check()
+    assert sequence.num_completion_tokens == 2
+
+
+def test_no_more_is_guessed_than_may_come() -> None:
+    scheduler = make_guessing(3, 4, batch_tokens=3, num_slots=1)
+    scheduler.add(generation(1, 3, max_tokens=3))
+    step(scheduler)
+    assert shape(step(scheduler)[0]) == [(0, 2)]
+    assert shape(step(scheduler)[0]) == [(0, 1)]
+    assert scheduler.is_idle
+
+
+def test_nothing_is_guessed_where_cells_cannot_be_dropped_one_by_one() -> None:
+    scheduler = make_guessing(3, 4, num_prefix_tags=0)
+    scheduler.add(generation(1, 3, max_tokens=3))
+    step(scheduler)
+    assert shape(step(scheduler)[0]) == [(0, 1)]
+
+
 class Cells:
     """What a backend's unified KV cache holds: cells with a position and everyone who has them."""
 
     def __init__(self) -> None:
-        self.cells: list[
-            tuple[int, str | None, int, set[int]]
-        ] = []  # position, domain, token, owners
+        # position, domain, token, owners
+        self.cells: list[tuple[int, str | None, int, set[int]]] = []
+        self.parked: dict[int, list[tuple[int, str | None, int]]] = {}
 
     def change(self, ops: list[CacheOp]) -> None:
         for op in ops:
-            for position, _, _, owners in self.cells:
-                match op:
-                    case CopyCells(source, target, start, end):
-                        if source in owners and start <= position < end:
-                            owners.add(target)
-                    case DropCells(owner, start, end):
-                        if end < 0 or start <= position < end:
-                            owners.discard(owner)
-            self.cells = [cell for cell in self.cells if cell[3]]
+            match op:
+                case ParkSlot(slot, key):
+                    self.parked[key] = [cell[:3] for cell in self.cells if slot in cell[3]]
+                case ResumeSlot(key, slot):
+                    assert not any(slot in cell[3] for cell in self.cells)
+                    self.cells += [(*cell, {slot}) for cell in self.parked.pop(key)]
+                case ForgetParked(key):
+                    del self.parked[key]
+                case CopyCells() | DropCells():
+                    self._share(op)
+
+    def _share(self, op: CopyCells | DropCells) -> None:
+        for position, _, _, owners in self.cells:
+            match op:
+                case CopyCells(source, target, start, end):
+                    if source in owners and start <= position < end:
+                        owners.add(target)
+                case DropCells(owner, start, end):
+                    if end < 0 or start <= position < end:
+                        owners.discard(owner)
+        self.cells = [cell for cell in self.cells if cell[3]]
 
     def compute(self, chunk: Chunk, domain: str | None) -> None:
         for offset, token in enumerate(chunk.tokens):
@@ -554,19 +809,22 @@ class SchedulerMachine(RuleBasedStateMachine):
             st.tuples(st.integers(0, 30), st.lists(st.integers(1, 3), min_size=1, max_size=4)),
             max_size=3,
         ),
+        parked_share=st.sampled_from([0.0, 0.5]),
+        max_skips=st.integers(0, 2),
+        max_guesses=st.sampled_from([0, 3]),
     )
     def start(
         self, num_slots: int, spare: int, pins: list[tuple[int, list[int]]], **limits: Any
     ) -> None:
         self.limits = Limits(num_slots=num_slots, batch_tokens=num_slots + spare, **limits)
-        self.scheduler = Scheduler(self.limits, Letters())
+        self.scheduler = Scheduler(self.limits, Letters(), NgramDrafter())
         self.next_rid = 0
         self.added: list[Sequence] = []
         self.ends: Counter[int] = Counter()
         self.cells = Cells()
         prompts = [[1] * num_alike + rest for num_alike, rest in pins]
         for prompt in prompts:
-            self.add_sequence(prompt, 1, None)
+            self.add_sequence(prompt, 1, domain=None)
             self.run_out()
         self.pinned = [prompt for prompt in prompts if self.scheduler.is_pinned(prompt)]
 
@@ -574,14 +832,20 @@ class SchedulerMachine(RuleBasedStateMachine):
         num_alike=st.integers(0, 50),
         rest=st.lists(st.integers(1, 3), min_size=1, max_size=8),
         max_tokens=st.integers(0, 8),
-        domain=st.sampled_from("ab"),
+        others=st.fixed_dictionaries(
+            {"domain": st.sampled_from("ab"), "priority": st.integers(-1, 1)}
+        ),
     )
-    def add(self, num_alike: int, rest: list[int], max_tokens: int, domain: str) -> None:
-        self.add_sequence([1] * num_alike + rest, max_tokens, domain)
+    def add(self, num_alike: int, rest: list[int], max_tokens: int, others: dict[str, Any]) -> None:
+        self.add_sequence([1] * num_alike + rest, max_tokens, **others)
 
-    def add_sequence(self, tokens: list[int], max_tokens: int, domain: str | None) -> None:
+    def add_sequence(
+        self, tokens: list[int], max_tokens: int, domain: str | None, priority: int = 0
+    ) -> None:
         text = OutputText(["bc", "cb"])
-        sequence = Sequence(self.next_rid, 0, tokens, max_tokens, text=text, domain=domain)
+        sequence = Sequence(
+            self.next_rid, 0, tokens, max_tokens, text=text, domain=domain, priority=priority
+        )
         self.next_rid += 1
         refusal = self.scheduler.add(sequence)
         if refusal is None:
@@ -600,12 +864,19 @@ class SchedulerMachine(RuleBasedStateMachine):
         if batch is None:
             return
         token = data.draw(st.integers(0, 4))
-        self.update(batch, token)
+        num_right = data.draw(st.integers(0, 3))
+        self.update(batch, token, num_right=num_right)
 
-    @rule()
-    def no_free_cells(self) -> None:
-        if self.schedule() is not None:
-            self.count(self.scheduler.preempt())
+    @rule(data=st.data())
+    def no_free_cells(self, data: st.DataObject) -> None:
+        """Sometimes because what was parked did not fit any more."""
+        batch = self.schedule()
+        if batch is None:
+            return
+        resumed = [op.slot for op in batch.cache_ops if isinstance(op, ResumeSlot)]
+        lost = data.draw(st.lists(st.sampled_from(resumed), unique=True)) if resumed else []
+        self.cells.change([DropCells(slot) for slot in lost])
+        self.count(self.scheduler.preempt(lost))
 
     @rule()
     def decode_fails(self) -> None:
@@ -671,11 +942,12 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert 0 < batch.num_tokens <= budget
         return batch
 
-    def update(self, batch: Batch, token: int) -> None:
+    def update(self, batch: Batch, token: int, *, num_right: int = 0) -> None:
         running = {s.slot: s for s in self.added if s.state is State.RUNNING}
         for chunk in batch.chunks:
             self.cells.compute(chunk, running[chunk.slot].domain)
-        self.count(self.scheduler.update(batch, compute(batch, token)))
+        outputs = compute(batch, token, num_right=num_right)
+        self.count(self.scheduler.update(batch, outputs, duration_s=0.001 * batch.num_tokens))
 
     def count(self, effects: list[Effect]) -> None:
         self.ends.update(e.sequence.rid for e in effects if isinstance(e, Ended))

@@ -10,7 +10,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from openclawd.backends.base import BatchLimits, DecodeFailed, ModelInfo, NoFreeCells
-from openclawd.engine.batch import BatchKind, Outputs, TokenOutput
+from openclawd.engine.batch import BatchKind, Outputs, ParkSlot, ResumeSlot, TokenOutput
 from openclawd.worker.loop import EXIT_MODEL_FAILED, EngineLoop
 from openclawd.worker.messages import EXIT_STOPPED, Abort, Start, Step, Stop
 from openclawd.worker.tokenizer import PreparedRequest
@@ -108,7 +108,8 @@ def test_a_full_cache_makes_the_youngest_wait_and_costs_no_token(
     _, steps, backend = serve([None, NoFreeCells()], start(1), start(2))
     assert {ended.finish_reasons[0] for ended in ends(steps).values()} == {"length"}
     assert {ended.completion_tokens for ended in ends(steps).values()} == {3}
-    assert [opening.slot for batch in backend.batches for opening in batch.opened] == [0, 1, 0]
+    ops = [op for batch in backend.batches for op in batch.cache_ops]
+    assert [op.slot for op in ops if isinstance(op, ParkSlot | ResumeSlot)] == [1, 0]
     assert "KV cache is full" in caplog.text
 
 

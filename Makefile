@@ -55,3 +55,5 @@ lock:
 	$(LOCK) pyproject.toml --extra daemon --output-file requirements/runtime.lock
 	$(LOCK) pyproject.toml --extra dev --constraint requirements/runtime.lock --output-file requirements/dev.lock
 	printf 'hatchling\neditables\n' | $(LOCK) - --output-file requirements/build.lock
+	printf 'llama-cpp-python[server]\n' | $(LOCK) - --constraint requirements/runtime.lock \
+		--no-emit-package llama-cpp-python --output-file requirements/peers.lock

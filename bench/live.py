@@ -24,7 +24,16 @@ from harness import Daemon, running_daemon, short_folder, smollm2_path  # noqa: 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["BENCH", "MODEL", "ROOT", "Daemon", "running_daemon", "serving", "smollm2_path"]
+__all__ = [
+    "BENCH",
+    "MODEL",
+    "ROOT",
+    "Daemon",
+    "running_daemon",
+    "serving",
+    "short_folder",
+    "smollm2_path",
+]
 
 MODEL: Final = "smollm2"
 
@@ -36,15 +45,21 @@ def num_cores() -> int:
 
 @contextlib.contextmanager
 def serving(
-    *, parallel: int = 8, context: int = 2048, threads: int | None = None
+    *,
+    parallel: int = 8,
+    context: int = 2048,
+    threads: int | None = None,
+    settings: dict[str, Any] | None = None,
 ) -> Iterator[Daemon]:
-    """A ready daemon with SmolLM2. What is left out has the daemon's own default."""
+    """A ready daemon with SmolLM2. What is left out has the daemon's own default; `settings` are
+    more keys of the model's configuration."""
     model: dict[str, Any] = {
         "path": str(smollm2_path()),
         "preload": True,
         "required": True,
         "parallel": parallel,
         "context": context,
+        **(settings or {}),
     }
     if threads is not None:
         model["threads"] = threads

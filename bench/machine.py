@@ -6,10 +6,10 @@ when its slowest thread does, so one busy neighbour costs far more than its shar
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import platform
-import resource
 import subprocess
 import time
 from typing import Any, Final
@@ -62,10 +62,8 @@ def _commit() -> str:
 
 
 class CpuWatch:
-    """How much CPU time processes other than ours used since this was made.
-
-    Ours are this one and the descendants that have been waited for: ask when they have ended.
-    """
+    """How much CPU time processes other than ours used since this was made. Ours are this one and
+    its descendants."""
 
     def __init__(self) -> None:
         self._started = time.monotonic()
@@ -97,8 +95,10 @@ def _busy_s() -> float:
 
 
 def _own_s() -> float:
+    """Of this process, of its descendants that live, and of those that were waited for."""
     total = 0.0
-    for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN):
-        usage = resource.getrusage(who)
-        total += usage.ru_utime + usage.ru_stime
+    for process in (own := psutil.Process(), *own.children(recursive=True)):
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended
+            times = process.cpu_times()
+            total += times.user + times.system + times.children_user + times.children_system
     return total

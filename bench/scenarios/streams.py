@@ -1,120 +1,146 @@
-"""Total tokens per second of 1 to 16 streams at once, each on its own connection.
+"""(a) 1 to 32 streams at once, 64 tokens in and 64 out, against the peers and the batch loop alone.
 
-Prompts of 62 tokens, 64 tokens out. `tok/s` is of whole requests, from the first one sent to the
-last one done; `decode tok/s` is what the usual gap between two tokens of a stream comes to. Beside
-it one in-process run after the other, which is all that `llama_cpp.Llama` can do with many prompts.
+Each stream has a connection of its own and a prompt that no cache knows. `tok/s` is completion
+tokens over the whole time, from the first request sent to the last one done, prompts included. The
+limit is the same quotient of llama-batched-bench, which computes the same batches with no server,
+sampler or text around them.
 """
 
 from __future__ import annotations
 
-import asyncio
-import itertools
+import contextlib
 import statistics
-import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from children import Child, inprocess_model
-from live import MODEL, serving
-from measure import Report, Row, Settings, median_ratio, percentile
-
-from openclawctl import AsyncClient
+import answers
+from answers import Ask
+from measure import Plot, Report, Row, Settings, Target, number, percentile, ratios, spread
+from prompts import Prompts
+from servers import batched_bench, llama_server, openclawd, python_server, traffic
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
+    from servers import Server, Traffic
 
-COUNTS: Final = (1, 2, 4, 8, 16)
+COUNTS: Final = (1, 2, 4, 8, 16, 32)
+QUICK_COUNTS: Final = (1, 8, 32)
+PYTHON_COUNTS: Final = (1, 8)
+PROMPT_TOKENS: Final = 64
 NUM_TOKENS: Final = 64
-FEW_TOKENS: Final = 8
-NUM_SEQUENTIAL: Final = 2
-"""Runs one after the other have the same rate however many they are."""
+CONTEXT: Final = 256
+
+OURS: Final = "openclawd"
+PEER: Final = "llama-server"
+PYTHON: Final = "llama_cpp.server"
+LIMIT: Final = "llama-batched-bench"
 
 
-@dataclass(frozen=True, slots=True)
-class Burst:
-    """`rate` in tokens/s over all streams; `gaps_s` between tokens of one stream."""
+@dataclass(slots=True)
+class Samples:
+    """Of one server and one number of streams, over all rounds."""
 
-    rate: float
-    ttfts_s: list[float]
-    gaps_s: list[float]
+    rates: list[float] = field(default_factory=list)
+    ttfts_s: list[float] = field(default_factory=list)
+    gaps_s: list[float] = field(default_factory=list)
+
+
+Found = dict[tuple[str, int], Samples]
 
 
 def run(settings: Settings) -> Report:
-    bursts: dict[int, list[Burst]] = {count: [] for count in COUNTS}
-    sequential: list[float] = []
-    prompts = _prompts()
-    with serving(parallel=max(COUNTS), context=1024) as daemon, inprocess_model() as model:
-        asyncio.run(_burst(daemon.socket, max(COUNTS), prompts))  # warm-up
-        _one_after_the_other(model, prompts)
-        for _ in settings.rounds():
-            for count in COUNTS:
-                bursts[count].append(asyncio.run(_burst(daemon.socket, count, prompts)))
-            sequential.append(_one_after_the_other(model, prompts))
-    rates = {count: [burst.rate for burst in bursts[count]] for count in COUNTS}
-    rows = [_row(count, bursts[count], sequential) for count in COUNTS]
-    samples = {f"{count} streams": rates[count] for count in COUNTS}
-    return Report(rows, samples={**samples, "in-process": sequential})
+    found: Found = {}
+    prompts = Prompts()
+    with contextlib.ExitStack() as stack:
+        load = stack.enter_context(traffic())
+        most = max(COUNTS)
+        servers = [
+            stack.enter_context(openclawd(parallel=most, context=CONTEXT)),
+            stack.enter_context(llama_server(parallel=most, context=CONTEXT)),
+            stack.enter_context(python_server(context=CONTEXT)),
+        ]
+        for server in servers:
+            _burst(load, server, prompts.several(2, PROMPT_TOKENS))  # warm-up
+        for turn in settings.rounds():
+            for count in QUICK_COUNTS if settings.is_quick else COUNTS:
+                texts = prompts.several(count, PROMPT_TOKENS)
+                for server in servers if turn % 2 == 0 else reversed(servers):
+                    if server.name != PYTHON or count in PYTHON_COUNTS:
+                        _add(found, server, count, _burst(load, server, texts))
+                _add_limit(found, count)
+    return _report(found)
 
 
-def _row(count: int, bursts: list[Burst], sequential: list[float]) -> Row:
-    rates = [burst.rate for burst in bursts]
-    ttfts = [value for burst in bursts for value in burst.ttfts_s]
-    gaps = [value for burst in bursts for value in burst.gaps_s]
-    return {
-        "streams": count,
-        "tok/s": statistics.median(rates),
-        "in-process": statistics.median(sequential),
-        "ratio": median_ratio(rates, sequential),
-        "decode tok/s": count / statistics.median(gaps),
-        "ttft p50 ms": statistics.median(ttfts) * 1e3,
-        "ttft max": max(ttfts) * 1e3,
-        "gap p50 ms": statistics.median(gaps) * 1e3,
-        "gap p99": percentile(gaps, 0.99) * 1e3,
+def _burst(load: Traffic, server: Server, texts: list[str]) -> list[answers.Answer]:
+    done = load.burst(server, [Ask(prompt=text, max_tokens=NUM_TOKENS) for text in texts])
+    answers.check(done, server=server.name, prompt_tokens=PROMPT_TOKENS, tokens=NUM_TOKENS)
+    return done
+
+
+def _add(found: Found, server: Server, count: int, done: list[answers.Answer]) -> None:
+    samples = found.setdefault((server.name, count), Samples())
+    samples.rates.append(count * NUM_TOKENS / answers.total_s(done))
+    samples.ttfts_s += answers.ttfts_s(done)
+    samples.gaps_s += answers.gaps_s(done)
+
+
+def _add_limit(found: Found, count: int) -> None:
+    seconds = batched_bench(streams=count, prompt_tokens=PROMPT_TOKENS, tokens=NUM_TOKENS)
+    found.setdefault((LIMIT, count), Samples()).rates.append(count * NUM_TOKENS / seconds)
+
+
+# ---- the report ----
+
+
+def _report(found: Found) -> Report:
+    names = (OURS, PEER, PYTHON, LIMIT)
+    counts = [count for count in COUNTS if (OURS, count) in found]
+    pairs = [(name, count) for count in counts for name in names if (name, count) in found]
+    rows = [_row(found, *pair) for pair in pairs]
+    series = {
+        name: [found[name, count].rates if (name, count) in found else None for count in counts]
+        for name in names
     }
+    labels = [f"{count} stream{'s' * (count > 1)}" for count in counts]
+    samples = {f"{name}, {count} streams": found[name, count].rates for name, count in found}
+    plot = Plot("Completion tokens per second, prompts included", "tok/s", labels, series)
+    return Report(rows, _targets(found), dict(samples), plots=[plot])
 
 
-async def _burst(socket_path: Path, count: int, prompts: Iterator[str]) -> Burst:
-    clients = [AsyncClient(socket_path) for _ in range(count)]
-    for client in clients:
-        await client.ping()  # connected before the clock starts
-    start = time.monotonic()
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(_stream(client, next(prompts))) for client in clients]
-    total_s = time.monotonic() - start
-    for client in clients:
-        await client.aclose()
-    all_times = [task.result() for task in tasks]
-    return Burst(
-        count * NUM_TOKENS / total_s,
-        [times[0] - start for times in all_times],
-        [later - sooner for times in all_times for sooner, later in itertools.pairwise(times)],
-    )
+def _row(found: Found, name: str, count: int) -> Row:
+    samples = found[name, count]
+    row: Row = {
+        "streams": count,
+        "server": name,
+        "tok/s": statistics.median(samples.rates),
+        "spread": spread(samples.rates),
+        "ours ÷ this": "",
+        "its spread": "",
+        "ttft p50 ms": "",
+        "gap p50 ms": "",
+        "gap p99": "",
+    }
+    if name != OURS:
+        quotients = ratios(found[OURS, count].rates, samples.rates)
+        row["ours ÷ this"] = number(statistics.median(quotients))
+        row["its spread"] = spread(quotients)
+    if samples.gaps_s:
+        row["ttft p50 ms"] = number(statistics.median(samples.ttfts_s) * 1e3)
+        row["gap p50 ms"] = number(statistics.median(samples.gaps_s) * 1e3)
+        row["gap p99"] = number(percentile(samples.gaps_s, 0.99) * 1e3)
+    return row
 
 
-async def _stream(client: AsyncClient, text: str) -> list[float]:
-    times, num_tokens = [], 0
-    async with client.generate(
-        text, model=MODEL, max_tokens=NUM_TOKENS, temperature=0, stream=True
-    ) as stream:
-        async for delta in stream:
-            times.append(time.monotonic())
-            num_tokens += len(delta.token_ids)
-    assert num_tokens == NUM_TOKENS, "a prompt ended early"
-    assert stream.result.usage.cached_tokens <= FEW_TOKENS, "the prefix cache answered"
-    return times
-
-
-def _one_after_the_other(model: Child, prompts: Iterator[str]) -> float:
-    start = time.monotonic()
-    for _ in range(NUM_SEQUENTIAL):
-        model.ask(way="completion", prompt=next(prompts), max_tokens=NUM_TOKENS)
-    return NUM_SEQUENTIAL * NUM_TOKENS / (time.monotonic() - start)
-
-
-def _prompts() -> Iterator[str]:
-    """Texts of one length that greedy decoding goes on counting. They differ from the first number
-    on, so that the daemon's prefix cache is of no use."""
-    for number in itertools.count():
-        start = 101 + 7 * number % 880
-        yield "Count: " + " ".join(f"{value}," for value in range(start, start + 12))
+def _targets(found: Found) -> list[Target]:
+    wanted = [(PEER, 1, 0.97)]
+    wanted += [(PEER, count, 1.0) for count in (8, 16, 32)]
+    wanted += [(LIMIT, count, 0.92) for count in (8, 16, 32)]
+    wanted += [(PYTHON, 8, 1.5)]
+    return [
+        Target.of_rounds(
+            f"{count} streams ÷ {name}",
+            ratios(found[OURS, count].rates, found[name, count].rates),
+            at_least=limit,
+        )
+        for name, count, limit in wanted
+        if (OURS, count) in found
+    ]

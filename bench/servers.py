@@ -1,0 +1,191 @@
+"""The servers that are compared: started with the same model, threads and context, asked alike.
+
+Owns how each is started and when it is ready, and the way from a plan to its answers. The peers run
+as their users would run them; what differs from their defaults is said where it is set.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import peers
+from answers import Answer, Ask
+from children import Child, ChildFailed, child
+from live import serving, short_folder, smollm2_path
+from traffic import Plan, Script
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+THREADS: Final = 2
+HTTP_THREADS: Final = 40
+"""For llama-server: with fewer than it has clients it drops connections."""
+
+_START_TIMEOUT_S: Final = 60
+_STOP_TIMEOUT_S: Final = 10
+_POLL_S: Final = 0.05
+_PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A running server that the load process can ask."""
+
+    name: str
+    dialect: str
+    address: str | int
+
+
+class Traffic:
+    """The load process (`traffic.py`)."""
+
+    def __init__(self, process: Child) -> None:
+        self._process = process
+
+    def run(
+        self,
+        server: Server,
+        scripts: Sequence[Script],
+        *,
+        gate_reads: int = 0,
+        limit_s: float = 300,
+    ) -> list[list[Answer]]:
+        """The answers of each script. Raises `ChildFailed` when a request failed."""
+        plan = Plan(server.dialect, server.address, list(scripts), gate_reads, limit_s)
+        answer = self._process.ask(**asdict(plan))
+        scripts_answers = [[Answer(**each) for each in answers] for answers in answer["scripts"]]
+        for each in (each for answers in scripts_answers for each in answers):
+            if each.error is not None:
+                raise ChildFailed(f"{server.name}: {each.error}")
+        return scripts_answers
+
+    def ask(self, server: Server, *asks: Ask) -> list[Answer]:
+        """Requests one after the other, on one connection."""
+        (answers,) = self.run(server, [Script(list(asks))])
+        return answers
+
+    def burst(self, server: Server, asks: Sequence[Ask]) -> list[Answer]:
+        """All at once, each on a connection of its own."""
+        return [answers[0] for answers in self.run(server, [Script([ask]) for ask in asks])]
+
+
+@contextlib.contextmanager
+def traffic() -> Iterator[Traffic]:
+    with child("traffic.py") as process:
+        process.answer()
+        yield Traffic(process)
+
+
+# ---- the servers ----
+
+
+@contextlib.contextmanager
+def openclawd(*, parallel: int, context: int, **settings: Any) -> Iterator[Server]:
+    """`settings` are more keys of the model's configuration."""
+    with serving(parallel=parallel, context=context, threads=THREADS, settings=settings) as daemon:
+        yield Server("openclawd", "openclawd", str(daemon.socket))
+
+
+@contextlib.contextmanager
+def llama_server(
+    *, parallel: int, context: int, http_threads: int = HTTP_THREADS
+) -> Iterator[Server]:
+    """llama.cpp's own server. `context` is tokens per sequence, as everywhere here; its `-c` is for
+    all of them. Its prompt caches are as they come."""
+    command = [peers.program("llama-server"), "--model", smollm2_path(), "--host", "127.0.0.1"]
+    command += ["--threads", THREADS, "--threads-http", http_threads]
+    command += ["--parallel", parallel, "--ctx-size", parallel * context]
+    with _http_server(command, health="/health") as port:
+        yield Server("llama-server", "llama-server", port)
+
+
+@contextlib.contextmanager
+def python_server(*, context: int) -> Iterator[Server]:
+    """`python -m llama_cpp.server`. By default a new request would end the running one, and logits
+    of every prompt token would be kept; neither is wanted."""
+    command = [peers.server_python(), "-P", "-m", "llama_cpp.server", "--model", smollm2_path()]
+    command += ["--host", "127.0.0.1", "--n_ctx", context]
+    command += ["--n_threads", THREADS, "--n_threads_batch", THREADS]
+    command += ["--interrupt_requests", "false", "--logits_all", "false", "--verbose", "false"]
+    with _http_server(command, health="/v1/models") as port:
+        yield Server("llama_cpp.server", "python-server", port)
+
+
+def batched_bench(*, streams: int, prompt_tokens: int, tokens: int) -> float:
+    """Seconds in which llama.cpp's loop, with nothing around it, reads and continues so many
+    prompts: what the machine can do at best."""
+    command = [peers.program("llama-batched-bench"), "--model", smollm2_path(), "-c", 8192]
+    command += ["-b", 512, "-t", THREADS, "-npp", prompt_tokens, "-ntg", tokens, "-npl", streams]
+    command += ["--output-format", "jsonl"]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    results = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    if done.returncode != 0 or len(results) != 1:
+        raise ChildFailed(f"llama-batched-bench failed:\n{done.stderr[-2000:]}")
+    return float(results[0]["t_pp"] + results[0]["t_tg"])
+
+
+# ---- starting ----
+
+
+@contextlib.contextmanager
+def _http_server(command: Sequence[object], *, health: str) -> Iterator[int]:
+    """A server on a free port of the loopback interface, from ready to stopped."""
+    port = _free_port()
+    with short_folder() as folder:
+        log = folder / "log"
+        with log.open("wb") as file:
+            process = subprocess.Popen(
+                [*map(str, command), "--port", str(port)],
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
+                start_new_session=True,
+                preexec_fn=_die_with_parent,
+            )
+        try:
+            _wait_healthy(process, f"http://127.0.0.1:{port}{health}", log)
+            yield port
+        finally:
+            process.terminate()
+            try:
+                process.wait(_STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def _wait_healthy(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    deadline_s = time.monotonic() + _START_TIMEOUT_S
+    while process.poll() is None and time.monotonic() < deadline_s:
+        try:
+            with urllib.request.urlopen(url, timeout=5):
+                return
+        except OSError:  # not listening yet, or still loading (503)
+            time.sleep(_POLL_S)
+    end = log.read_text(errors="replace")[-2000:]
+    raise ChildFailed(f"{process.args[0]} did not become ready:\n{end}")
+
+
+def _die_with_parent() -> None:
+    """In the child, before the server: have the kernel end it with the benchmark."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() == 1:
+        os._exit(1)

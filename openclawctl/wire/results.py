@@ -59,13 +59,17 @@ class Timings:
     """Seconds by the daemon's monotonic clock, from the request's arrival.
 
     `load_s` and `queue_s` are what it waited for its model and for its turn; `ttft_s` is the time
-    to the first token (None when there was none); `total_s` ends with the last token.
+    to the first token (None when there was none); `total_s` ends with the last token. With
+    speculation, `accepted_tokens` of the `guessed_tokens` were right and came without a step of
+    their own.
     """
 
     load_s: float = 0.0
     queue_s: float = 0.0
     ttft_s: float | None = None
     total_s: float = 0.0
+    guessed_tokens: int = 0
+    accepted_tokens: int = 0
 
     @classmethod
     def decode(cls, source: Fields) -> Timings:
@@ -74,6 +78,8 @@ class Timings:
             queue_s=source.number("queue_s", low=0, high=LONGEST_S),
             ttft_s=source.number_or_none("ttft_s", low=0, high=LONGEST_S),
             total_s=source.number("total_s", low=0, high=LONGEST_S),
+            guessed_tokens=source.integer("guessed_tokens", low=0),
+            accepted_tokens=source.integer("accepted_tokens", low=0),
         )
 
     def encode(self) -> dict[str, Any]:

@@ -121,6 +121,9 @@ def _contradictions_of_model(model: ModelConfig) -> Iterator[tuple[str, str]]:
         yield "kv_tokens", f"found {model.kv_tokens}; one whole context of {model.context} must fit"
     if model.required and not model.preload:
         yield "required", "found true, without preload: true; a model is only required at the start"
+    has_draft = model.speculation.draft_model is not None
+    if has_draft != (model.speculation.method == "draft"):
+        yield "speculation", "draft_model and method: draft need each other; set both or neither"
     if model.pinned and model.keep_alive_s != math.inf:
         yield "pinned", "found true, beside a keep_alive that ends; remove one of them"
 

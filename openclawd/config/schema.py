@@ -224,6 +224,26 @@ class LlamaOptions(_Section):
         return self.model_dump(exclude_none=True, exclude={"batch_tokens"})
 
 
+class Speculation(_Section):
+    """How tokens are guessed ahead for one model."""
+
+    method: Literal["off", "ngram", "draft"] = _key(
+        "off",
+        meaning="`ngram`: what followed the same tokens before in the same text, good for edits,"
+        " summaries and code. `draft`: what a smaller model says.",
+        allowed="off, ngram or draft",
+    )
+    max_tokens: int = _count(
+        16, low=1, high=64, meaning="Most tokens guessed for one sequence in one step."
+    )
+    draft_model: Annotated[str | None, AfterValidator(values.file_path_or_none)] = _key(
+        None,
+        meaning="The draft model's file, with `method: draft`: same vocabulary, much smaller.",
+        allowed="the path of a GGUF file, absolute or in `model_paths`",
+        default_text="none",
+    )
+
+
 class ModelConfig(_Section):
     """One model: where it is, how much of the machine it gets, when it is loaded."""
 
@@ -293,6 +313,12 @@ class ModelConfig(_Section):
         meaning="CPU threads of the model.",
         allowed="auto, or a whole number from 1 to 1024",
         default_text="auto: `cpu_cores_per_worker`, or every core the daemon may use",
+    )
+    speculation: Annotated[Speculation, BeforeValidator(values.empty_if_nil)] = _key(
+        Speculation(),
+        meaning="Guess tokens ahead and check several in one step. Changes no answer, up to near"
+        " ties; models whose memory cannot drop single tokens do without.",
+        allowed="a map",
     )
     system_prompts: Annotated[list[str], AfterValidator(values.system_prompts)] = _key(
         [],

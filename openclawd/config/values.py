@@ -125,3 +125,7 @@ def file_path(value: str) -> str:
     if not value or "\0" in value:
         raise ValueError("not a path")
     return value
+
+
+def file_path_or_none(value: str | None) -> str | None:
+    return None if value is None else file_path(value)

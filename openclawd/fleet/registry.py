@@ -145,6 +145,10 @@ class Fleet:
             gpu_layers=config.gpu_layers,
             options=config.options.for_backend(),
             system_prompts=config.system_prompts,
+            guess_method=config.speculation.method,
+            max_guesses=config.speculation.max_tokens,
+            draft_path=self._draft_path(config),
+            max_skips=self._config.resource_limits.max_skips,
         )
         return ModelSpec(
             load=load,
@@ -154,6 +158,10 @@ class Fleet:
             devices=tuple(config.devices),
             num_cores=num_cores,
         )
+
+    def _draft_path(self, config: ModelConfig) -> str:
+        draft = config.speculation.draft_model
+        return str(find_model_file(draft, self._config.model_paths)) if draft else ""
 
     def _row(self, model: Model) -> dict[str, Any]:
         load = model.spec.load

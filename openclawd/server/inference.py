@@ -267,6 +267,8 @@ class Inference:
             queue_s=round(self.queue_s, 6),
             ttft_s=None if self.ttft_s is None else round(self.ttft_s, 6),
             total_s=round(self.total_s, 6),
+            guessed_tokens=self.ended.guessed_tokens if self.ended else 0,
+            accepted_tokens=self.ended.accepted_tokens if self.ended else 0,
         )
 
     def result(self) -> dict[str, Any]:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from openclawd.backends.base import Backend
+    from openclawd.engine.speculation import Drafter
     from openclawd.worker.tokenizer import PreparedRequest, Tokenizer
 
 EXIT_MODEL_FAILED: Final = 1
@@ -44,12 +45,19 @@ class EngineLoop:
     """`submit` may be called from any thread; `run` is the engine thread."""
 
     def __init__(
-        self, backend: Backend, tokenizer: Tokenizer, *, send: Callable[[Step], None]
+        self,
+        backend: Backend,
+        tokenizer: Tokenizer,
+        *,
+        send: Callable[[Step], None],
+        drafter: Drafter | None = None,
+        **limits: int,
     ) -> None:
+        """`limits` are those of `Limits` that the backend does not know."""
         self._backend = backend
         self._tokenizer = tokenizer
         self._send = send
-        self._scheduler = Scheduler(_limits(backend), backend)
+        self._scheduler = Scheduler(_limits(backend, limits), backend, drafter)
         self._requests = Requests()
         self._inbox: queue.SimpleQueue[ToEngine] = queue.SimpleQueue()
         self._effects: list[Effect] = []  # of events since the last step
@@ -178,7 +186,7 @@ class EngineLoop:
         }
 
 
-def _limits(backend: Backend) -> Limits:
+def _limits(backend: Backend, limits: dict[str, int]) -> Limits:
     return Limits(
         num_slots=backend.info.parallel,
         kv_tokens=backend.info.kv_tokens,
@@ -186,6 +194,7 @@ def _limits(backend: Backend) -> Limits:
         embedding_batch_tokens=backend.limits.embedding_batch_tokens,
         splits_prompts=backend.limits.splits_prompts,
         num_prefix_tags=backend.limits.num_prefix_tags,
+        **limits,
     )
 
 

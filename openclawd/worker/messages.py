@@ -55,7 +55,9 @@ class Load:
     """The first message: which model, with what. `threads` and `gpu_layers` None mean automatic.
 
     `context` is tokens per sequence, `kv_tokens` for all together; `batch_tokens` bounds one step.
-    `system_prompts` are computed before it is ready, and shared by all.
+    `system_prompts` are computed before it is ready, and shared by all. `guess_method` is off,
+    ngram or draft, which needs `draft_path`; `max_guesses` bounds what is guessed for one step. A
+    sequence that waits for KV cells is passed `max_skips` times at most.
     """
 
     type: ClassVar[str] = "load"
@@ -69,6 +71,10 @@ class Load:
     gpu_layers: int | None = None
     options: dict[str, Any] = field(default_factory=dict)
     system_prompts: list[str] = field(default_factory=list)
+    guess_method: str = "off"
+    max_guesses: int = 0
+    draft_path: str = ""
+    max_skips: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +231,7 @@ class Output:
 @dataclass(frozen=True, slots=True)
 class Ended:
     """A request's end: a finish reason per sequence, and exact usage over all of them, whichever
-    worker computed what.
+    worker computed what. Of `guessed_tokens`, `accepted_tokens` were right; in this worker only.
 
     `error` holds the fields of an `error` message when the finish reason is `error`.
     """
@@ -236,6 +242,8 @@ class Ended:
     cached_tokens: int
     completion_tokens: int
     error: dict[str, Any] | None = None
+    guessed_tokens: int = 0
+    accepted_tokens: int = 0
 
     def to_problem(self) -> Problem:
         if self.error is None:
@@ -366,6 +374,8 @@ def _ended(source: Fields) -> Ended:
         cached_tokens=_count(source, "cached_tokens"),
         completion_tokens=_count(source, "completion_tokens"),
         error=source.mapping("error") or None,
+        guessed_tokens=_count(source, "guessed_tokens"),
+        accepted_tokens=_count(source, "accepted_tokens"),
     )
 
 

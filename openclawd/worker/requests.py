@@ -25,6 +25,8 @@ class _Request:
     finish_by_index: list[Finish | None]
     num_completion_tokens: int = 0
     num_cached_tokens: int = 0
+    num_guessed_tokens: int = 0
+    num_accepted_tokens: int = 0
 
     @property
     def has_ended(self) -> bool:
@@ -94,6 +96,8 @@ class Requests:
         request = self._open[sequence.rid]
         request.finish_by_index[sequence.index] = finish
         request.num_cached_tokens += sequence.num_cached_tokens or 0
+        request.num_guessed_tokens += sequence.guessing.num_proposed
+        request.num_accepted_tokens += sequence.guessing.num_accepted
         if request.has_ended:
             del self._open[sequence.rid]
             step.ended.append(_ended(sequence.rid, request, failure))
@@ -120,6 +124,8 @@ def _ended(rid: int, request: _Request, failure: str) -> RequestEnded:
         cached_tokens=request.num_cached_tokens,
         completion_tokens=request.num_completion_tokens,
         error=_error(failure) if Finish.ERROR in finishes else None,
+        guessed_tokens=request.num_guessed_tokens,
+        accepted_tokens=request.num_accepted_tokens,
     )
 
 

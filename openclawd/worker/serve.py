@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from openclawd.backends.base import CannotLoad, DecodeFailed, LoadAborted, LoadSpec, NoFreeCells
 from openclawd.engine.batch import Batch, BatchKind, Chunk, Opening
 from openclawd.engine.sampling import SamplingParams
+from openclawd.worker.drafting import make_drafter
 from openclawd.worker.loop import EngineLoop
 from openclawd.worker.messages import (
     EXIT_LOAD_FAILED,
@@ -56,6 +57,10 @@ is as fast with either, and half as fast if threads never spin (measured 2026-11
 _NOT_PINNED: Final = (
     "system_prompts are computed anew for every request: this model cannot share a part of"
     " a sequence (it has a sliding window, is recurrent or hybrid, or parallel is too large)"
+)
+
+_NOT_SPECULATING: Final = (
+    "speculation is off: this model's memory cannot drop the tokens that were guessed wrong"
 )
 
 _log = logging.getLogger(__name__)
@@ -100,7 +105,14 @@ class Worker:
             backend = self._load_backend()
             self._warm_up(backend)
             tokenizer = Tokenizer(backend, self._send)
-            loop = EngineLoop(backend, tokenizer, send=self._send)
+            loop = EngineLoop(
+                backend,
+                tokenizer,
+                send=self._send,
+                drafter=make_drafter(self._load.guess_method, backend, self._load_draft),
+                max_guesses=self._load.max_guesses,
+                max_skips=self._load.max_skips,
+            )
             num_pinned = self._pin_system_prompts(backend, tokenizer, loop.scheduler)
             load_s = time.perf_counter() - started_s
         except LoadAborted:
@@ -111,6 +123,8 @@ class Worker:
         info = _describe(backend, tokenizer, load_s=load_s, num_pinned_tokens=num_pinned)
         if self._load.system_prompts and not num_pinned:
             info["warnings"].append(_NOT_PINNED)
+        if self._load.guess_method != "off" and not backend.limits.num_prefix_tags:
+            info["warnings"].append(_NOT_SPECULATING)
         self._tokenizer, self._loop = tokenizer, loop
         return self._serve(loop, info)
 
@@ -126,8 +140,14 @@ class Worker:
     # ---- loading ----
 
     def _load_backend(self) -> Backend:
+        return self._load_file(self._load.path)
+
+    def _load_draft(self) -> Backend:
+        return self._load_file(self._load.draft_path)
+
+    def _load_file(self, path: str) -> Backend:
         spec = LoadSpec(
-            path=self._load.path,
+            path=path,
             parallel=self._load.parallel,
             context=self._load.context,
             kv_tokens=self._load.kv_tokens,

@@ -265,6 +265,13 @@ MODEL = "models:\n  a:\n    path: a.gguf\n    "
             ),
         ),
         (
+            MODEL + "speculation: {method: draft}",
+            (
+                "c.yaml:4: models.a.speculation: draft_model and method: draft need each other; "
+                "set both or neither"
+            ),
+        ),
+        (
             MODEL + "pinned: true\n    keep_alive: 5m",
             (
                 "c.yaml:4: models.a.pinned: found true, beside a keep_alive that ends; remove one "

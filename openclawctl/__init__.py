@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     )
     from openclawctl.wire.messages import Delta, Event
     from openclawctl.wire.results import Choice, Timings, Usage
+    from openclawctl.wire.tokens import TokenLogprob
 
 __version__: Final = "0.1.0"
 
@@ -74,6 +75,7 @@ _HOME: Final = {
     "Event": "openclawctl.wire.messages",
     "Stream": "openclawctl.client",
     "Timings": "openclawctl.wire.results",
+    "TokenLogprob": "openclawctl.wire.tokens",
     "Usage": "openclawctl.wire.results",
     **dict.fromkeys(_ERRORS.split(), "openclawctl.wire.errors"),
 }
@@ -120,6 +122,7 @@ __all__ = [
     "Stream",
     "TimeoutProblem",
     "Timings",
+    "TokenLogprob",
     "Unavailable",
     "Unsupported",
     "Usage",

@@ -25,7 +25,9 @@ class CompletionOptions(TypedDict, total=False):
     `min_p` 0, `xtc_probability` 0, `mirostat` 0, `repeat_penalty` 1, `frequency_penalty` and
     `presence_penalty` 0, `dry_multiplier` 0. The same `seed` gives the same
     text. `logit_bias` maps token ids to what is added to their logits. With `ignore_eos` the model
-    cannot end the text, with `min_tokens` not before so many tokens. `priority` is `batch`,
+    cannot end the text, with `min_tokens` not before so many tokens. `logprobs`
+    asks for a record of each token (`choices[0].logprobs`, and in deltas), `top_logprobs` for so
+    many likeliest ones in each. `priority` is `batch`,
     `normal` or `interactive`; after `deadline_s` seconds the request ends with `DeadlineExceeded`.
     """
 
@@ -54,6 +56,8 @@ class CompletionOptions(TypedDict, total=False):
     logit_bias: Mapping[int, float] | None
     ignore_eos: bool | None
     min_tokens: int | None
+    logprobs: bool | None
+    top_logprobs: int | None
     priority: str | None
     deadline_s: float | None
     on_event: Callable[[Event], object] | None

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Final
 from openclawctl.wire.errors import ProtocolError
 from openclawctl.wire.fields import Fields
 from openclawctl.wire.framing import MAX_ITEMS
-from openclawctl.wire.messages import MAX_TOKEN_ID
 from openclawctl.wire.results import Choice, InferenceResult, Timings, Usage
+from openclawctl.wire.tokens import MAX_TOKEN_ID, encode_logprobs
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -64,7 +64,7 @@ class Completion:
             "model": self.model,
             "text": self.text,
             "finish_reason": self.finish_reason,
-            "choices": [asdict(choice) for choice in self.choices],
+            "choices": [_choice_dict(choice) for choice in self.choices],
             "usage": usage_dict(self.usage),
             "timings": asdict(self.timings),
             "context": self.context,
@@ -102,6 +102,11 @@ class Embeddings(list[list[float]]):
             "usage": usage_dict(self.usage),
             "timings": asdict(self.timings),
         }
+
+
+def _choice_dict(choice: Choice) -> dict[str, Any]:
+    logprobs = None if choice.logprobs is None else encode_logprobs(choice.logprobs)
+    return {**asdict(choice), "logprobs": logprobs}
 
 
 def usage_dict(usage: Usage) -> dict[str, Any]:

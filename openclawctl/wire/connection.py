@@ -17,6 +17,7 @@ from openclawctl.wire.errors import LocalProtocolError, RemoteProtocolError
 from openclawctl.wire.framing import (
     HELLO_FRAME_BYTES,
     MAX_FRAME_BYTES,
+    MAX_RESULT_ITEMS,
     MOST_FRAME_BYTES,
     FrameReader,
     encode_frame,
@@ -75,8 +76,11 @@ class Connection:
         self._max_frame_bytes = max_frame_bytes
         self._state = State.NEW
         self._open_ids: set[int] = set()
-        is_server = role is Role.SERVER
-        self._reader = FrameReader(max_bytes=HELLO_FRAME_BYTES if is_server else max_frame_bytes)
+        self._reader = (
+            FrameReader(max_bytes=HELLO_FRAME_BYTES)
+            if role is Role.SERVER
+            else FrameReader(max_bytes=max_frame_bytes, max_items=MAX_RESULT_ITEMS)
+        )
 
     @property
     def state(self) -> State:

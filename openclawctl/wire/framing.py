@@ -35,6 +35,10 @@ MAX_ITEMS: Final = 65_536
 """Most list entries and map pairs in one frame, all levels together. Decoding that many takes about
 14 ms (measured 2026-11-23), the longest that one frame may hold up the daemon's loop."""
 
+MAX_RESULT_ITEMS: Final = 1_048_576
+"""The same for frames to a client: room for the probabilities of thousands of tokens. A client
+chooses the daemon it asks, and waits for the answer to what it asked for."""
+
 _LENGTH = struct.Struct(">I")
 
 
@@ -51,8 +55,9 @@ def encode_frame(message: dict[str, Any], *, max_bytes: int = MAX_FRAME_BYTES) -
 class FrameReader:
     """Cuts a byte stream into payload maps. `max_bytes` may be raised while frames are waiting."""
 
-    def __init__(self, *, max_bytes: int) -> None:
+    def __init__(self, *, max_bytes: int, max_items: int = MAX_ITEMS) -> None:
         self.max_bytes = max_bytes
+        self._max_items = max_items
         self._buffer = bytearray()
 
     @property
@@ -81,7 +86,7 @@ class FrameReader:
             return None
         payload = bytes(memoryview(self._buffer)[_LENGTH.size : end])
         del self._buffer[:end]  # a bytearray drops its front without copying the rest
-        return decode_payload(payload)
+        return decode_payload(payload, max_items=self._max_items)
 
     def payloads(self) -> Iterator[dict[str, Any]]:
         """Every payload that is complete now."""
@@ -89,10 +94,14 @@ class FrameReader:
             yield payload
 
 
-def decode_payload(payload: bytes) -> dict[str, Any]:
+def decode_payload(payload: bytes, *, max_items: int = MAX_ITEMS) -> dict[str, Any]:
     """Decode one msgpack map under the depth and item limits, or raise `RemoteProtocolError`."""
     try:
-        value = _decode_plain(payload) if _is_plain(payload) else _Decoder(payload).decode()
+        value = (
+            _decode_plain(payload)
+            if _is_plain(payload)
+            else _Decoder(payload, max_items=max_items).decode()
+        )
     except (msgpack.UnpackException, ValueError, RecursionError) as error:
         raise RemoteProtocolError(f"a frame is not valid msgpack: {error or 'cut short'}") from None
     if not isinstance(value, dict):
@@ -128,7 +137,7 @@ class _Decoder:
     """Walks containers in Python, so that each is as large as what is really there, and leaves
     scalars to msgpack's C code."""
 
-    def __init__(self, payload: bytes) -> None:
+    def __init__(self, payload: bytes, *, max_items: int) -> None:
         self._payload = payload
         self._unpacker = msgpack.Unpacker(
             max_buffer_size=len(payload), read_size=len(payload), raw=False
@@ -136,7 +145,7 @@ class _Decoder:
         self._unpacker.feed(payload)
         self._tell: Callable[[], int] = self._unpacker.tell
         self._scalar: Callable[[], Any] = self._unpacker.unpack
-        self._items_left = MAX_ITEMS
+        self._max_items = self._items_left = max_items
 
     def decode(self) -> Any:
         value = self._value(MAX_DEPTH)
@@ -164,7 +173,7 @@ class _Decoder:
     def _take(self, num_items: int) -> int:
         self._items_left -= num_items
         if self._items_left < 0:
-            raise RemoteProtocolError(f"a frame holds more than {MAX_ITEMS} items")
+            raise RemoteProtocolError(f"a frame holds more than {self._max_items} items")
         return num_items
 
     def _map(self, depth_left: int) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from openclawctl.wire.errors import Problem, RemoteProtocolError, problem_from_wire
 from openclawctl.wire.fields import Fields
-from openclawctl.wire.framing import MAX_ITEMS
+from openclawctl.wire.tokens import TokenLogprob, decode_logprobs, decode_token_ids, encode_logprobs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,8 +25,6 @@ _MAX_NAME_CHARS: Final = 256
 
 LONGEST_S: Final = 1e10
 """Longest time in seconds, three centuries: no infinity reaches arithmetic on times."""
-
-MAX_TOKEN_ID: Final = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +80,8 @@ class Event:
 @dataclass(frozen=True, slots=True)
 class Delta:
     """A piece of a result. `token_ids` are the tokens sampled since the last delta of this index;
-    their text may come later (half a character, the start of a stop string)."""
+    their text may come later (half a character, the start of a stop string). `logprobs` has a
+    record of each, where they were asked for."""
 
     type: ClassVar[str] = "delta"
     id: int
@@ -90,6 +89,7 @@ class Delta:
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
     embedding: bytes | None = None
+    logprobs: list[TokenLogprob] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +143,8 @@ def encode(message: Message) -> dict[str, Any]:
         value = getattr(message, name)
         if value is not None:
             fields[name] = value
+    if (logprobs := fields.get("logprobs")) is not None:
+        fields["logprobs"] = encode_logprobs(logprobs)
     return fields
 
 
@@ -210,8 +212,9 @@ def _delta(fields: Fields) -> Delta:
         id=fields.integer("id", low=0),
         index=fields.integer("index", low=0),
         text=fields.text("text") if fields.has("text") else "",
-        token_ids=fields.integers("token_ids", max_items=MAX_ITEMS, low=0, high=MAX_TOKEN_ID),
+        token_ids=decode_token_ids(fields),
         embedding=fields.binary_or_none("embedding"),
+        logprobs=decode_logprobs(fields),
     )
 
 

@@ -17,9 +17,10 @@ from openclawctl.wire.completion import MAX_MODEL_NAME_CHARS, ChatParams, Genera
 from openclawctl.wire.errors import InvalidRequest
 from openclawctl.wire.fields import Fields, present
 from openclawctl.wire.framing import MAX_ITEMS
-from openclawctl.wire.messages import LONGEST_S, MAX_TOKEN_ID
+from openclawctl.wire.messages import LONGEST_S
 from openclawctl.wire.sampling import Sampling
 from openclawctl.wire.scheduling import decode_scheduling
+from openclawctl.wire.tokens import MAX_TOKEN_ID
 
 MAX_EMBED_INPUTS: Final = 2048
 USAGE_GROUPS: Final = ("model", "principal", "app", "day", "op")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from openclawctl.wire.fields import present
-from openclawctl.wire.messages import MAX_TOKEN_ID
+from openclawctl.wire.tokens import MAX_TOKEN_ID, MAX_TOP_LOGPROBS
 
 if TYPE_CHECKING:
     from openclawctl.wire.fields import Fields
@@ -40,6 +40,7 @@ SAMPLING_RANGES: Final[dict[str, tuple[float, float]]] = {
     "dry_penalty_last_n": (0, 65_536),
     "seed": (0, MAX_SEED),
     "min_tokens": (0, MAX_TOKEN_ID),
+    "top_logprobs": (0, MAX_TOP_LOGPROBS),
 }
 """Lowest and highest value of each sampling parameter, for requests and configuration alike."""
 
@@ -52,6 +53,7 @@ SAMPLING_INTEGERS: Final = frozenset(
         "dry_penalty_last_n",
         "seed",
         "min_tokens",
+        "top_logprobs",
     }
 )
 """Those of them that are whole numbers."""
@@ -66,7 +68,8 @@ class Sampling:
     Off are: `top_k` 0, `typical_p` 1, `top_p` 1, `min_p` 0, `xtc_probability` 0, `mirostat` 0,
     penalties 1 (repeat) and 0 (frequency, presence), `dry_multiplier` 0.
     With `ignore_eos` no token that ends the text is ever chosen, with `min_tokens` none of the
-    first so many.
+    first so many. `logprobs` asks how likely each token was, `top_logprobs` for so many of the
+    likeliest in its place, too.
     """
 
     temperature: float | None = None
@@ -91,13 +94,18 @@ class Sampling:
     logit_bias: dict[int, float] | None = None
     ignore_eos: bool | None = None
     min_tokens: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
 
     @classmethod
     def decode(cls, source: Fields) -> Sampling:
         numbers: dict[str, Any] = {name: _number(source, name) for name in SAMPLING_RANGES}
+        if numbers["top_logprobs"] and not source.boolean("logprobs", default=False):
+            raise source.fail("'top_logprobs' needs 'logprobs': true")
         return cls(
             logit_bias=_decode_logit_bias(source) if source.has("logit_bias") else None,
             ignore_eos=source.boolean_or_none("ignore_eos"),
+            logprobs=source.boolean_or_none("logprobs"),
             **numbers,
         )
 

@@ -8,8 +8,13 @@ Nothing is ever cut without a word.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from openclawctl.wire.errors import LimitExceeded, PromptTooLong
+from openclawctl.wire.framing import MAX_RESULT_ITEMS
+
+_OTHER_ITEMS: Final = 4096
+"""Far more than a result has beside its tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,4 +88,15 @@ def check_min_tokens(min_tokens: int, max_tokens: int) -> None:
         raise LimitExceeded(
             f"min_tokens is {min_tokens}, but the answer can have {max_tokens} tokens at most",
             hint=f"ask for at most {max_tokens}, raise max_tokens, or shorten the prompt",
+        )
+
+
+def check_answer_items(num_items: int) -> None:
+    """Refuse an answer of more items (`wire.tokens.num_items`) than one result can hold."""
+    most = MAX_RESULT_ITEMS - _OTHER_ITEMS
+    if num_items > most:
+        raise LimitExceeded(
+            f"the answer may have {num_items} numbers and texts of its tokens; one result holds "
+            f"{most} at most",
+            hint="ask for fewer tokens (max_tokens), fewer top_logprobs, or no logprobs",
         )

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, assert_never
 
 from openclawctl.wire.errors import Internal, Problem, RemoteProtocolError, WorkerDied
-from openclawctl.wire.framing import FrameReader, encode_frame
+from openclawctl.wire.framing import MAX_RESULT_ITEMS, FrameReader, encode_frame
 from openclawd.worker.messages import (
     FROM_WORKER_FRAME_BYTES,
     TO_WORKER_FRAME_BYTES,
@@ -79,7 +79,7 @@ class Link(asyncio.Protocol):
     ) -> None:
         self._on_load_message = on_load_message
         self._on_lost = on_lost
-        self._reader = FrameReader(max_bytes=FROM_WORKER_FRAME_BYTES)
+        self._reader = FrameReader(max_bytes=FROM_WORKER_FRAME_BYTES, max_items=MAX_RESULT_ITEMS)
         self._transport: asyncio.WriteTransport | None = None
         self._calls: dict[int, Call] = {}
         self._next_rid = 1

@@ -23,8 +23,10 @@ from openclawctl.wire.errors import Code, Internal, Problem
 from openclawctl.wire.messages import Delta
 from openclawctl.wire.operations import DetokenizeParams, EmbedParams, Op, TokenizeParams
 from openclawctl.wire.results import Choice, FinishReason, InferenceResult, Timings, Usage
+from openclawctl.wire.tokens import num_items
 from openclawd.admission.limits import (
     TokenLimits,
+    check_answer_items,
     check_min_tokens,
     check_prompt_bytes,
     check_prompt_tokens,
@@ -36,6 +38,7 @@ from openclawd.server.recording import reserve, settle
 from openclawd.worker.messages import Answer, Ended, Output, Prepared, Start
 
 if TYPE_CHECKING:
+    from openclawctl.wire.tokens import TokenLogprob
     from openclawd.fleet.link import Call, Link
     from openclawd.fleet.model import Model
     from openclawd.server.peer import Exchange
@@ -86,7 +89,8 @@ class _Part:
     """What one sequence has produced so far."""
 
     texts: list[str] = field(default_factory=list)
-    num_tokens: int = 0
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
 
 
 @dataclass(slots=True, eq=False)
@@ -165,6 +169,15 @@ class Inference:
                 prepared.prompt_tokens, self.params.max_tokens, self.limits
             )
             check_min_tokens(self.params.sampling.min_tokens or 0, self.max_tokens)
+            check_answer_items(self._max_items())
+
+    def _max_items(self) -> int:
+        """Items of the longest result: token ids, and a record of each."""
+        assert not isinstance(self.params, EmbedParams)
+        sampling, num_tokens = self.params.sampling, self.max_tokens
+        if not sampling.logprobs:
+            return num_tokens
+        return num_tokens + num_items(num_tokens, num_top=sampling.top_logprobs or 0)
 
     async def _compute(self, link: Link, call: Call) -> Ended:
         self.stage = Stage.COMPUTING
@@ -212,7 +225,8 @@ class Inference:
             self.ttft_s = self.elapsed_s()
         part = self.parts.setdefault(output.index, _Part())
         part.texts.append(output.text)
-        part.num_tokens += len(output.token_ids)
+        part.token_ids += output.token_ids
+        part.logprobs += output.logprobs or ()
         if output.token_ids:
             self.service.note_tokens(len(output.token_ids))
             self.service.ledger.progress(self.request_id, self.completion_tokens)
@@ -224,6 +238,7 @@ class Inference:
                     output.text,
                     output.token_ids,
                     output.embedding,
+                    output.logprobs,
                 )
             )
 
@@ -231,12 +246,16 @@ class Inference:
     def _is_streamed(self) -> bool:
         return isinstance(self.params, EmbedParams) or self.params.stream
 
+    @property
+    def _asks_logprobs(self) -> bool:
+        return not isinstance(self.params, EmbedParams) and bool(self.params.sampling.logprobs)
+
     # ---- the end ----
 
     @property
     def completion_tokens(self) -> int:
         """Tokens that have arrived here."""
-        return sum(part.num_tokens for part in self.parts.values())
+        return sum(len(part.token_ids) for part in self.parts.values())
 
     @property
     def op(self) -> Op:
@@ -294,11 +313,12 @@ class Inference:
         return [self._choice(i, reason) for i, reason in enumerate(self.ended.finish_reasons)]
 
     def _choice(self, index: int, finish_reason: str) -> Choice:
-        text = "".join(self.parts.get(index, _Part()).texts)
+        part = self.parts.get(index, _Part())
+        text, logprobs = "".join(part.texts), part.logprobs if self._asks_logprobs else None
         if isinstance(self.params, ChatParams):
             message = {"role": "assistant", "content": text}
-            return Choice(index, finish_reason, message=message)
-        return Choice(index, finish_reason, text=text)
+            return Choice(index, finish_reason, None, message, part.token_ids, logprobs)
+        return Choice(index, finish_reason, text, None, part.token_ids, logprobs)
 
     def _problem_of(self, error: BaseException) -> Problem:
         """What the ledger and the log call this end."""

@@ -42,10 +42,13 @@ from openclawctl.wire.messages import (
     Request,
     Welcome,
 )
+from openclawctl.wire.tokens import num_items
 from openclawd.admission.identity import Credentials, Principal, check_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
+
+    from openclawctl.wire.tokens import TokenLogprob
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +61,10 @@ WRITE_BUFFER_BYTES: Final = 64 * 1024
 
 MAX_MERGED_CHARS: Final = 4 * 1024 * 1024
 """Most text that waits for one slow client, over all its requests."""
+
+_CHARS_OF_ITEM: Final = 4
+"""What a number in a delta counts for. As `MAX_MERGED_CHARS` is four times `MAX_RESULT_ITEMS`, what
+is merged always fits into one frame."""
 
 MAX_UNSENT_BYTES: Final = 64 * 1024 * 1024
 """Most bytes that wait for one slow client (whole results and vectors are not merged). A client
@@ -90,6 +97,18 @@ class _Merged:
 
     texts: list[str] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    num_chars: int = 0
+
+    def add(self, delta: Delta) -> int:
+        """Take in a delta; how many characters it counts for."""
+        self.texts.append(delta.text)
+        self.token_ids += delta.token_ids
+        self.logprobs += delta.logprobs or ()
+        records = (num_items(1, num_top=len(each.top)) for each in delta.logprobs or ())
+        num_chars = 1 + len(delta.text) + _CHARS_OF_ITEM * (len(delta.token_ids) + sum(records))
+        self.num_chars += num_chars
+        return num_chars
 
 
 class Exchange:
@@ -177,9 +196,7 @@ class Peer(asyncio.Protocol):
             self.send(delta)
             return
         merged = self._merged.setdefault((delta.id, delta.index), _Merged())
-        merged.texts.append(delta.text)
-        merged.token_ids += delta.token_ids
-        self._num_merged_chars += len(delta.text) + 1
+        self._num_merged_chars += merged.add(delta)
         if self._num_merged_chars > MAX_MERGED_CHARS:
             self._cancel_slow()
 
@@ -339,8 +356,9 @@ class Peer(asyncio.Protocol):
         """Send what was merged for a request, whether or not the client reads."""
         for key in [key for key in self._merged if key[0] == request_id]:
             merged = self._merged.pop(key)
-            self._num_merged_chars -= sum(len(text) + 1 for text in merged.texts)
-            self.send(Delta(*key, text="".join(merged.texts), token_ids=merged.token_ids))
+            self._num_merged_chars -= merged.num_chars
+            text, logprobs = "".join(merged.texts), merged.logprobs or None
+            self.send(Delta(*key, text, merged.token_ids, logprobs=logprobs))
 
     def _cancel_slow(self) -> None:
         problem = SlowConsumer(

@@ -36,6 +36,10 @@ EXIT_MODEL_FAILED: Final = 1
 
 _NO_CELLS: Final = "the KV cache has no room for this request, although room was reserved for it"
 
+_NOT_PLAIN: Final = ("logit_bias", "logprobs", "top_logprobs")
+"""The wire's sampling parameters that the engine has in another form; the names of all others are
+the same."""
+
 _log = logging.getLogger(__name__)
 
 ToEngine = Start | Abort | Stop
@@ -58,7 +62,7 @@ class EngineLoop:
         self._tokenizer = tokenizer
         self._send = send
         self._scheduler = Scheduler(_limits(backend, limits), backend, drafter)
-        self._requests = Requests()
+        self._requests = Requests(backend)
         self._inbox: queue.SimpleQueue[ToEngine] = queue.SimpleQueue()
         self._effects: list[Effect] = []  # of events since the last step
         self._refused: list[RequestEnded] = []
@@ -224,7 +228,8 @@ def _sampling(values: dict[str, Any]) -> SamplingParams:
     given = {
         name: getattr(wire, name)
         for name in Sampling.__dataclass_fields__
-        if name != "logit_bias" and getattr(wire, name) is not None
+        if name not in _NOT_PLAIN and getattr(wire, name) is not None
     }
     bias = tuple((wire.logit_bias or {}).items())
-    return SamplingParams(logit_bias=bias, **given)
+    num_top = (wire.top_logprobs or 0) if wire.logprobs else None
+    return SamplingParams(logit_bias=bias, num_top=num_top, **given)

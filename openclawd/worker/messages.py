@@ -23,6 +23,7 @@ from openclawctl.wire.errors import (
 from openclawctl.wire.fields import Fields
 from openclawctl.wire.framing import MAX_FRAME_BYTES, MAX_ITEMS, MOST_FRAME_BYTES
 from openclawctl.wire.messages import LONGEST_S
+from openclawctl.wire.tokens import TokenLogprob, decode_logprobs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -217,6 +218,7 @@ class Refused:
 class Output:
     """What one step added to one sequence: sampled tokens, or the vector of an embedding.
 
+    `logprobs` has a record of each token, where they were asked for.
     `cached_tokens` of its prompt were not computed, in the first worker that had it.
     """
 
@@ -226,6 +228,7 @@ class Output:
     token_ids: list[int] = field(default_factory=list)
     embedding: bytes | None = None
     cached_tokens: int = 0
+    logprobs: list[TokenLogprob] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -363,6 +366,7 @@ def _output(source: Fields) -> Output:
         token_ids=source.integers("token_ids", max_items=MAX_ITEMS, low=0, high=_MAX_ID),
         embedding=source.binary_or_none("embedding"),
         cached_tokens=_count(source, "cached_tokens"),
+        logprobs=decode_logprobs(source),
     )
 
 

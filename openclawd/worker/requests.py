@@ -7,16 +7,27 @@ Invariant: every request that was opened has exactly one `Ended`, when its last 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, assert_never
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Protocol, assert_never
 
 from openclawctl.wire.errors import ModelFailed, Problem
+from openclawctl.wire.tokens import LOWEST_LOGPROB, TokenLogprob
 from openclawd.engine.sequence import Effect, Embedded, Ended, Finish, Sampled, Sequence
 from openclawd.worker.messages import Ended as RequestEnded
 from openclawd.worker.messages import Output, error_fields
 
 if TYPE_CHECKING:
+    import collections.abc
     from collections.abc import Collection, Iterable
+
+    from openclawd.engine.batch import TokenOutput
+
+
+class Vocabulary(Protocol):
+    """What must be known of tokens to tell of them."""
+
+    def piece(self, token: int) -> bytes: ...
+    def detokenize(self, tokens: collections.abc.Sequence[int]) -> bytes: ...
 
 
 @dataclass(slots=True)
@@ -47,22 +58,27 @@ class StepOutputs:
             self.outputs[key] = Output(*key, cached_tokens=sequence.num_cached_tokens or 0)
         return self.outputs[key]
 
-    def put(self, sequence: Sequence, text: str, token_ids: list[int]) -> None:
+    def put(
+        self,
+        sequence: Sequence,
+        text: str,
+        token_ids: Iterable[int] = (),
+        logprob: TokenLogprob | None = None,
+    ) -> None:
         before = self.of(sequence)
-        self.outputs[sequence.rid, sequence.index] = Output(
-            sequence.rid,
-            sequence.index,
+        self.outputs[sequence.rid, sequence.index] = replace(
+            before,
             text=before.text + text,
-            token_ids=before.token_ids + token_ids,
-            embedding=before.embedding,
-            cached_tokens=before.cached_tokens,
+            token_ids=[*before.token_ids, *token_ids],
+            logprobs=[*(before.logprobs or []), logprob] if logprob else before.logprobs,
         )
 
 
 class Requests:
     """Every request that has started and not ended."""
 
-    def __init__(self) -> None:
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._vocabulary = vocabulary
         self._open: dict[int, _Request] = {}
 
     def open(self, rid: int, sequences: Collection[Sequence]) -> None:
@@ -79,18 +95,30 @@ class Requests:
             match effect:
                 case Sampled(sequence, output, text):
                     self._open[sequence.rid].num_completion_tokens += 1
-                    step.put(sequence, text, [output.token])
+                    step.put(sequence, text, [output.token], self._logprob(output))
                 case Embedded(sequence, vector):
                     step.outputs[sequence.rid, sequence.index] = Output(
                         sequence.rid, sequence.index, embedding=vector
                     )
                 case Ended(sequence, finish, text):
                     if text:
-                        step.put(sequence, text, [])
+                        step.put(sequence, text)
                     self._end(step, sequence, finish, failure=failure)
                 case _:
                     assert_never(effect)
         return step
+
+    def _logprob(self, output: TokenOutput) -> TokenLogprob | None:
+        if output.logprob is None:
+            return None
+        top = [self._token(*each) for each in output.top]
+        return replace(self._token(output.token, output.logprob), top=top)
+
+    def _token(self, token: int, logprob: float) -> TokenLogprob:
+        """With the text of control tokens, which add none."""
+        piece = self._vocabulary.piece(token) or self._vocabulary.detokenize([token])
+        bounded = min(max(logprob, LOWEST_LOGPROB), 0.0)  # a sum of rounded numbers may be over 1
+        return TokenLogprob(token, piece.decode("utf-8", "replace"), bounded)
 
     def _end(self, step: StepOutputs, sequence: Sequence, finish: Finish, *, failure: str) -> None:
         request = self._open[sequence.rid]

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from openclawctl.wire.errors import LimitExceeded, PromptTooLong
 from openclawd.admission.limits import (
     TokenLimits,
+    check_answer_items,
     check_min_tokens,
     check_prompt_bytes,
     plan_completion,
@@ -54,3 +55,9 @@ def test_more_tokens_at_least_than_at_most() -> None:
     check_min_tokens(20, 20)
     with pytest.raises(LimitExceeded, match="min_tokens is 21, but the answer can have 20 tokens"):
         check_min_tokens(21, 20)
+
+
+def test_more_probabilities_than_a_result_can_hold() -> None:
+    check_answer_items(1_000_000)
+    with pytest.raises(LimitExceeded, match="one result holds 1044480 at most"):
+        check_answer_items(1_044_481)

@@ -57,7 +57,13 @@ def paragraph(start):
 def test_limits():
     assert {name(cells[0]): int(cells[1]) for cells in table("limit")} == {
         limit: getattr(framing, limit)
-        for limit in ("HELLO_FRAME_BYTES", "MAX_FRAME_BYTES", "MAX_DEPTH", "MAX_ITEMS")
+        for limit in (
+            "HELLO_FRAME_BYTES",
+            "MAX_FRAME_BYTES",
+            "MAX_DEPTH",
+            "MAX_ITEMS",
+            "MAX_RESULT_ITEMS",
+        )
     }
 
 
@@ -72,7 +78,7 @@ EXAMPLES = [
     m.Cancel(1),
     m.Welcome(1, "s", "p"),
     m.Event(1, "k"),
-    m.Delta(1, embedding=b""),
+    m.Delta(1, embedding=b"", logprobs=[]),
     m.Done(1),
     m.Error(1, "c", "k", "m", "h", 1.0),
     m.Goaway("r"),

@@ -1,8 +1,10 @@
 """Hypothesis strategies for everything that goes over the wire."""
 
+from dataclasses import replace
+
 from hypothesis import strategies as st
 
-from openclawctl.wire import completion, results, sampling, scheduling
+from openclawctl.wire import completion, results, sampling, scheduling, tokens
 from openclawctl.wire import messages as m
 from openclawctl.wire import operations as ops
 from openclawctl.wire.errors import Code, Kind
@@ -21,12 +23,20 @@ json_values = st.recursive(
     max_leaves=25,
 )
 maps = st.dictionaries(texts, json_values, max_size=6)
-token_ids = st.lists(st.integers(0, ops.MAX_TOKEN_ID), max_size=20)
+token_ids = st.lists(st.integers(0, tokens.MAX_TOKEN_ID), max_size=20)
 
 
 def maybe(strategy):
     return st.none() | strategy
 
+
+_token = {
+    "token_id": st.integers(0, tokens.MAX_TOKEN_ID),
+    "text": texts,
+    "logprob": st.floats(tokens.LOWEST_LOGPROB, 0),
+}
+_likeliest = st.lists(st.builds(tokens.TokenLogprob, **_token), max_size=3)
+logprobs = st.lists(st.builds(tokens.TokenLogprob, **_token, top=_likeliest), max_size=5)
 
 hellos = st.builds(
     m.Hello,
@@ -54,6 +64,7 @@ deltas = st.builds(
     text=texts,
     token_ids=token_ids,
     embedding=maybe(st.binary(max_size=50)),
+    logprobs=maybe(logprobs),
 )
 dones = st.builds(m.Done, id=ids, result=maps)
 errors = st.builds(
@@ -76,14 +87,20 @@ def _sampling_value(name):
     return maybe(st.floats(low, high))
 
 
+def _asked_consistently(drawn):
+    """`top_logprobs` is refused where `logprobs` is not asked for."""
+    return drawn if drawn.logprobs else replace(drawn, top_logprobs=None)
+
+
 samplings = st.builds(
     sampling.Sampling,
     **{name: _sampling_value(name) for name in sampling.SAMPLING_RANGES},
     ignore_eos=maybe(st.booleans()),
+    logprobs=maybe(st.booleans()),
     logit_bias=maybe(
-        st.dictionaries(st.integers(0, ops.MAX_TOKEN_ID), st.floats(-1000, 1000), max_size=5)
+        st.dictionaries(st.integers(0, tokens.MAX_TOKEN_ID), st.floats(-1000, 1000), max_size=5)
     ),
-)
+).map(_asked_consistently)
 _scheduling = {
     "priority": maybe(st.sampled_from(scheduling.PRIORITIES)),
     "deadline_s": maybe(st.floats(scheduling.MIN_DEADLINE_S, m.LONGEST_S)),
@@ -145,6 +162,8 @@ choices = st.builds(
     finish_reason=st.sampled_from([reason.value for reason in results.FinishReason]),
     text=maybe(texts),
     message=maybe(filled_maps),
+    token_ids=token_ids,
+    logprobs=maybe(logprobs),
 )
 results = st.builds(
     results.InferenceResult,

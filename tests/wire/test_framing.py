@@ -33,6 +33,10 @@ def nested(depth, *, of):
     return value
 
 
+def decode_carefully(payload):
+    return framing._Decoder(payload, max_items=MAX_ITEMS).decode()
+
+
 def cut(data, sizes):
     """The bytes in chunks of these sizes, and the rest."""
     chunks = []
@@ -95,7 +99,7 @@ def outcome(decode, payload):
 @example(b"\x81\xa1a\xcb\x7f\xf8\x00\x00\x00\x00\x00\x00")
 def test_the_fast_and_the_careful_decoder_agree(payload):
     if framing._is_plain(payload):
-        careful = outcome(lambda data: framing._Decoder(data).decode(), payload)
+        careful = outcome(decode_carefully, payload)
         assert outcome(framing._decode_plain, payload) == careful
 
 
@@ -104,7 +108,7 @@ def test_they_agree_on_damaged_payloads_too(value, junk, offset):
     whole = msgpack.packb({"k": value})
     payload = whole[:offset] + junk + whole[offset + 1 :]
     if framing._is_plain(payload):
-        careful = outcome(lambda data: framing._Decoder(data).decode(), payload)
+        careful = outcome(decode_carefully, payload)
         assert outcome(framing._decode_plain, payload) == careful
 
 
@@ -127,6 +131,17 @@ def test_items_up_to_the_limit():
     assert decode_payload(msgpack.packb(most)) == most
     with pytest.raises(RemoteProtocolError, match=f"more than {MAX_ITEMS} items"):
         decode_payload(msgpack.packb({"k": list(range(MAX_ITEMS))}))
+
+
+def test_a_reader_may_allow_more_items():
+    value = {"k": list(range(MAX_ITEMS))}
+    reader = FrameReader(max_bytes=MAX_FRAME_BYTES, max_items=MAX_ITEMS + 1)
+    reader.feed(encode_frame(value))
+    assert reader.next_payload() == value
+    reader = FrameReader(max_bytes=MAX_FRAME_BYTES)
+    reader.feed(encode_frame(value))
+    with pytest.raises(RemoteProtocolError, match="items"):
+        reader.next_payload()
 
 
 def test_items_of_all_levels_are_counted_together():

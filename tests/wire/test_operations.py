@@ -80,6 +80,7 @@ USER = {"role": "user", "content": "x"}
         (Op.GENERATE, {"prompt": "x", "priority": ""}, "allowed: batch, normal, interactive"),
         (Op.CHAT, {"messages": [USER], "deadline_s": 0}, "'deadline_s' is 0; allowed: 0.001 to"),
         (Op.EMBED, {"input": ["a"], "priority": "bach"}, "did you mean 'batch'?"),
+        (Op.GENERATE, {"prompt": "x", "top_logprobs": 2}, "'top_logprobs' needs 'logprobs': true"),
         (Op.CHAT, {}, "chat: 'messages' is empty; a chat needs at least one message"),
         (Op.CHAT, {"messages": ["hi"]}, "messages[0] must be a map, not a string"),
         (Op.CHAT, {"messages": [{"content": "x"}]}, "messages[0]: 'role' is missing; allowed:"),
@@ -127,11 +128,11 @@ def test_media_parts_are_not_built_yet():
 def test_the_range_of_every_sampling_parameter():
     for name, (low, high) in SAMPLING_RANGES.items():
         for value in (low, high):
-            asked, _ = decode_params(Op.GENERATE, {"prompt": "", name: value})
+            asked, _ = decode_params(Op.GENERATE, {"prompt": "", "logprobs": True, name: value})
             assert getattr(asked.sampling, name) == value
         for value in (low - 1, high + 1):
             with pytest.raises(InvalidRequest, match=f"'{name}' is"):
-                decode_params(Op.GENERATE, {"prompt": "", name: value})
+                decode_params(Op.GENERATE, {"prompt": "", "logprobs": True, name: value})
 
 
 def test_defaults_fill_what_a_request_leaves_out():

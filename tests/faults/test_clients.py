@@ -70,6 +70,7 @@ def test_a_client_that_vanishes_frees_its_slot_within_two_steps(own_daemon: Daem
             received += len(raw.next_of(Delta).token_ids)
         raw.socket.close()
         wait_until(lambda: busy(watcher) == 0, what="the free slot")
+        wait_until(lambda: completion_tokens(own_daemon), what="the ledger's row")
         (computed,) = completion_tokens(own_daemon)
         assert received <= computed <= received + 2
 

@@ -10,7 +10,8 @@ apart; its weight is how many of the model's places it takes.
 - One that does not fit is passed by those behind it that do.
 - One that has been overtaken `max_skips` times goes before everybody, and counts as one of the
   highest priority until it ends. There is one such ticket at a time, so that a long queue of them
-  does not turn the priorities over.
+  does not turn the priorities over. One that runs is overtaken, too, while more urgent ones hold
+  every place without a break: the engine has set it aside, and would for ever.
 
 Invariants: nobody waits who could run by these rules; a ticket is in the queue at most once, and
 whoever was let in stays until it leaves.
@@ -19,13 +20,14 @@ whoever was let in stays until it leaves.
 from __future__ import annotations
 
 import enum
+import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 from openclawctl.wire.errors import Overloaded
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
 Ticket = TypeVar("Ticket")
 
@@ -164,7 +166,9 @@ class RequestQueue(Generic[Ticket]):
         if entry is self._raised:
             self._raised = None
             self._raise_overdue()
-        return self._start_all(now)
+        started = self._start_all(now)
+        self._forgive_skips()
+        return started
 
     # ---- who runs ----
 
@@ -199,30 +203,52 @@ class RequestQueue(Generic[Ticket]):
         self._running[entry.ticket] = entry
         self._load[entry.level] += entry.weight
         entry.started_at = now
-        for level in Priority:
-            first = next(iter(self._waiting[level].values()), None)
-            if level <= entry.level and first is not None and self._is_overtaken(first, entry):
+        for first in self._firsts():
+            if self._is_overtaken(first, entry):
                 first.num_skips += 1
         self._raise_overdue()
 
+    def _firsts(self) -> Iterator[_Entry[Ticket]]:
+        """The first of each priority among those who wait and among those who run: only these can
+        be overtaken, the others stand behind them anyway."""
+        for waiting in self._waiting.values():
+            yield from itertools.islice(waiting.values(), 1)
+        for level in Priority:
+            running = (entry for entry in self._running.values() if entry.level is level)
+            if oldest := min(running, key=_number, default=None):
+                yield oldest
+
     def _is_overtaken(self, first: _Entry[Ticket], by: _Entry[Ticket]) -> bool:
-        """Would the first of a priority have room, were it not for those that came after it?"""
-        rivals = [entry for entry in self._running.values() if entry.level >= first.level]
-        earlier = sum(entry.weight for entry in rivals if entry.number < first.number)
-        all_rivals = sum(entry.weight for entry in rivals)
+        """Would it have room, were it not for those that came after it, `by` among them?"""
+        rivals = self._rivals(first)
+        earlier = _places(entry for entry in rivals if entry.number < first.number)
+        is_later_rival = by in rivals and by.number > first.number
         room = self._max_running - first.weight
-        return by.number > first.number and earlier <= room < all_rivals
+        return is_later_rival and earlier <= room < _places(rivals)
+
+    def _rivals(self, entry: _Entry[Ticket]) -> list[_Entry[Ticket]]:
+        """Those who run and must leave it room: of its own and higher priorities while it waits;
+        once it runs, of higher ones."""
+        lowest = entry.level if entry.started_at is None else entry.level + 1
+        return [rival for rival in self._running.values() if rival.level >= lowest]
+
+    def _forgive_skips(self) -> None:
+        """Those who run and have room again, be it for a moment, were not set aside for ever."""
+        for first in self._firsts():
+            has_room = _places(self._rivals(first)) + first.weight <= self._max_running
+            if first.started_at is not None and has_room:
+                first.num_skips = 0
 
     def _raise_overdue(self) -> None:
-        """Only the first of each priority counts: the others wait for it anyway."""
         if self._raised is not None:
             return
-        firsts = [next(iter(waiting.values())) for waiting in self._waiting.values() if waiting]
-        overdue = [entry for entry in firsts if entry.num_skips >= self._max_skips]
-        if overdue:
-            self._raised = min(overdue, key=lambda entry: entry.number)
-            del self._waiting[self._raised.priority][self._raised.ticket]
-            self._raised.level = _HIGHEST
+        overdue = (entry for entry in self._firsts() if entry.num_skips >= self._max_skips)
+        self._raised = raised = min(overdue, key=_number, default=None)
+        if raised is not None:
+            if self._waiting[raised.priority].pop(raised.ticket, None) is None:
+                self._load[raised.level] -= raised.weight
+                self._load[_HIGHEST] += raised.weight
+            raised.level = _HIGHEST
 
     # ---- who may wait ----
 
@@ -277,3 +303,11 @@ class RequestQueue(Generic[Ticket]):
     def _note_service(self, priority: Priority, seconds: float) -> None:
         mean_s = self._mean_s.get(priority, seconds)
         self._mean_s[priority] = mean_s + _WEIGHT_OF_NEWEST * (seconds - mean_s)
+
+
+def _number(entry: _Entry[Ticket]) -> int:
+    return entry.number
+
+
+def _places(entries: Iterable[_Entry[Ticket]]) -> int:
+    return sum(entry.weight for entry in entries)

@@ -81,25 +81,41 @@ class Rules:
         return None
 
     def count_skips(self, by: Request) -> None:
-        for priority in Priority:
-            waiting = [r for r in self.line() if r.priority is priority and not r.is_raised]
-            if waiting and priority <= by.level and waiting[0].number < by.number:
-                first = waiting[0]
-                rivals = self.running(priority)
-                earlier = [r for r in rivals if r.number < first.number]
-                could = weight(earlier) + first.weight <= self.places
-                can = weight(rivals) + first.weight <= self.places
+        for first in self.firsts():
+            rivals = self.rivals(first)
+            earlier = [r for r in rivals if r.number < first.number]
+            could = weight(earlier) + first.weight <= self.places
+            can = weight(rivals) + first.weight <= self.places
+            if by in rivals and by.number > first.number:
                 first.skips += could and not can
 
+    def firsts(self) -> list[Request]:
+        """The oldest of each priority that waits, and of each that runs."""
+        found = []
+        for is_running in (False, True):
+            for priority in Priority:
+                those = [r for r in self.requests if r.is_running is is_running]
+                found += [r for r in those if r.priority is priority and not r.is_raised][:1]
+        return found
+
+    def rivals(self, first: Request) -> list[Request]:
+        if not first.is_running:
+            return self.running(first.level)
+        return [r for r in self.running() if r.level > first.level]
+
     def choose_raised(self) -> None:
-        overdue = [r for r in self.line() if r.skips >= self.max_skips]
+        overdue = [r for r in self.firsts() if r.skips >= self.max_skips]
         if overdue and not any(r.is_raised for r in self.requests):
             min(overdue, key=lambda r: r.number).is_raised = True
 
     def remove(self, number: int) -> list[int]:
         self.requests = [r for r in self.requests if r.number != number]
         self.choose_raised()
-        return self.settle()
+        started = self.settle()
+        for first in self.firsts():
+            if first.is_running and weight(self.rivals(first)) + first.weight <= self.places:
+                first.skips = 0
+        return started
 
 
 def weight(requests: list[Request]) -> int:
@@ -216,6 +232,68 @@ def test_whoever_waits_gets_its_turn_however_many_come_after_it(
     pytest.fail("it still waits")
 
 
+class Engine:
+    """The strictest that there could be: places go to higher priorities, then to who came first,
+    and are taken from lower ones at every step."""
+
+    def __init__(self, places: int) -> None:
+        self.places = places
+        self.left: dict[int, list[int]] = {}  # steps that each sequence of a request still needs
+        self.priorities: dict[int, Priority] = {}
+
+    def step(self) -> list[int]:
+        """Who has ended."""
+        in_order = sorted(self.left, key=lambda ticket: -self.priorities[ticket])
+        sequences = [(ticket, i) for ticket in in_order for i in range(len(self.left[ticket]))]
+        for ticket, i in [(t, i) for t, i in sequences if self.left[t][i]][: self.places]:
+            self.left[ticket][i] -= 1
+        return [ticket for ticket, steps in self.left.items() if not any(steps)]
+
+
+@given(
+    places=st.integers(1, 4),
+    max_skips=st.integers(1, 4),
+    victims=st.lists(
+        st.tuples(st.sampled_from([BATCH, NORMAL]), st.integers(1, 4)), min_size=1, max_size=4
+    ),
+    rivals=st.lists(st.tuples(st.integers(1, 4), st.integers(1, 3)), min_size=1, max_size=4),
+)
+def test_the_less_urgent_end_although_the_model_is_flooded_with_urgent_requests(
+    places: int, max_skips: int, victims: list[tuple[Priority, int]], rivals: list[tuple[int, int]]
+) -> None:
+    """Whether they wait or run, and even with an engine that knows nothing but priorities."""
+    queue: RequestQueue[int] = RequestQueue(
+        model="m", max_running=places, max_waiting=10**6, max_skips=max_skips
+    )
+    engine = Engine(places)
+    asked: dict[int, tuple[Priority, int, int]] = {}
+
+    def come(priority: Priority, asked_weight: int, length: int) -> None:
+        ticket = len(asked)
+        asked[ticket] = (priority, min(asked_weight, places), length)
+        start(queue.enter(ticket, priority=priority, weight=asked_weight, now=0.0))
+
+    def start(tickets: list[int]) -> None:
+        for ticket in tickets:
+            priority, num_sequences, length = asked[ticket]
+            engine.left[ticket] = [length] * num_sequences
+            engine.priorities[ticket] = priority
+
+    for priority, asked_weight in victims:
+        come(priority, asked_weight, 3)
+    unfinished = set(asked)
+    for step in range(400 * len(victims) * max_skips):
+        while queue.standing(INTERACTIVE).waiting < 3:
+            come(INTERACTIVE, *rivals[step % len(rivals)])
+        for ticket in engine.step():
+            unfinished.discard(ticket)
+            del engine.left[ticket]
+            start(queue.leave(ticket, now=0.0))
+        if not unfinished:
+            return
+    pytest.fail(f"{unfinished} never end")
+
+
 # ---- examples ----
 
 
@@ -261,6 +339,23 @@ def test_a_request_that_waits_for_its_elders_is_not_overtaken() -> None:
         queue.leave(f"i{number}", now=0.0)
     assert list(queue.line()) == ["b2"]
     assert queue.leave("b1", now=0.0) == ["b2"]
+
+
+def test_one_that_runs_is_not_set_aside_for_ever() -> None:
+    queue = make(1, max_skips=2)
+    enter(queue, "batch", priority=BATCH)
+    assert enter(queue, "i1", "i2", "i3", "i4", priority=INTERACTIVE) == ["i1"]
+    assert queue.leave("i1", now=0.0) == ["i2"]
+    assert queue.leave("i2", now=0.0) == []  # the engine has nothing but "batch" now
+    assert queue.leave("batch", now=0.0) == ["i3"]
+
+
+def test_one_that_runs_and_has_its_place_back_was_not_set_aside_for_ever() -> None:
+    queue = make(1, max_skips=2)
+    enter(queue, "batch", priority=BATCH)
+    for number in range(9):
+        assert enter(queue, f"i{number}", priority=INTERACTIVE) == [f"i{number}"]
+        queue.leave(f"i{number}", now=0.0)
 
 
 def test_those_who_waited_too_long_go_first_one_at_a_time() -> None:

@@ -79,8 +79,8 @@ class Timings:
             queue_s=source.number("queue_s", low=0, high=LONGEST_S),
             ttft_s=source.number_or_none("ttft_s", low=0, high=LONGEST_S),
             total_s=source.number("total_s", low=0, high=LONGEST_S),
-            guessed_tokens=source.integer("guessed_tokens", low=0),
-            accepted_tokens=source.integer("accepted_tokens", low=0),
+            guessed_tokens=source.integer_or_none("guessed_tokens", low=0) or 0,
+            accepted_tokens=source.integer_or_none("accepted_tokens", low=0) or 0,
         )
 
     def encode(self) -> dict[str, Any]:

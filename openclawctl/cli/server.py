@@ -29,12 +29,13 @@ def status_command(shell: Shell, /) -> None:
     rows = [_model_row(model) for model in status.get("models", [])]
     print_line()
     if rows:
-        print_table(["MODEL", "STATE", "RUNNING", "QUEUED", "MEMORY", "NOTE"], rows, right=_NUMBERS)
+        print_table(_HEADER, rows, right=_NUMBERS)
     else:
         print_line(_NO_MODEL)
 
 
-_NUMBERS = "RUNNING QUEUED MEMORY"
+_HEADER = ["MODEL", "STATE", "RUNNING", "QUEUED", "WAIT", "MEMORY", "NOTE"]
+_NUMBERS = "RUNNING QUEUED WAIT MEMORY"
 
 
 def _print_server(status: dict[str, Any]) -> None:
@@ -72,9 +73,16 @@ def _model_row(model: dict[str, Any]) -> list[str]:
         str(model.get("state", "?")),
         str(model.get("busy", 0)),
         str(model.get("queued", 0)),
+        _wait(model),
         format_size(model.get("memory_bytes") or 0),
         str(model.get("reason") or ""),
     ]
+
+
+def _wait(model: dict[str, Any]) -> str:
+    """About how long a new request of normal priority would wait."""
+    eta_s = model.get("queue", {}).get("normal", {}).get("eta_s")
+    return format_duration(eta_s) if eta_s else "-"
 
 
 @click.command("ping")

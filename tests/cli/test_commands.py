@@ -21,6 +21,7 @@ MODEL = {
     "context": 2048,
     "busy": 1,
     "queued": 2,
+    "queue": {"normal": {"running": 1, "waiting": 2, "eta_s": 12.34}},
     "memory_bytes": 3 * 2**20,
     "info": {"description": "llama", "parameters": 134_515_008, "size_bytes": 2**20},
 }
@@ -188,8 +189,8 @@ def test_status(daemon, ctl):
         "  memory       1.0 MiB",
         "  you are      user:ada",
         "",
-        "MODEL              STATE  RUNNING  QUEUED   MEMORY  NOTE",
-        "smollm2 (default)  ready        1       2  3.0 MiB",
+        "MODEL              STATE  RUNNING  QUEUED   WAIT   MEMORY  NOTE",
+        "smollm2 (default)  ready        1       2  12.3s  3.0 MiB",
     ]
     assert json.loads(ctl("status", "--json").out) == STATUS
 

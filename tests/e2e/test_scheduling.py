@@ -112,6 +112,8 @@ def test_an_urgent_request_starts_beside_those_who_hold_every_place(narrow: Daem
         next_event(raw, "queued", 1)
         generate(raw, 2, "interactive")
         assert order_of_starts(raw, 1) == [2]
+        raw.next_of(Done, 2)
+        raw.next_of(Delta, 0)  # which was set aside, and goes on
         raw.send(Cancel(0))
         assert order_of_starts(raw, 1) == [1]
 

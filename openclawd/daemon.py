@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from openclawctl.wire.errors import ShuttingDown, Unavailable
 from openclawctl.wire.units import format_duration
+from openclawd.fleet.kept_files import sweep
 from openclawd.fleet.model import Model, ModelState
 from openclawd.fleet.registry import Fleet
 from openclawd.ledger import Ledger
@@ -91,7 +92,9 @@ class _Daemon:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._ask_to_stop)
         loop.add_signal_handler(signal.SIGHUP, logs.reopen)
-        self._fleet = Fleet(settings.config, on_change=self._note_change)
+        prefix_dir = settings.places.prefix_dir
+        await asyncio.to_thread(sweep, prefix_dir, settings.config.models)
+        self._fleet = Fleet(settings.config, prefix_dir=prefix_dir, on_change=self._note_change)
         with self._open_ledger() as ledger:
             self._service = Service(
                 settings.config,

@@ -126,6 +126,11 @@ class Backend(Protocol):
     def limits(self) -> BatchLimits: ...
 
     @property
+    def build(self) -> str:
+        """Library and version: what `copy_cells_out` gave, only the same build takes back."""
+        ...
+
+    @property
     def chat_format(self) -> ChatFormat: ...
 
     @property
@@ -165,16 +170,16 @@ class Backend(Protocol):
         """
         ...
 
-    def copy_cells_out(self, owner: int) -> bytes:
-        """The KV cells of a slot or of a prefix's sequence id, to be put back by `copy_cells_in`
-        here or in another process that has the same model loaded in the same way. Does not modify.
-        Blocks. Empty when the library cannot; then they must be computed again."""
+    def copy_cells_out(self, slot: int) -> bytes:
+        """A slot's KV cells, to be put back by `copy_cells_in` here or in another process that has
+        the same model loaded in the same way. Does not modify. Blocks. Empty when the library
+        cannot; then they must be computed again."""
         ...
 
-    def copy_cells_in(self, owner: int, data: bytes) -> bool:
-        """Make the cells that `copy_cells_out` gave `owner`'s own, at their old positions; what it
+    def copy_cells_in(self, slot: int, data: bytes) -> bool:
+        """Make the cells that `copy_cells_out` gave a slot's own, at their old positions; what it
         had before is dropped. Blocks. False when they do not fit, or are those of another model:
-        then `owner` has none. `data` must be whole and unaltered: native code takes it apart."""
+        then the slot has none. `data` must be whole and unaltered: native code takes it apart."""
         ...
 
     def close(self) -> None:

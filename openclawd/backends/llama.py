@@ -91,6 +91,11 @@ class LlamaBackend:
         return self._loaded.limits
 
     @property
+    def build(self) -> str:
+        features: bytes = llama_cpp.llama_print_system_info()
+        return f"llama_cpp {llama_cpp.__version__} {features.decode()}"
+
+    @property
     def chat_format(self) -> ChatFormat:
         return self._vocab.chat_format
 
@@ -114,25 +119,25 @@ class LlamaBackend:
             return Outputs(vectors=self._average(batch))
         return Outputs(tokens=self._sample(batch.chunks, outputs))
 
-    def copy_cells_out(self, owner: int) -> bytes:
+    def copy_cells_out(self, slot: int) -> bytes:
         """See `Backend.copy_cells_out`."""
-        size = llama_cpp.llama_state_seq_get_size(self._context, owner)
+        size = llama_cpp.llama_state_seq_get_size(self._context, slot)
         data = np.empty(size, dtype=np.uint8)
         pointer = _pointer(data, ctypes.c_uint8)
-        num_written = llama_cpp.llama_state_seq_get_data(self._context, pointer, size, owner)
+        num_written = llama_cpp.llama_state_seq_get_data(self._context, pointer, size, slot)
         return data[:num_written].tobytes()
 
-    def copy_cells_in(self, owner: int, data: bytes) -> bool:
+    def copy_cells_in(self, slot: int, data: bytes) -> bool:
         """See `Backend.copy_cells_in`."""
-        self._change_cells([DropCells(owner)])  # cells of nothing at all would leave it as it is
+        self._change_cells([DropCells(slot)])  # cells of nothing at all would leave it as it is
         if not data:
             return False
         pointer = _pointer(np.frombuffer(data, dtype=np.uint8), ctypes.c_uint8)
-        num_read = llama_cpp.llama_state_seq_set_data(self._context, pointer, len(data), owner)
+        num_read = llama_cpp.llama_state_seq_set_data(self._context, pointer, len(data), slot)
         if num_read == len(data):
             return True
         # A model with a sliding window has two caches, and one of them may have taken its part.
-        self._change_cells([DropCells(owner)])
+        self._change_cells([DropCells(slot)])
         return False
 
     def close(self) -> None:

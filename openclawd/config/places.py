@@ -32,6 +32,11 @@ class Places:
     uses_root_dirs: bool
 
     @property
+    def prefix_dir(self) -> Path:
+        """A folder for each model, with what its workers keep of prefixes."""
+        return self.state_dir / "prefixes"
+
+    @property
     def ledger_file(self) -> Path:
         return self.state_dir / "ledger.sqlite3"
 

@@ -333,6 +333,23 @@ class ModelConfig(_Section):
         " everybody's (then times and `cached_tokens` tell what others' prompts begin with).",
         allowed="principal or all",
     )
+    persist_prefixes: Annotated[
+        Literal["pinned", "all", "off"], BeforeValidator(values.off_if_false)
+    ] = _key(
+        "pinned",
+        meaning="What is kept in the state directory while the model is not loaded, so that it need"
+        " not be computed again: its `system_prompts`, or also what users' prompts and answers"
+        " begin with (these files hold their text, as tokens), or nothing.",
+        allowed="pinned, all or off",
+    )
+    max_prefix_age_s: Duration = _key(
+        2_592_000.0,
+        alias="max_prefix_age",
+        meaning="How old such a file may get; it is removed when the daemon starts or the model is"
+        " loaded.",
+        allowed="a duration such as 30d",
+        default_text="30d",
+    )
     inference_settings: Annotated[InferenceSettings, BeforeValidator(values.empty_if_nil)] = _key(
         InferenceSettings(),
         meaning="Overrides of the daemon's `inference_settings` for this model.",

@@ -58,6 +58,11 @@ def system_prompts(value: list[str]) -> list[str]:
     return value
 
 
+def off_if_false(value: object) -> object:
+    """YAML reads a bare `off` as false."""
+    return "off" if value is False else value
+
+
 def duration_s(value: object) -> float:
     if isinstance(value, str | int | float):
         return parse_duration_s(value)

@@ -2,7 +2,8 @@
 
 Owns how a worker is started, watched and ended. Knows nothing of what it computes.
 
-Times: `stop()` asks over the pipe, waits `STOP_TIMEOUT_S`, then kills. Workers ignore SIGTERM, so
+Times: `stop()` asks over the pipe, waits `STOP_TIMEOUT_S` and what it may take to save prefixes,
+then kills. Workers ignore SIGTERM, so
 there is no step in between. A worker dies with the daemon: it asks the kernel for SIGKILL on the
 parent's death and sees its pipe close.
 """
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING, Final
 
 from openclawctl.wire.errors import Internal
 from openclawd.observe.logs import fields
-from openclawd.worker.messages import Stop
+from openclawd.worker.messages import SAVE_S, Stop
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -92,17 +93,18 @@ class WorkerProcess:
             self.pidfd = None
 
     async def stop(self) -> None:
-        """Ask it to exit, and kill it when it has not done so in `STOP_TIMEOUT_S`."""
+        """Ask it to exit, and kill it when it has not done so in time."""
+        timeout_s = STOP_TIMEOUT_S + SAVE_S
         self.link.send(Stop())
         try:
-            async with asyncio.timeout(STOP_TIMEOUT_S):
+            async with asyncio.timeout(timeout_s):
                 await self.process.wait()
         except TimeoutError:
             logger.warning(
                 "model %s: worker %d did not stop within %.0f s and is killed",
                 self.model,
                 self.pid,
-                STOP_TIMEOUT_S,
+                timeout_s,
             )
             self.kill()
             await self.process.wait()

@@ -32,13 +32,17 @@ if TYPE_CHECKING:
 
 
 class Fleet:
-    """Every model. `on_change` hears of every change of a model's state or load progress.
+    """Every model. `on_change` hears of every change of a model's state or load progress. Workers
+    keep prefixes in folders of `prefix_dir`.
 
     `start()` needs the TaskGroup in which the models' tasks are to live.
     """
 
-    def __init__(self, config: Config, *, on_change: Callable[[Model], None]) -> None:
+    def __init__(
+        self, config: Config, *, prefix_dir: Path, on_change: Callable[[Model], None]
+    ) -> None:
         self._config = config
+        self._prefix_dir = prefix_dir
         self._on_change = on_change
         self._cores = CoreAllocator(os.sched_getaffinity(0))
         self._models: dict[str, Model] = {}
@@ -149,6 +153,9 @@ class Fleet:
             max_guesses=config.speculation.max_tokens,
             draft_path=self._draft_path(config),
             max_skips=self._config.resource_limits.max_skips,
+            prefix_folder=str(self._prefix_dir / name),
+            persist_prefixes=config.persist_prefixes,
+            max_prefix_age_s=config.max_prefix_age_s,
         )
         return ModelSpec(
             load=load,

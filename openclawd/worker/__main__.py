@@ -21,7 +21,16 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 from openclawctl.wire.errors import RemoteProtocolError
 from openclawd.worker.log import start_logging
-from openclawd.worker.messages import EXIT_STOPPED, Abort, Drop, Load, Prepare, Start, Stop
+from openclawd.worker.messages import (
+    EXIT_STOPPED,
+    SAVE_S,
+    Abort,
+    Drop,
+    Load,
+    Prepare,
+    Start,
+    Stop,
+)
 from openclawd.worker.pipe import DaemonGone, Pipe
 from openclawd.worker.serve import Worker
 
@@ -69,6 +78,8 @@ def _serve(pipe: Pipe) -> int:
         _read(pipe, worker)
     worker.stop()
     engine.join(_STOP_S)  # it ends the process itself when it gets there first
+    if worker.is_saving:
+        engine.join(SAVE_S)
     return EXIT_STOPPED
 
 

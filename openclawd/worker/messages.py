@@ -43,6 +43,9 @@ EXIT_LOAD_FAILED: Final = 70
 EXIT_LOAD_FAILED_FOR_NOW: Final = 75
 """The model could not load for want of memory or a device (EX_TEMPFAIL in sysexits.h)."""
 
+SAVE_S: Final = 10.0
+"""How long a worker that is stopped may write prefixes before it ends."""
+
 _MAX_ID: Final = 2**63 - 1
 _TOKEN: Final = "I"
 """How `array` names an unsigned integer of 32 bits, which no vocabulary needs more of."""
@@ -59,6 +62,10 @@ class Load:
     `system_prompts` are computed before it is ready, and shared by all. `guess_method` is off,
     ngram or draft, which needs `draft_path`; `max_guesses` bounds what is guessed for one step. A
     sequence that waits for KV cells is passed `max_skips` times at most.
+
+    The cells of system prompts, with `persist_prefixes` "all" those of users' prefixes too, are
+    restored from `prefix_folder` and saved there on `stop`; "off" removes what is there, and no
+    folder leaves everything alone.
     """
 
     type: ClassVar[str] = "load"
@@ -76,6 +83,9 @@ class Load:
     max_guesses: int = 0
     draft_path: str = ""
     max_skips: int = 0
+    prefix_folder: str = ""
+    persist_prefixes: str = "off"
+    max_prefix_age_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

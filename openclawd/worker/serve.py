@@ -33,6 +33,7 @@ from openclawd.worker.messages import (
 )
 from openclawd.worker.pinning import check_room, num_distinct, pin, tokens_of_system_prompts
 from openclawd.worker.pipe import DaemonGone
+from openclawd.worker.prefixes import PersistentPrefixes
 from openclawd.worker.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -74,6 +75,8 @@ class Worker:
         self._send = send
         self._is_stopping = threading.Event()
         self._is_ready = threading.Event()
+        self.is_saving = False
+        """Is the engine thread done computing, and writing what is to outlive it?"""
         self._tokenizer: Tokenizer | None = None
         self._loop: EngineLoop | None = None
 
@@ -113,7 +116,8 @@ class Worker:
                 max_guesses=self._load.max_guesses,
                 max_skips=self._load.max_skips,
             )
-            num_pinned = self._pin_system_prompts(backend, tokenizer, loop.scheduler)
+            prefixes = PersistentPrefixes(self._load, backend, loop.scheduler)
+            num_pinned = self._pin_system_prompts(backend, tokenizer, loop.scheduler, prefixes)
             load_s = time.perf_counter() - started_s
         except LoadAborted:
             return EXIT_STOPPED
@@ -126,7 +130,11 @@ class Worker:
         if self._load.guess_method != "off" and not backend.limits.num_prefix_tags:
             info["warnings"].append(_NOT_SPECULATING)
         self._tokenizer, self._loop = tokenizer, loop
-        return self._serve(loop, info)
+        status = self._serve(loop, info)
+        if status == EXIT_STOPPED:
+            self.is_saving = True
+            prefixes.save()
+        return status
 
     def _serve(self, loop: EngineLoop, info: dict[str, Any]) -> int:
         self._is_ready.set()
@@ -189,13 +197,18 @@ class Worker:
         self._send(Loading(_WARM_UP, 1.0))
 
     def _pin_system_prompts(
-        self, backend: Backend, tokenizer: Tokenizer, scheduler: Scheduler
+        self,
+        backend: Backend,
+        tokenizer: Tokenizer,
+        scheduler: Scheduler,
+        prefixes: PersistentPrefixes,
     ) -> int:
-        """How many tokens are kept for good: none where cells cannot be shared."""
+        """How many tokens are kept for good: none where cells cannot be shared. Also restores what
+        users' requests left."""
         texts = self._load.system_prompts
         prompts = tokens_of_system_prompts(texts, backend, tokenizer) if texts else []
-        if not prompts or not backend.limits.num_prefix_tags:
-            return 0
+        if not backend.limits.num_prefix_tags:
+            prompts = []
         check_room(prompts, backend)
         report = self._progress(_SYSTEM_PROMPTS)
 
@@ -203,7 +216,9 @@ class Worker:
             if not report(fraction):
                 raise LoadAborted
 
+        prefixes.restore_pinned(prompts)
         pin(prompts, backend, scheduler, go_on)
+        prefixes.restore_others()
         return num_distinct(prompts)
 
 

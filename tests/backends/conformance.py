@@ -604,6 +604,33 @@ class BackendConformance:
             assert not backend.copy_cells_in(1, broken)
             assert backend.copy_cells_out(1) == empty
 
+    def test_the_cells_of_a_part_can_be_put_back_under_a_tag(self, backend: Backend) -> None:
+        """As they are when a prefix is restored that builds on another one."""
+        if not backend.limits.num_prefix_tags:
+            pytest.skip("this model cannot share cells")
+        prompt = prompt_tokens(backend, " ".join(PROMPTS))
+        wanted = generate(backend, prompt)
+        end, cut, tags = len(prompt) - 1, len(prompt) // 2, range(4, 6)
+        assert backend.info.parallel == tags[0]
+        spans = list(zip(tags, (0, cut), (cut, end), strict=True))
+        kept: list[CacheOp] = [CopyCells(0, tag, low, high) for tag, low, high in spans]
+        kept += [DropCells(slot) for slot in range(4)]
+        backend.forward(Batch(BatchKind.GENERATION, [], cache_ops=kept))
+        for tag, low, high in spans:
+            out: list[CacheOp] = [CopyCells(tag, 1, low, high), DropCells(tag)]
+            backend.forward(Batch(BatchKind.GENERATION, [], cache_ops=out))
+            data = backend.copy_cells_out(1)
+            assert backend.copy_cells_in(2, data)
+            back: list[CacheOp] = [CopyCells(2, tag, low, high), DropCells(1), DropCells(2)]
+            backend.forward(Batch(BatchKind.GENERATION, [], cache_ops=back))
+        given: list[CacheOp] = [CopyCells(tag, 3, low, high) for tag, low, high in spans]
+        given += [DropCells(tag) for tag in tags]
+        opened = [Opening(3, tuple(prompt), len(prompt), GREEDY)]
+        outputs = forward(
+            backend, [Chunk(3, end, prompt[end:], num_outputs=1)], opened=opened, cache_ops=given
+        )
+        assert sampled(outputs, 3) == wanted[:1]
+
     def test_cells_that_do_not_fit_leave_the_slot_empty(self, backend: Backend) -> None:
         if not self.needs_cells(backend):
             pytest.skip("this model's memory is never full")

@@ -117,6 +117,12 @@ def test_keep_alive(load, settings, seconds):
     assert config.models["a"].keep_alive_s == seconds
 
 
+def test_off_need_not_be_quoted(load):
+    """YAML reads it as false."""
+    for text in ("off", "'off'", "false"):
+        assert load(MODEL + f"persist_prefixes: {text}").models["a"].persist_prefixes == "off"
+
+
 def test_a_model_overrides_the_daemon_and_the_daemon_the_defaults(load):
     config = load(
         "models: {a: {path: a, inference_settings: {top_k: 1, max_output_tokens: 5}}}\n"
@@ -334,6 +340,17 @@ MODEL = "models:\n  a:\n    path: a.gguf\n    "
         (
             MODEL.rstrip() + "\naliases: {b: aa}",
             "c.yaml:4: aliases.b: found 'aa', which is no model; allowed: a; did you mean 'a'?",
+        ),
+        (
+            MODEL + "system_prompts: [hello, hello]",
+            (
+                "c.yaml:4: models.a.system_prompts: found a list; allowed: a list of 32 different "
+                "texts at most, none empty"
+            ),
+        ),
+        (
+            MODEL + "persist_prefixes: yes",
+            "c.yaml:4: models.a.persist_prefixes: found true; allowed: pinned, all or off",
         ),
         (
             MODEL.rstrip() + "\naliases:\n  a: a",

@@ -202,3 +202,28 @@ def test_a_preload_that_is_called_off_does_not_hold_up_the_start(folder: Path) -
         with Client(socket_path=str(daemon.socket)) as client:
             client.unload("m0")
         daemon.wait_ready()
+
+
+def test_system_prompts_outlive_a_restart_and_an_unload(folder: Path) -> None:
+    system = "You are a librarian. " + "You know every book about dragons by heart. " * 8
+    config = folder / "c.yaml"
+    config.write_text(
+        f"models: {{m: {{path: {smollm2_path()}, preload: true, system_prompts: [{system!r}]}}}}\n"
+    )
+    messages = [{"role": "system", "content": system}, {"role": "user", "content": "Hi!"}]
+    cached = []
+    for num_restored in (1, 2):
+        with running_daemon("--config", str(config), folder=folder) as daemon:
+            daemon.wait_ready()
+            with Client(socket_path=str(daemon.socket)) as client:
+                cached.append(client.chat(messages, max_tokens=1).usage.cached_tokens)
+                client.unload("m")
+                cached.append(client.chat(messages, max_tokens=1).usage.cached_tokens)
+                assert client.models()[0]["info"]["pinned_tokens"] == cached[0] > 64
+            assert daemon.terminate() == 0
+        log = daemon.log()
+        assert log.count("saved prefixes restored") == 2 * num_restored - 1
+        assert log.count("1 of 1 new prefixes saved") == 1
+        assert "dragons" not in log
+    assert len(set(cached)) == 1
+    assert [path.name for path in (daemon.state_dir / "prefixes").iterdir()] == ["m"]

@@ -29,6 +29,8 @@ class CompletionOptions(TypedDict, total=False):
     asks for a record of each token (`choices[0].logprobs`, and in deltas), `top_logprobs` for so
     many likeliest ones in each. `priority` is `batch`,
     `normal` or `interactive`; after `deadline_s` seconds the request ends with `DeadlineExceeded`.
+    `format` is what shape the answer must have, such as `{"type": "json_schema", "schema": {…}}`;
+    docs/protocol.md has the others.
     """
 
     model: str | None
@@ -60,6 +62,7 @@ class CompletionOptions(TypedDict, total=False):
     top_logprobs: int | None
     priority: str | None
     deadline_s: float | None
+    format: Mapping[str, object] | None
     on_event: Callable[[Event], object] | None
 
 

@@ -13,6 +13,7 @@ import click
 
 from openclawctl.cli.answer import Progress, read_answer, stats_line
 from openclawctl.cli.sampling import GroupedCommand, given, sampling_options
+from openclawctl.cli.shape import shape_options
 from openclawctl.cli.shell import (
     Shell,
     is_stdin_piped,
@@ -81,6 +82,7 @@ class Conversation:
 @click.command("chat", cls=GroupedCommand)
 @model_option
 @click.option("--system", "-s", metavar="TEXT", help="The system message.")
+@shape_options
 @sampling_options
 @scheduling_options
 @click.option("--stats", is_flag=True, help="Print token counts and times after each answer.")

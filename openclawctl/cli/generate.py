@@ -8,6 +8,7 @@ import click
 
 from openclawctl.cli.answer import Progress, read_answer, stats_line
 from openclawctl.cli.sampling import GroupedCommand, given, sampling_options
+from openclawctl.cli.shape import shape_options
 from openclawctl.cli.shell import (
     Shell,
     is_stdin_piped,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 @click.option(
     "--system", "-s", metavar="TEXT", help="Answer as a chat with this system message (see above)."
 )
+@shape_options
 @sampling_options
 @scheduling_options
 @click.option("--no-stream", is_flag=True, help="Print the text when it is complete.")
@@ -62,6 +64,7 @@ def generate_command(
       openclawctl generate "The capital of France is" --max-tokens 8
       openclawctl generate --system "Answer briefly." "Why is the sky blue?"
       cat notes.txt | openclawctl generate --system "" "Summarise:"
+      openclawctl generate --regex "[0-9]{1,4}" "Rome was founded in the year "
       openclawctl generate --json --temperature 0 --seed 1 "2 + 2 =" | jq -r .text
     """
     text = _join_prompt(prompt)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from openclawctl.wire.errors import Unsupported
+from openclawctl.wire.formats import OutputFormat, decode_format
 from openclawctl.wire.sampling import Sampling
 from openclawctl.wire.scheduling import decode_scheduling
 
@@ -42,6 +43,7 @@ class GenerateParams:
     sampling: Sampling = field(default_factory=Sampling)
     priority: str | None = None
     deadline_s: float | None = None
+    format: OutputFormat | None = None
 
     @classmethod
     def decode(cls, source: Fields) -> GenerateParams:
@@ -71,6 +73,7 @@ class ChatParams:
     sampling: Sampling = field(default_factory=Sampling)
     priority: str | None = None
     deadline_s: float | None = None
+    format: OutputFormat | None = None
 
     @classmethod
     def decode(cls, source: Fields) -> ChatParams:
@@ -121,6 +124,7 @@ def _decode_completion(source: Fields) -> dict[str, Any]:
         "stop": stop,
         "stream": source.boolean("stream", default=False),
         "sampling": Sampling.decode(source),
+        "format": decode_format(source),
         **decode_scheduling(source),
     }
 
@@ -132,4 +136,6 @@ def _encode_completion(params: GenerateParams | ChatParams) -> dict[str, Any]:
             encoded[name] = value
     if params.stop:
         encoded["stop"] = params.stop
+    if params.format is not None:
+        encoded["format"] = params.format.encode()
     return encoded

@@ -37,6 +37,10 @@ class Fields:
         """Is the value a list, whatever it holds?"""
         return isinstance(self._values.get(name), list)
 
+    def is_text(self, name: str) -> bool:
+        """Is the value a string?"""
+        return isinstance(self._values.get(name), str)
+
     def unknown(self, known: Iterable[str]) -> list[str]:
         """Fields that no getter will ask for, in the order they came."""
         known = set(known)

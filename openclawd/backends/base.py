@@ -101,6 +101,10 @@ class DecodeFailed:
 ForwardResult = Outputs | NoFreeCells | DecodeFailed
 
 
+class GrammarFailed(Exception):
+    """A grammar is wrong, or cannot go on. The message says why, as a part of a sentence."""
+
+
 class CannotLoad(Exception):
     """The model does not load. `permanent`: trying again cannot help until something is changed."""
 
@@ -116,8 +120,8 @@ class LoadAborted(Exception):
 
 
 class Backend(Protocol):
-    """A loaded model. Only `tokenize`, `detokenize` and the properties may be used from other
-    threads than the one that calls `forward`."""
+    """A loaded model. `forward`, `copy_cells_out`, `copy_cells_in` and `close` belong to one
+    thread, the rest to any."""
 
     @property
     def info(self) -> ModelInfo: ...
@@ -158,6 +162,10 @@ class Backend(Protocol):
 
     def is_end(self, token: int) -> bool:
         """Does this token end a generation?"""
+        ...
+
+    def check_grammar(self, grammar: str) -> None:
+        """Compile a grammar for `SamplingParams.grammar`. Blocks. Raises `GrammarFailed`."""
         ...
 
     def forward(self, batch: Batch) -> ForwardResult:

@@ -21,10 +21,13 @@ from openclawd.backends.base import (
     ChatFormat,
     DecodeFailed,
     ForwardResult,
+    GrammarFailed,
     LoadSpec,
     ModelInfo,
     NoFreeCells,
 )
+from openclawd.backends.constraint import Grammars
+from openclawd.backends.llama_candidates import Candidates
 from openclawd.backends.llama_load import Loaded, load_model
 from openclawd.backends.llama_sampler import DrySamplers, Sampler
 from openclawd.backends.llama_vocab import LlamaVocab
@@ -48,6 +51,8 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from openclawd.engine.sampling import SamplingParams
+
 # Results of llama_decode, llama.h.
 _COMPUTED: Final = 0
 _NO_SLOT: Final = 1
@@ -69,6 +74,8 @@ class LlamaBackend:
         limits = loaded.limits
         largest = max(limits.batch_tokens, limits.embedding_batch_tokens)
         self._arrays = _BatchArrays(largest, num_slots=loaded.info.parallel)
+        self._grammars = Grammars(self._vocab, self._vocab.size)
+        self._candidates = Candidates(self._vocab.size)
         self._samplers: dict[int, Sampler] = {}
         self._dry = DrySamplers(self._vocab)
         self._parked: dict[int, tuple[Sampler, bytes]] = {}
@@ -81,6 +88,7 @@ class LlamaBackend:
         self.detokenize = self._vocab.detokenize
         self.piece = self._vocab.piece
         self.is_end = self._vocab.is_end
+        self.check_grammar = self._grammars.check
 
     @property
     def info(self) -> ModelInfo:
@@ -117,7 +125,7 @@ class LlamaBackend:
             return DecodeFailed(_failure(status))
         if batch.kind is BatchKind.EMBEDDING:
             return Outputs(vectors=self._average(batch))
-        return Outputs(tokens=self._sample(batch.chunks, outputs))
+        return self._sample(batch.chunks, outputs)
 
     def copy_cells_out(self, slot: int) -> bytes:
         """See `Backend.copy_cells_out`."""
@@ -158,9 +166,18 @@ class LlamaBackend:
             length = self.info.embedding_length
             self._sums[opening.slot] = np.zeros(length, dtype=np.float64)
         else:
-            self._samplers[opening.slot] = Sampler(
-                opening, opening.sampling, self._vocab, dry=self._dry
-            )
+            self._samplers[opening.slot] = self._sampler(opening, opening.sampling)
+
+    def _sampler(self, opening: Opening, params: SamplingParams) -> Sampler:
+        sampled = opening.tokens[opening.num_prompt_tokens :]
+        return Sampler(
+            opening,
+            params,
+            vocab=self._vocab,
+            dry=self._dry,
+            candidates=self._candidates,
+            constraint=self._grammars.start(params.grammar, sampled) if params.grammar else None,
+        )
 
     def _close_sampler(self, slot: int) -> None:
         self._sums.pop(slot, None)
@@ -201,16 +218,21 @@ class LlamaBackend:
             llama_cpp.llama_set_embeddings(self._context, wants_embeddings)
             self._is_embedding = wants_embeddings
 
-    def _sample(self, chunks: list[Chunk], outputs: dict[int, int]) -> dict[int, list[TokenOutput]]:
-        return {
-            chunk.slot: self._sample_chunk(chunk, outputs[chunk.slot])
-            for chunk in chunks
-            if chunk.num_outputs
-        }
+    def _sample(self, chunks: list[Chunk], outputs: dict[int, int]) -> Outputs:
+        result = Outputs()
+        for chunk in chunks:
+            if not chunk.num_outputs:
+                continue
+            try:
+                result.tokens[chunk.slot] = self._sample_chunk(chunk, outputs[chunk.slot])
+            except GrammarFailed as reason:
+                result.failed[chunk.slot] = f"the output cannot follow its grammar: {reason}"
+        return result
 
     def _sample_chunk(self, chunk: Chunk, output: int) -> list[TokenOutput]:
         """The tokens that follow a chunk whose first output is `output` of the decode: of those
-        that were guessed, the ones that would have been sampled, and the next."""
+        that were guessed, the ones that would have been sampled, and the next. Raises
+        `GrammarFailed`."""
         sampler = self._samplers[chunk.slot]
         num_guessed = chunk.num_outputs - 1
         position = chunk.position + len(chunk.tokens) - num_guessed

@@ -1,8 +1,8 @@
 """Choosing tokens with llama.cpp's samplers, one chain per sequence.
 
-Owns the order of the filters: no end, logit bias, penalties, DRY, top-k, typical-p, top-p, min-p,
-XTC, temperature, draw, as in llama.cpp's `common/sampling.cpp`; with mirostat: no end, logit bias,
-penalties, DRY, temperature, mirostat. Knows nothing of batches.
+Owns the order of the filters: grammar, no end, logit bias, penalties, DRY, top-k, typical-p,
+top-p, min-p, XTC, temperature, draw, as in llama.cpp's `common/sampling.cpp`; with mirostat:
+grammar, no end, logit bias, penalties, DRY, temperature, mirostat. Knows nothing of batches.
 
 Invariant: whatever is random in a chain is made anew for every token, seeded from (seed, position),
 so a chain rebuilt from the same tokens (and mirostat's `mu`) goes on exactly as the first one
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from openclawd.backends.constraint import Constraint
+    from openclawd.backends.llama_candidates import Candidates
     from openclawd.backends.llama_vocab import LlamaVocab
     from openclawd.engine.batch import Opening
 
@@ -46,9 +48,6 @@ _NUM_DRY_KEPT: Final = 8
 
 _LOWEST_PROBABILITY: Final = 1e-45
 """Above 0, to which 32-bit floats may round one down."""
-
-_CANDIDATE: Final = np.dtype([("id", "<i4"), ("logit", "<f4"), ("p", "<f4")])
-"""llama_token_data, llama.h."""
 
 
 class DrySamplers:
@@ -84,12 +83,22 @@ class DrySamplers:
 
 
 class Sampler:
-    """Chooses the tokens of the sequence that `opening` brought, by its `params`."""
+    """Chooses the tokens of the sequence that `opening` brought, by its `params`; with a
+    `constraint`, among those that it allows."""
 
     def __init__(
-        self, opening: Opening, params: SamplingParams, vocab: LlamaVocab, *, dry: DrySamplers
+        self,
+        opening: Opening,
+        params: SamplingParams,
+        *,
+        vocab: LlamaVocab,
+        dry: DrySamplers,
+        candidates: Candidates,
+        constraint: Constraint | None = None,
     ) -> None:
         self._params = params
+        self._candidates = candidates
+        self._constraint = constraint
         self._num_prompt_tokens = opening.num_prompt_tokens
         self._vocab_size = vocab.size
         num_completion_tokens = len(opening.tokens) - opening.num_prompt_tokens
@@ -106,19 +115,17 @@ class Sampler:
         if params.is_greedy:
             self._add(llama_cpp.llama_sampler_init_greedy())
         elif params.mirostat:
-            self._mirostat = _Mirostat(params, opening.mu, vocab.size)
+            self._mirostat = _Mirostat(params, opening.mu, vocab_size=vocab.size)
 
     def sample(self, context: Any, output: int, *, position: int) -> TokenOutput:
-        """The token that stands at `position`, from the logits of output `output`."""
+        """The token that stands at `position`, from the logits of output `output`. Raises
+        `GrammarFailed`."""
         if self._forbids_end and not self._params.forbids_end(position - self._num_prompt_tokens):
             self._allow_end()
         if not self._params.is_greedy:
             self._renew(position)
-        if self._mirostat is not None:
-            token = self._mirostat.sample(self._chain, self._logits(context, output))
-            mu = self._mirostat.mu
-        else:
-            token, mu = llama_cpp.llama_sampler_sample(self._chain, context, output), None
+        token = self._choose(context, output)
+        mu = None if self._mirostat is None else self._mirostat.mu
         if self._params.num_top is None:
             return TokenOutput(token, mu=mu)
         logprob, top = _logprobs(self._logits(context, output), token, self._params.num_top)
@@ -126,6 +133,23 @@ class Sampler:
 
     def close(self) -> None:
         llama_cpp.llama_sampler_free(self._chain)  # frees the samplers in it, too
+
+    def _choose(self, context: Any, output: int) -> int:
+        if self._constraint is None and self._mirostat is None:
+            token: int = llama_cpp.llama_sampler_sample(self._chain, context, output)
+            return token
+        allowed = None
+        if self._constraint is not None:
+            allowed = self._constraint.allowed()
+            if allowed is None:
+                return self._constraint.end_token
+        logits = self._logits(context, output)
+        token, probability = self._candidates.choose(self._chain, logits, allowed=allowed)
+        if self._constraint is not None:
+            self._constraint.accept(token)
+        if self._mirostat is not None:
+            self._mirostat.take(probability)
+        return token
 
     def _logits(self, context: Any, output: int) -> npt.NDArray[np.float32]:
         """As the model gave them; the filters work on a copy."""
@@ -160,10 +184,9 @@ class _Mirostat:
     drawn by a new one that starts with our `mu`, which is then moved on as that one moves its own
     (llama-sampler.cpp, `llama_sampler_mirostat_apply`)."""
 
-    def __init__(self, params: SamplingParams, mu: float | None, vocab_size: int) -> None:
+    def __init__(self, params: SamplingParams, mu: float | None, *, vocab_size: int) -> None:
         self._params = params
-        self._candidates = np.zeros(vocab_size, dtype=_CANDIDATE)
-        self._ids = np.arange(vocab_size, dtype=np.int32)
+        self._vocab_size = vocab_size
         self.mu = 2 * params.mirostat_tau if mu is None else mu
 
     def drawer(self, seed: int) -> Any:
@@ -171,27 +194,14 @@ class _Mirostat:
         eta = self._params.mirostat_eta
         if self._params.mirostat == 2:
             return llama_cpp.llama_sampler_init_mirostat_v2(seed, tau, eta)
-        size = self._candidates.size
+        size = self._vocab_size
         return llama_cpp.llama_sampler_init_mirostat(size, seed, tau, eta, _MIROSTAT_1_TOKENS)
 
-    def sample(self, chain: Any, logits: npt.NDArray[np.float32]) -> int:
-        """Draw by a chain that ends with a `drawer`, and move `mu` on."""
-        self._candidates["id"] = self._ids
-        self._candidates["logit"] = logits
-        array = llama_cpp.llama_token_data_array(
-            data=ctypes.cast(self._candidates.ctypes.data, llama_cpp.llama_token_data_p),
-            size=self._candidates.size,
-            selected=-1,
-            sorted=False,
-        )
-        llama_cpp.llama_sampler_apply(chain, ctypes.byref(array))
-        chosen = array.data[array.selected]
-        token = int(chosen.id)
-        llama_cpp.llama_sampler_accept(chain, token)
-        surprise = -math.log2(max(chosen.p, _LOWEST_PROBABILITY))
+    def take(self, probability: float) -> None:
+        """Move `mu` on, after a `drawer` has drawn a token of this probability."""
+        surprise = -math.log2(max(probability, _LOWEST_PROBABILITY))
         error = surprise - self._params.mirostat_tau
         self.mu -= self._params.mirostat_eta * error
-        return token
 
 
 def _filters(

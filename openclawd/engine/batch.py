@@ -130,7 +130,10 @@ class Outputs:
 
     Of guessed tokens those come back that would have been sampled in their place, then the one
     that was sampled instead of, or after, the last of them: 1 to `num_outputs` tokens in all.
+
+    `failed` are the slots whose sequence cannot go on, and why, as a sentence; they have no tokens.
     """
 
     tokens: dict[int, list[TokenOutput]] = field(default_factory=dict)
     vectors: dict[int, bytes] = field(default_factory=dict)
+    failed: dict[int, str] = field(default_factory=dict)

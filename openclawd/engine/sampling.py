@@ -33,7 +33,8 @@ class SamplingParams:
 
     Tokens that end a text are impossible with `ignore_eos`, and among the first `min_tokens`, in
     which stop strings do not count either. `num_top` asks for logarithms of probability: of the
-    sampled token and of so many likeliest ones."""
+    sampled token and of so many likeliest ones. `grammar`, in llguidance's form, makes impossible
+    what does not follow it; where it is complete the text ends, whatever the others say."""
 
     seed: int = 0
     logit_bias: tuple[tuple[int, float], ...] = ()
@@ -58,6 +59,7 @@ class SamplingParams:
     ignore_eos: bool = False
     min_tokens: int = 0
     num_top: int | None = None
+    grammar: str = ""
 
     @property
     def is_greedy(self) -> bool:

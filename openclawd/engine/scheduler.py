@@ -215,7 +215,9 @@ class Scheduler:
                 continue
             if was_in_prefill:
                 self._kv.keep(chunk.slot)
-            if batch.kind is BatchKind.EMBEDDING:
+            if failure := outputs.failed.get(chunk.slot):
+                effects.append(self._end(sequence, Finish.ERROR, failure=failure))
+            elif batch.kind is BatchKind.EMBEDDING:
                 effects.append(Embedded(sequence, outputs.vectors[chunk.slot]))
                 effects.append(self._end(sequence, Finish.STOP))
             else:
@@ -448,7 +450,7 @@ class Scheduler:
     def _end_all(self, sequences: Iterable[Sequence], finish: Finish) -> list[Effect]:
         return [self._end(sequence, finish) for sequence in sequences]
 
-    def _end(self, sequence: Sequence, finish: Finish) -> Ended:
+    def _end(self, sequence: Sequence, finish: Finish, *, failure: str = "") -> Ended:
         assert sequence.state is not State.ENDED
         if sequence.slot is None:
             self._waiting.remove(sequence)
@@ -459,7 +461,7 @@ class Scheduler:
             self._kv.release(self._vacate(sequence))
             self._is_admission_paused = False
         sequence.state = State.ENDED
-        return Ended(sequence, finish, sequence.text.finish())
+        return Ended(sequence, finish, sequence.text.finish(), failure)
 
 
 def _num_common(leader: Sequence, sequence: Sequence) -> int:

@@ -153,11 +153,13 @@ class Embedded:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """A sequence's one end; `text` is what had been held back."""
+    """A sequence's one end; `text` is what had been held back. `failure` says why it ended with an
+    error, where that is its own affair."""
 
     sequence: Sequence
     finish: Finish
     text: str = ""
+    failure: str = ""
 
 
 Effect = Sampled | Embedded | Ended

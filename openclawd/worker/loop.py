@@ -206,7 +206,7 @@ def _sequences(start: Start, prepared: PreparedRequest) -> list[Sequence]:
     is_generation = prepared.kind is BatchKind.GENERATION
     if is_generation and start.max_tokens < 1:
         raise InvalidRequest("max_tokens must be at least 1")
-    sampling = _sampling(start.sampling)
+    sampling = _sampling(start.sampling, grammar=prepared.grammar)
     return [
         Sequence(
             start.rid,
@@ -222,7 +222,7 @@ def _sequences(start: Start, prepared: PreparedRequest) -> list[Sequence]:
     ]
 
 
-def _sampling(values: dict[str, Any]) -> SamplingParams:
+def _sampling(values: dict[str, Any], *, grammar: str) -> SamplingParams:
     """The engine's parameters from the wire's; what is left out keeps the engine's default."""
     wire = Sampling.decode(Fields(values, where="sampling", error=InvalidRequest))
     given = {
@@ -232,4 +232,4 @@ def _sampling(values: dict[str, Any]) -> SamplingParams:
     }
     bias = tuple((wire.logit_bias or {}).items())
     num_top = (wire.top_logprobs or 0) if wire.logprobs else None
-    return SamplingParams(logit_bias=bias, num_top=num_top, **given)
+    return SamplingParams(logit_bias=bias, num_top=num_top, grammar=grammar, **given)

@@ -8,7 +8,7 @@ Invariant: every request that was opened has exactly one `Ended`, when its last 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Protocol, assert_never
+from typing import TYPE_CHECKING, Protocol, assert_never
 
 from openclawctl.wire.errors import ModelFailed, Problem
 from openclawctl.wire.tokens import LOWEST_LOGPROB, TokenLogprob
@@ -38,6 +38,7 @@ class _Request:
     num_cached_tokens: int = 0
     num_guessed_tokens: int = 0
     num_accepted_tokens: int = 0
+    problem: Problem | None = None
 
     @property
     def has_ended(self) -> bool:
@@ -100,10 +101,13 @@ class Requests:
                     step.outputs[sequence.rid, sequence.index] = Output(
                         sequence.rid, sequence.index, embedding=vector
                     )
-                case Ended(sequence, finish, text):
+                case Ended(sequence, finish, text, own_failure):
                     if text:
                         step.put(sequence, text)
-                    self._end(step, sequence, finish, failure=failure)
+                    if finish is Finish.ERROR:
+                        problem = ModelFailed(own_failure) if own_failure else _failed(failure)
+                        self._open[sequence.rid].problem = problem
+                    self._end(step, sequence, finish)
                 case _:
                     assert_never(effect)
         return step
@@ -120,7 +124,7 @@ class Requests:
         bounded = min(max(logprob, LOWEST_LOGPROB), 0.0)  # a sum of rounded numbers may be over 1
         return TokenLogprob(token, piece.decode("utf-8", "replace"), bounded)
 
-    def _end(self, step: StepOutputs, sequence: Sequence, finish: Finish, *, failure: str) -> None:
+    def _end(self, step: StepOutputs, sequence: Sequence, finish: Finish) -> None:
         request = self._open[sequence.rid]
         request.finish_by_index[sequence.index] = finish
         request.num_cached_tokens += sequence.num_cached_tokens or 0
@@ -128,7 +132,7 @@ class Requests:
         request.num_accepted_tokens += sequence.guessing.num_accepted
         if request.has_ended:
             del self._open[sequence.rid]
-            step.ended.append(_ended(sequence.rid, request, failure))
+            step.ended.append(_ended(sequence.rid, request))
 
 
 def refused(rid: int, problem: Problem, *, num_sequences: int = 1) -> RequestEnded:
@@ -143,7 +147,7 @@ def refused(rid: int, problem: Problem, *, num_sequences: int = 1) -> RequestEnd
     )
 
 
-def _ended(rid: int, request: _Request, failure: str) -> RequestEnded:
+def _ended(rid: int, request: _Request) -> RequestEnded:
     finishes = [finish for finish in request.finish_by_index if finish is not None]
     return RequestEnded(
         rid,
@@ -151,11 +155,11 @@ def _ended(rid: int, request: _Request, failure: str) -> RequestEnded:
         prompt_tokens=request.num_prompt_tokens,
         cached_tokens=request.num_cached_tokens,
         completion_tokens=request.num_completion_tokens,
-        error=_error(failure) if Finish.ERROR in finishes else None,
+        error=error_fields(request.problem) if request.problem else None,
         guessed_tokens=request.num_guessed_tokens,
         accepted_tokens=request.num_accepted_tokens,
     )
 
 
-def _error(failure: str) -> dict[str, Any]:
-    return error_fields(ModelFailed(failure, hint="send the request again; see the daemon's log"))
+def _failed(failure: str) -> ModelFailed:
+    return ModelFailed(failure, hint="send the request again; see the daemon's log")

@@ -28,14 +28,17 @@ from openclawctl.wire.operations import (
     TokenizeParams,
     decode_params,
 )
+from openclawd.backends.base import GrammarFailed
 from openclawd.engine.batch import BatchKind
 from openclawd.engine.prefixes import num_same
+from openclawd.worker.grammar import grammar_of, refused
 from openclawd.worker.messages import Answer, Drop, Prepare, Prepared, Refused, error_fields
 from openclawd.worker.template import ChatTemplate, Span
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from openclawctl.wire.formats import OutputFormat
     from openclawd.backends.base import Backend
     from openclawd.worker.messages import FromWorker
 
@@ -58,10 +61,11 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class PreparedRequest:
-    """The tokens of each sequence of a request."""
+    """The tokens of each sequence of a request, and the grammar that their texts follow."""
 
     kind: BatchKind
     prompts: list[list[int]]
+    grammar: str = ""
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -126,16 +130,29 @@ class Tokenizer:
 
     def _generate(self, params: GenerateParams) -> PreparedRequest:
         self._check_generation(params)
-        return self._generation(self._plain(params.prompt))
+        return self._generation(self._plain(params.prompt), params)
 
     def _chat(self, params: ChatParams) -> PreparedRequest:
         self._check_generation(params)
-        return self._generation(self._tokens_of(self.template.render(params.messages)))
+        return self._generation(self._tokens_of(self.template.render(params.messages)), params)
 
-    def _generation(self, tokens: list[int]) -> PreparedRequest:
+    def _generation(
+        self, tokens: list[int], params: GenerateParams | ChatParams
+    ) -> PreparedRequest:
         if not tokens:
             raise InvalidRequest("the prompt is empty", hint="give at least one word")
-        return PreparedRequest(BatchKind.GENERATION, [tokens])
+        return PreparedRequest(BatchKind.GENERATION, [tokens], self._grammar(params.format))
+
+    def _grammar(self, output_format: OutputFormat | None) -> str:
+        """Checked: what is wrong with it is said before the request is queued."""
+        if output_format is None:
+            return ""
+        grammar = grammar_of(output_format)
+        try:
+            self._backend.check_grammar(grammar)
+        except GrammarFailed as failure:
+            raise refused(str(failure)) from None
+        return grammar
 
     def _embed(self, params: EmbedParams) -> PreparedRequest:
         if not self._backend.info.can_embed:

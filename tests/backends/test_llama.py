@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, get_args
 import llama_cpp
 import pytest
 from backends.conformance import BackendConformance
+from backends.grammars import GrammarConformance
 
 from openclawd.backends import llama
 from openclawd.backends.base import CannotLoad, DecodeFailed, LoadAborted, LoadSpec
@@ -41,7 +42,7 @@ def backend(model_path: Path) -> Iterator[LlamaBackend]:
     loaded.close()
 
 
-class TestConformance(BackendConformance):
+class TestConformance(BackendConformance, GrammarConformance):
     """llama.cpp keeps the contract."""
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from openclawctl import Client
-from openclawctl.wire import completion, framing, operations, results, scheduling
+from openclawctl.wire import completion, formats, framing, operations, results, scheduling
 from openclawctl.wire import messages as m
 from openclawctl.wire.connection import MAY_SEND, Role, State
 from openclawctl.wire.errors import CODES, Kind, RemoteProtocolError
@@ -179,6 +179,12 @@ def test_choices():
     assert {reason.value for reason in FinishReason} <= set(names(finish))
     states = next(cells[2] for cells in table("field of a model") if name(cells[0]) == "state")
     assert {state.value for state in ModelState} <= set(names(states))
+
+
+def test_formats():
+    documented = {name(cells[0]): name(cells[1]) for cells in table("`type` of `format`")}
+    assert documented == formats.FORMAT_TEXTS
+    assert f"A text has at most {formats.MAX_FORMAT_CHARS} characters." in TEXT
 
 
 def field_names(cls):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import TYPE_CHECKING
 
@@ -90,6 +91,18 @@ def test_stop_strings_do_not_count_among_the_first_tokens(client: Client) -> Non
     late = client.generate("The capital of France is", stop=stop, min_tokens=8, **options)
     assert late.finish_reason == "stop"
     assert late.text == free[: free.index(stop[1], 8)]
+
+
+def test_an_answer_has_the_shape_that_was_asked_for(client: Client) -> None:
+    schema = {"type": "array", "items": {"enum": ["red", "green"]}, "minItems": 2, "maxItems": 3}
+    wanted = {"type": "json_schema", "schema": schema}
+    messages = [{"role": "user", "content": "Name two colours."}]
+    for seed in range(3):
+        colours = json.loads(client.chat(messages, format=wanted, seed=seed).text)
+        assert 2 <= len(colours) <= 3
+        assert set(colours) <= {"red", "green"}
+    with pytest.raises(InvalidRequest, match="'format' cannot be followed: unclosed group"):
+        client.generate("x", format={"type": "regex", "pattern": "("})
 
 
 def test_a_streamed_text_is_the_same_as_a_whole_one(client: Client) -> None:

@@ -467,6 +467,23 @@ def test_a_batch_that_fails_ends_its_sequences_and_no_others() -> None:
     assert scheduler.num_running == 1
 
 
+def test_a_sequence_that_cannot_go_on_ends_and_no_other() -> None:
+    scheduler = make()
+    failing, other = generation(1, 1), generation(2, 1)
+    scheduler.add(failing)
+    scheduler.add(other)
+    batch = scheduler.schedule()
+    assert batch is not None
+    outputs = compute(batch)
+    del outputs.tokens[0]
+    outputs.failed[0] = "no text follows it"
+    ended, sampled = scheduler.update(batch, outputs)
+    scheduler.check()
+    assert ended == Ended(failing, Finish.ERROR, failure="no text follows it")
+    assert isinstance(sampled, Sampled)
+    assert scheduler.num_running == 1
+
+
 def test_preemption_takes_the_youngest_and_it_goes_on_where_it_was() -> None:
     scheduler = make()
     old, young = generation(1, 1, max_tokens=3), generation(2, 2, max_tokens=3)

@@ -1,10 +1,11 @@
 """Hypothesis strategies for everything that goes over the wire."""
 
+import json
 from dataclasses import replace
 
 from hypothesis import strategies as st
 
-from openclawctl.wire import completion, results, sampling, scheduling, tokens
+from openclawctl.wire import completion, formats, results, sampling, scheduling, tokens
 from openclawctl.wire import messages as m
 from openclawctl.wire import operations as ops
 from openclawctl.wire.errors import Code, Kind
@@ -105,7 +106,14 @@ _scheduling = {
     "priority": maybe(st.sampled_from(scheduling.PRIORITIES)),
     "deadline_s": maybe(st.floats(scheduling.MIN_DEADLINE_S, m.LONGEST_S)),
 }
+_schemas = st.dictionaries(texts, st.integers() | texts, max_size=3).map(json.dumps)
+output_formats = st.one_of(
+    st.builds(formats.OutputFormat, st.just("json_object")),
+    st.builds(formats.OutputFormat, st.just("json_schema"), _schemas),
+    st.builds(formats.OutputFormat, st.sampled_from(["regex", "lark", "gbnf"]), texts),
+)
 _completion = {
+    "format": maybe(output_formats),
     **_scheduling,
     "model": maybe(texts),
     "max_tokens": maybe(st.integers(1, completion.MAX_TOKENS)),

@@ -1,0 +1,128 @@
+"""From the format that a request asks for to the grammar of its output, in llguidance's form.
+
+Owns what a format means, and what of it is refused before llguidance sees it. Knows no tokens;
+whether a grammar can be followed is the backend's to say.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any, Final
+
+from openclawctl.wire.errors import InvalidRequest, LimitExceeded
+
+if TYPE_CHECKING:
+    from openclawctl.wire.formats import OutputFormat
+
+WHITESPACE: Final = r" |\n[ \t]{0,20}"
+"""What may stand between the parts of JSON: one space, or a line break and some indentation, as
+models write it. Were it without end, some would write nothing else."""
+
+_MAX_MULTIPLES: Final = 100_000
+"""The product of all `multipleOf` of a schema. llguidance makes an automaton of so many states of
+them, without a limit of its own: 0.6 s for this many, 18 s for ten times as many (measured
+2026-11-24)."""
+
+_MAX_GBNF_RULES: Final = 1000
+"""llguidance's translator takes the square of their number, two seconds for this many (measured
+2026-11-24)."""
+
+_MULTIPLE: Final = re.compile(r'"multipleOf"\s*:\s*([-+.0-9eE]+)')
+_GBNF_CODE_POINT: Final = re.compile(
+    r"(?P<plain>\\[^uU])|\\u(?P<four>[0-9A-Fa-f]{4})|\\U(?P<eight>[0-9A-Fa-f]{8})"
+)
+_HINT: Final = "see `format` in docs/protocol.md for what schemas and grammars may hold"
+
+
+def grammar_of(output_format: OutputFormat) -> str:
+    """Raises a `Problem` for what is no schema or grammar at all."""
+    text = output_format.text
+    match output_format.type:
+        case "json_schema":
+            return _wrapped({"json_schema": _schema(text)})
+        case "json_object":
+            return _wrapped({"json_schema": _schema('{"type": "object"}')})
+        case "regex":
+            return _wrapped({"lark_grammar": _lark_of_regex(text)})
+        case "gbnf":
+            return _wrapped({"lark_grammar": _lark_of_gbnf(text)})
+        case _:
+            _check_multiples(text)
+            return _wrapped({"lark_grammar": text})
+
+
+def refused(reason: str) -> InvalidRequest:
+    """The problem of a format that cannot be followed."""
+    return InvalidRequest(f"'format' cannot be followed: {reason}", hint=_HINT)
+
+
+def _wrapped(grammar: dict[str, Any]) -> str:
+    return json.dumps({"grammars": [grammar]}, ensure_ascii=False)
+
+
+def _schema(text: str) -> dict[str, Any]:
+    schema: dict[str, Any] = json.loads(text)
+    _check_multiples(json.dumps(schema))
+    options = schema.get("x-guidance")
+    given = options if isinstance(options, dict) else {}
+    spacing = {} if "whitespace_flexible" in given else {"whitespace_pattern": WHITESPACE}
+    return {**schema, "x-guidance": {**spacing, **given}}
+
+
+def _check_multiples(text: str) -> None:
+    """Raise `LimitExceeded` when the numbers of a schema would take its worker too long."""
+    found = _MULTIPLE.findall(_without_escapes(text))
+    product = math.prod({_numerator(number) for number in found})
+    if product > _MAX_MULTIPLES:
+        raise LimitExceeded(
+            f"'format' is too complex: its values of multipleOf have the product {product}; at most"
+            f" {_MAX_MULTIPLES}",
+            hint="leave out multipleOf and check the numbers afterwards",
+        )
+
+
+def _numerator(number: str) -> int:
+    """Of a number's shortest fraction. By way of a float, whose exponent is bounded."""
+    try:
+        return max(1, abs(Fraction(repr(float(number))).numerator))
+    except ValueError:  # no number, of which llguidance will tell, or an infinite one
+        return 1
+
+
+def _without_escapes(text: str) -> str:
+    """A key of JSON may be written with escapes."""
+    return re.sub(r"\\u([0-9A-Fa-f]{4})", lambda found: chr(int(found[1], 16)), text)
+
+
+def _lark_of_regex(pattern: str) -> str:
+    from llguidance import regex_to_lark  # here: see `openclawd.backends.constraint`
+
+    return f"start: /{regex_to_lark(pattern, '')}/"
+
+
+def _lark_of_gbnf(text: str) -> str:
+    from llguidance.gbnf_to_lark import gbnf_to_lark
+
+    if (num_rules := text.count("::=")) > _MAX_GBNF_RULES:
+        raise LimitExceeded(
+            f"'format' is too complex: {num_rules} rules of GBNF; at most {_MAX_GBNF_RULES}",
+            hint="write it as a Lark grammar, or as a JSON schema",
+        )
+    try:
+        return gbnf_to_lark(_GBNF_CODE_POINT.sub(_character, text))
+    except RecursionError:
+        raise refused("the grammar is nested too deeply") from None
+    except Exception as error:  # the translator raises bare exceptions for what is no GBNF
+        raise refused(f"the grammar is no GBNF: {error}") from None
+
+
+def _character(escape: re.Match[str]) -> str:
+    """The translator writes code points as Lark does not read them; plain characters are safe."""
+    digits = escape["four"] or escape["eight"]
+    if digits is None:
+        return escape[0]
+    code = int(digits, 16)
+    return f"\\x{code:02x}" if code < 0x80 else chr(min(code, 0x10FFFF))

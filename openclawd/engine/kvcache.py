@@ -85,6 +85,11 @@ class KvCache:
         own = sum(holding.num_computed for holding in self._held.values())
         return own + self._tree.num_cells
 
+    @property
+    def num_kept_cells(self) -> int:
+        """Of these, the ones in kept prefixes."""
+        return self._tree.num_cells
+
     def held_slots(self) -> frozenset[int]:
         return frozenset(self._held)
 

@@ -148,6 +148,11 @@ class Scheduler:
         return self._kv.is_pinned(tokens)
 
     @property
+    def num_kept_tokens(self) -> int:
+        """Of these, the ones in kept prefixes, whoever uses them."""
+        return self._kv.num_kept_cells
+
+    @property
     def is_idle(self) -> bool:
         return not self._running and self.num_waiting == 0
 

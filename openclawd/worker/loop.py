@@ -184,6 +184,7 @@ class EngineLoop:
             "running": scheduler.num_running,
             "waiting": scheduler.num_waiting,
             "kv_used_tokens": scheduler.num_used_tokens,
+            "kv_kept_tokens": scheduler.num_kept_tokens,
             "kv_total_tokens": self._backend.info.kv_tokens,
             "batch_tokens": batch.num_tokens if batch else 0,
             "step_us": round((time.perf_counter() - started_s) * 1e6),

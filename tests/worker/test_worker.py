@@ -46,6 +46,7 @@ def test_the_gauges_of_a_step(warm_worker: WorkerProcess) -> None:
         "running",
         "waiting",
         "kv_used_tokens",
+        "kv_kept_tokens",
         "kv_total_tokens",
         "batch_tokens",
         "step_us",

@@ -5,8 +5,8 @@ apart; its weight is how many of the model's places it takes.
 
 - Higher priorities go first; within one, first come, first served.
 - A ticket runs as soon as the running ones of its own and higher priorities leave it room. So it
-  may start although lower ones hold every place; the engine then sets some of those aside. All that
-  run together take at most `OVERBOOKING` times the places there are.
+  may start although lower ones hold every place; the engine then sets some of those aside. What
+  runs can take the places once for each priority, and no more.
 - One that does not fit is passed by those behind it that do.
 - One that has been overtaken `max_skips` times goes before everybody, and counts as one of the
   highest priority until it ends. There is one such ticket at a time, so that a long queue of them
@@ -30,10 +30,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
 Ticket = TypeVar("Ticket")
-
-OVERBOOKING: Final = 2
-"""With two kinds of work a place is never idle for want of a started request, nor does an urgent
-one wait for a place that somebody less urgent holds; the engine keeps as much in hand again."""
 
 RESERVE_SHARE: Final = 8
 """One in so many places in the queue is kept for each higher priority, so that those who have time
@@ -180,17 +176,14 @@ class RequestQueue(Generic[Ticket]):
         return started
 
     def _next_to_start(self) -> _Entry[Ticket] | None:
-        """Who starts next, if anybody can. One that only the bound on all together keeps waiting,
-        or that goes before everybody, is passed by nobody."""
-        room_for_all = OVERBOOKING * self._max_running - sum(self._load.values())
+        """Who starts next, if anybody can. One that goes before everybody is passed by nobody."""
         if self._raised is not None and self._raised.started_at is None:
-            fits = self._raised.weight <= min(self._room(self._raised.level), room_for_all)
-            return self._raised if fits else None
+            return self._raised if self._raised.weight <= self._room(self._raised.level) else None
         for level in _HIGHEST_FIRST:
             if room := self._room(level):
                 for entry in self._waiting[level].values():
                     if entry.weight <= room:
-                        return entry if entry.weight <= room_for_all else None
+                        return entry
         return None
 
     def _room(self, level: Priority) -> int:
@@ -278,22 +271,15 @@ class RequestQueue(Generic[Ticket]):
 
     def _eta_s(self, level: Priority, weight: int, ahead: Mapping[Priority, int]) -> float | None:
         """About how long until one with these places ahead of it runs: as long as it takes until
-        its own and higher levels leave it room, and all together do."""
-        own = {at: num + (self._load[at] if at >= level else 0) for at, num in ahead.items()}
-        everybody = {at: num + self._load[at] for at, num in ahead.items()}
-        own_s = self._until_fewer_s(own, self._max_running - weight)
-        all_s = self._until_fewer_s(everybody, OVERBOOKING * self._max_running - weight)
-        return None if own_s is None or all_s is None else round(max(own_s, all_s), 3)
-
-    def _until_fewer_s(self, places: Mapping[Priority, int], most: int) -> float | None:
-        """Until of these places, running or ahead in line, no more than `most` are left."""
-        num_places = sum(places.values())
+        of its own and higher levels, running or ahead in line, so few are left that it has room."""
+        places = {at: num + (self._load[at] if at >= level else 0) for at, num in ahead.items()}
+        num_places, most = sum(places.values()), self._max_running - weight
         if num_places <= most:
             return 0.0
         if not self._mean_s:
             return None
         held_s = sum(num * self._mean_service_s(level) for level, num in places.items())
-        return held_s / num_places * (num_places - most) / self._max_running
+        return round(held_s / num_places * (num_places - most) / self._max_running, 3)
 
     def _mean_service_s(self, priority: Priority) -> float:
         """Of this priority; of all, while nobody of it has finished."""

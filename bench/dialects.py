@@ -38,20 +38,17 @@ class Exchange(Protocol):
 
 
 class OpenclawdExchange:
-    """`number` counts the requests of a connection from 1; the first one says hello."""
+    """Hello and the request go out in one write."""
 
-    def __init__(self, ask: Ask, number: int) -> None:
+    def __init__(self, ask: Ask) -> None:
         self._ask = ask
-        self._number = number
         self._pending = bytearray()
         self._reads: list[tuple[float, bytes]] = []
 
     def request(self) -> bytes:
         op = "generate" if self._ask.messages is None else "chat"
-        data = encode_frame(encode(Request(self._number, op, _params(self._ask))))
-        if self._number == 1:
-            data = encode_frame(encode(Hello(PROTOCOL_VERSION, client="bench"))) + data
-        return data
+        messages = Hello(PROTOCOL_VERSION, client="bench"), Request(1, op, _params(self._ask))
+        return b"".join(encode_frame(encode(message)) for message in messages)
 
     def feed(self, time_s: float, data: bytes) -> bool:
         self._reads.append((time_s, data))

@@ -18,10 +18,12 @@ Row = dict[str, str | int | float]
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How much is measured. `rounds` is odd, so that a median is one of the measurements;
-    `before_round` may wait for a calm machine, `after_round` note how calm it was."""
+    """How much is measured, and with how many compute threads. The number of rounds is odd, so that
+    a median is one of the measurements; `before_round` may wait for a calm machine, `after_round`
+    note how calm it was."""
 
     num_rounds: int
+    num_threads: int
     is_quick: bool
     before_round: Callable[[], object]
     after_round: Callable[[], object]

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 SCENARIOS: Final = (
     "single_stream",
     "streams",
+    "shared_prompt",
+    "long_prompt",
     "status_latency",
     "cli_startup",
     "idle",
@@ -45,6 +47,7 @@ SCENARIOS: Final = (
 )
 ROUNDS: Final = 5
 QUICK_ROUNDS: Final = 3
+THREADS: Final = 2
 WIDTH_WITHOUT_TERMINAL: Final = 120
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH_WITHOUT_TERMINAL)
@@ -54,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     rounds = options.rounds or (QUICK_ROUNDS if options.quick else ROUNDS)
     calm = Calm(limit_s=options.wait_quiet)
-    settings = Settings(rounds, options.quick, calm.before_round, calm.after_round)
+    settings = Settings(rounds, options.threads, options.quick, calm.before_round, calm.after_round)
     stop_on_sigterm()
     machine = describe_machine()
     _print_machine(machine)
@@ -68,7 +71,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print("interrupted; what was measured is kept")
         return 130
     finally:
-        _save({"machine": machine, "rounds": rounds, "scenarios": results})
+        _save(
+            {"machine": machine, "rounds": rounds, "threads": options.threads, "scenarios": results}
+        )
     _print_targets(results)
     return 1 if failures else 0
 
@@ -77,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="bench/run.py", description="Measure openclawd.")
     parser.add_argument("--only", action="append", choices=SCENARIOS, metavar="NAME")
     parser.add_argument("--quick", action="store_true", help="fewer rounds and samples")
+    parser.add_argument("--threads", type=int, default=THREADS, help="compute threads of each side")
     parser.add_argument("--rounds", type=int, help=f"rounds of each comparison (default {ROUNDS})")
     parser.add_argument("--wait-quiet", type=float, default=0, metavar="SECONDS")
     return parser

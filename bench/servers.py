@@ -14,7 +14,6 @@ import signal
 import socket
 import subprocess
 import time
-import urllib.error
 import urllib.request
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -25,27 +24,40 @@ from children import Child, ChildFailed, child
 from live import serving, short_folder, smollm2_path
 from traffic import Plan, Script
 
+from openclawctl import Client
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-THREADS: Final = 2
+    from live import Daemon
+
 HTTP_THREADS: Final = 40
 """For llama-server: with fewer than it has clients it drops connections."""
 
 _START_TIMEOUT_S: Final = 60
 _STOP_TIMEOUT_S: Final = 10
+_IDLE_TIMEOUT_S: Final = 60
 _POLL_S: Final = 0.05
 _PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
 
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A running server that the load process can ask."""
+    """A running server that the load process can ask. `is_idle` asks it whether it computes."""
 
     name: str
     dialect: str
     address: str | int
+    is_idle: Callable[[], bool]
+
+    def wait_idle(self) -> None:
+        """Until it has noticed that clients have left. Raises `ChildFailed` if it does not."""
+        deadline_s = time.monotonic() + _IDLE_TIMEOUT_S
+        while not self.is_idle():
+            if time.monotonic() > deadline_s:
+                raise ChildFailed(f"{self.name} still computes for clients that have left")
+            time.sleep(_POLL_S)
 
 
 class Traffic:
@@ -72,7 +84,7 @@ class Traffic:
         return scripts_answers
 
     def ask(self, server: Server, *asks: Ask) -> list[Answer]:
-        """Requests one after the other, on one connection."""
+        """Requests one after the other."""
         (answers,) = self.run(server, [Script(list(asks))])
         return answers
 
@@ -92,48 +104,60 @@ def traffic() -> Iterator[Traffic]:
 
 
 @contextlib.contextmanager
-def openclawd(*, parallel: int, context: int, **settings: Any) -> Iterator[Server]:
+def openclawd(*, parallel: int, context: int, threads: int, **settings: Any) -> Iterator[Server]:
     """`settings` are more keys of the model's configuration."""
-    with serving(parallel=parallel, context=context, threads=THREADS, settings=settings) as daemon:
-        yield Server("openclawd", "openclawd", str(daemon.socket))
+    with serving(parallel=parallel, context=context, threads=threads, settings=settings) as daemon:
+        yield Server("openclawd", "openclawd", str(daemon.socket), lambda: _is_idle(daemon))
+
+
+def _is_idle(daemon: Daemon) -> bool:
+    with Client(daemon.socket) as client:
+        requests = client.status()["requests"]
+    return bool(requests["running"] + requests["queued"] == 0)
 
 
 @contextlib.contextmanager
 def llama_server(
-    *, parallel: int, context: int, http_threads: int = HTTP_THREADS
+    *, parallel: int, context: int, threads: int, http_threads: int = HTTP_THREADS
 ) -> Iterator[Server]:
     """llama.cpp's own server. `context` is tokens per sequence, as everywhere here; its `-c` is for
     all of them. Its prompt caches are as they come."""
     command = [peers.program("llama-server"), "--model", smollm2_path(), "--host", "127.0.0.1"]
-    command += ["--threads", THREADS, "--threads-http", http_threads]
+    command += ["--threads", threads, "--threads-http", http_threads]
     command += ["--parallel", parallel, "--ctx-size", parallel * context]
     with _http_server(command, health="/health") as port:
-        yield Server("llama-server", "llama-server", port)
+        yield Server("llama-server", "llama-server", port, lambda: _has_no_task(port))
+
+
+def _has_no_task(port: int) -> bool:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/slots", timeout=60) as answer:
+        return not any(slot["is_processing"] for slot in json.load(answer))
 
 
 @contextlib.contextmanager
-def python_server(*, context: int) -> Iterator[Server]:
+def python_server(*, context: int, threads: int) -> Iterator[Server]:
     """`python -m llama_cpp.server`. By default a new request would end the running one, and logits
     of every prompt token would be kept; neither is wanted."""
     command = [peers.server_python(), "-P", "-m", "llama_cpp.server", "--model", smollm2_path()]
     command += ["--host", "127.0.0.1", "--n_ctx", context]
-    command += ["--n_threads", THREADS, "--n_threads_batch", THREADS]
+    command += ["--n_threads", threads, "--n_threads_batch", threads]
     command += ["--interrupt_requests", "false", "--logits_all", "false", "--verbose", "false"]
     with _http_server(command, health="/v1/models") as port:
-        yield Server("llama_cpp.server", "python-server", port)
+        yield Server("llama_cpp.server", "python-server", port, lambda: True)
 
 
-def batched_bench(*, streams: int, prompt_tokens: int, tokens: int) -> float:
+def batched_bench(*, streams: int, prompt_tokens: int, tokens: int, threads: int) -> float:
     """Seconds in which llama.cpp's loop, with nothing around it, reads and continues so many
-    prompts: what the machine can do at best."""
+    prompts: what the machine can do at best. A lone stream goes first, for the threads to start."""
+    counts = f"1,{streams}" if streams > 1 else 1
     command = [peers.program("llama-batched-bench"), "--model", smollm2_path(), "-c", 8192]
-    command += ["-b", 512, "-t", THREADS, "-npp", prompt_tokens, "-ntg", tokens, "-npl", streams]
+    command += ["-b", 512, "-t", threads, "-npp", prompt_tokens, "-ntg", tokens, "-npl", counts]
     command += ["--output-format", "jsonl"]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
     results = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    if done.returncode != 0 or len(results) != 1:
+    if done.returncode != 0 or not results:
         raise ChildFailed(f"llama-batched-bench failed:\n{done.stderr[-2000:]}")
-    return float(results[0]["t_pp"] + results[0]["t_tg"])
+    return float(results[-1]["t_pp"] + results[-1]["t_tg"])
 
 
 # ---- starting ----

@@ -5,8 +5,9 @@
 Owns the connections and the clock. One thread and no libraries between it and the sockets, so that
 asking costs every server the same, and little: while a plan runs, what comes is only kept.
 
-A plan has scripts; a script is one connection with requests one after the other. Background scripts
-begin first and are cut when all others have ended. The others begin once each background script has
+A plan has scripts; a script is one client with requests one after the other, each on a connection
+of its own, since llama-server closes one after an answer that was streamed. Background scripts are
+begun first and cut when all others have ended. The others begin once each background script has
 been answered `gate_reads` times (about as many tokens), `at_s` after that.
 """
 
@@ -28,16 +29,16 @@ if TYPE_CHECKING:
 
 READ_BYTES: Final = 1 << 16
 
-EXCHANGES: Final[dict[str, Callable[[Ask, int], Exchange]]] = {
+EXCHANGES: Final[dict[str, Callable[[Ask], Exchange]]] = {
     "openclawd": OpenclawdExchange,
-    "llama-server": lambda ask, _: LlamaServerExchange(ask),
-    "python-server": lambda ask, _: PythonServerExchange(ask),
+    "llama-server": LlamaServerExchange,
+    "python-server": PythonServerExchange,
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """Requests for one connection, each sent when the one before has ended."""
+    """Requests of one client, each sent when the one before has ended."""
 
     asks: list[Ask]
     at_s: float = 0.0
@@ -66,7 +67,7 @@ class Plan:
 
 @dataclass(slots=True)
 class Line:
-    """A script under way: one connection."""
+    """A script under way: one client, and its connection of the moment."""
 
     script: Script
     plan: Plan
@@ -92,14 +93,15 @@ class Line:
             self.close()
             return
         assert self.sock is not None
-        ask = self.script.asks[len(self.answers)]
-        self.exchange = EXCHANGES[self.plan.dialect](ask, len(self.answers) + 1)
+        self.exchange = EXCHANGES[self.plan.dialect](self.script.asks[len(self.answers)])
         self.exchanges.append(self.exchange)
         data = self.exchange.request()
         self.answers.append(Answer(sent_s=time.monotonic()))
         self.sock.sendall(data)
 
     def receive(self) -> None:
+        """Take what has come. At the end of an answer the connection is closed, and another opened
+        for the next question."""
         assert self.sock is not None
         assert self.exchange is not None
         data = self.sock.recv(READ_BYTES)
@@ -111,6 +113,9 @@ class Line:
             self.close()
         elif self.exchange.feed(now_s, data):
             answer.end_s = now_s
+            self.sock.close()
+            if len(self.answers) < len(self.script.asks):
+                self.connect()
             self.send_next()
 
     def cut(self) -> None:
@@ -174,6 +179,9 @@ class Run:
         line.receive()
         if line.is_ended:
             self._selector.unregister(sock)
+        elif line.sock is not sock:
+            self._selector.unregister(sock)
+            self._register(line)
 
     def _begin_what_is_due(self) -> None:
         if self._gate_s is None:
@@ -195,6 +203,9 @@ class Run:
 
     def _connect(self, line: Line) -> None:
         line.connect()
+        self._register(line)
+
+    def _register(self, line: Line) -> None:
         assert line.sock is not None
         self._selector.register(line.sock, selectors.EVENT_READ, line)
 

@@ -21,7 +21,6 @@ from openclawctl import Client
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-THREADS: Final = 2
 NUM_TOKENS: Final = 128
 PROMPT: Final = "Count: 1, 2, 3, 4, 5,"
 """SmolLM2 counts on and on: greedy decoding does not end before NUM_TOKENS."""
@@ -30,11 +29,12 @@ WAYS: Final = ("daemon", "completion", "tokens", "flash")
 
 
 def run(settings: Settings) -> Report:
+    threads = settings.num_threads
     with (
-        serving(threads=THREADS) as daemon,
+        serving(threads=threads) as daemon,
         Client(daemon.socket) as client,
-        inprocess_model(threads=THREADS) as model,
-        inprocess_model("serve-flash", threads=THREADS) as flash_model,
+        inprocess_model(threads=threads) as model,
+        inprocess_model("serve-flash", threads=threads) as flash_model,
     ):
         samples = _alternate(client, model, flash_model, settings=settings)
     return _report(samples)

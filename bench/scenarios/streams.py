@@ -50,13 +50,14 @@ Found = dict[tuple[str, int], Samples]
 def run(settings: Settings) -> Report:
     found: Found = {}
     prompts = Prompts()
+    threads = settings.num_threads
     with contextlib.ExitStack() as stack:
         load = stack.enter_context(traffic())
         most = max(COUNTS)
         servers = [
-            stack.enter_context(openclawd(parallel=most, context=CONTEXT)),
-            stack.enter_context(llama_server(parallel=most, context=CONTEXT)),
-            stack.enter_context(python_server(context=CONTEXT)),
+            stack.enter_context(openclawd(parallel=most, context=CONTEXT, threads=threads)),
+            stack.enter_context(llama_server(parallel=most, context=CONTEXT, threads=threads)),
+            stack.enter_context(python_server(context=CONTEXT, threads=threads)),
         ]
         for server in servers:
             _burst(load, server, prompts.several(2, PROMPT_TOKENS))  # warm-up
@@ -66,7 +67,7 @@ def run(settings: Settings) -> Report:
                 for server in servers if turn % 2 == 0 else reversed(servers):
                     if server.name != PYTHON or count in PYTHON_COUNTS:
                         _add(found, server, count, _burst(load, server, texts))
-                _add_limit(found, count)
+                _add_limit(found, count, threads=threads)
     return _report(found)
 
 
@@ -83,8 +84,10 @@ def _add(found: Found, server: Server, count: int, done: list[answers.Answer]) -
     samples.gaps_s += answers.gaps_s(done)
 
 
-def _add_limit(found: Found, count: int) -> None:
-    seconds = batched_bench(streams=count, prompt_tokens=PROMPT_TOKENS, tokens=NUM_TOKENS)
+def _add_limit(found: Found, count: int, *, threads: int) -> None:
+    seconds = batched_bench(
+        streams=count, prompt_tokens=PROMPT_TOKENS, tokens=NUM_TOKENS, threads=threads
+    )
     found.setdefault((LIMIT, count), Samples()).rates.append(count * NUM_TOKENS / seconds)
 
 

@@ -1,7 +1,8 @@
 """What the scheduler asks of a backend for one step, and what it gets back.
 
 Owns the seam: only slots, positions, token ids and finished vectors cross it. A batch is
-homogeneous: all its chunks want tokens sampled, or all want hidden states averaged.
+homogeneous: all its chunks want tokens sampled, or all want hidden states averaged, and all are
+computed with the same adapter.
 """
 
 from __future__ import annotations
@@ -98,12 +99,13 @@ class Chunk:
 @dataclass(frozen=True, slots=True)
 class Batch:
     """One step: `cache_ops` are done in their order, then `opened` slots are set up, then the
-    chunks are computed."""
+    chunks are computed, with a LoRA if `adapter` names one."""
 
     kind: BatchKind
     chunks: list[Chunk]
     opened: list[Opening] = field(default_factory=list)
     cache_ops: list[CacheOp] = field(default_factory=list)
+    adapter: str = ""
 
     @property
     def num_tokens(self) -> int:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from openclawd.engine.batch import BatchKind, DropCells, ForgetParked, ParkSlot, ResumeSlot
-from openclawd.engine.prefixes import Match, PrefixTree
+from openclawd.engine.prefixes import Match, Owner, PrefixTree
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -96,15 +96,16 @@ class KvCache:
     def match(self, sequence: Sequence) -> Match:
         """The longest kept prefix of a sequence, short of its last token: that one is computed in
         any case, to get the next. A parked sequence has cells of its own."""
-        return self._match(sequence, sequence.domain)
+        return self._match(sequence, sequence.owner)
 
     def is_pinned(self, tokens: list[int]) -> bool:
-        return self._tree.match(None, tokens).num_tokens == len(tokens)
+        """With no adapter."""
+        return self._tree.match(Owner(None), tokens).num_tokens == len(tokens)
 
     def num_cells_for(self, sequence: Sequence) -> int:
         """The most cells that a sequence could ever have, with those that are pinned of its prefix:
         one that needs more would wait for ever."""
-        pinned = self._match(sequence, domain=None)
+        pinned = self._match(sequence, sequence.owner.everybody())
         return self.num_cells - self._tree.num_pinned_cells + pinned.num_tokens
 
     @property
@@ -123,13 +124,13 @@ class KvCache:
 
     # ---- commands ----
 
-    def adopt(self, domain: str | None, tokens: list[int], start: int) -> int | None:
+    def adopt(self, owner: Owner, tokens: list[int], start: int) -> int | None:
         """See `PrefixTree.adopt`. None also if there is no room for so many cells of this kind."""
         num_tokens = len(tokens) - start
         num_unlocked = self._tree.num_cells - self._tree.num_locked_cells
         has_room = self.num_used_cells + num_tokens <= self.num_cells
-        is_within_share = domain is None or num_unlocked + num_tokens <= self._max_kept_cells
-        return self._tree.adopt(domain, tokens, start) if has_room and is_within_share else None
+        is_within_share = owner.is_everybody or num_unlocked + num_tokens <= self._max_kept_cells
+        return self._tree.adopt(owner, tokens, start) if has_room and is_within_share else None
 
     def disown(self, tag: int) -> None:
         self._tree.disown(tag)
@@ -198,7 +199,7 @@ class KvCache:
         if not self._is_worth_keeping(sequence):
             return
         computed = sequence.tokens[: sequence.num_computed_tokens]
-        insertion = self._tree.insert(sequence.domain, computed, slot)
+        insertion = self._tree.insert(sequence.owner, computed, slot)
         self._ops += insertion.ops
         if insertion.node is None:
             return
@@ -254,9 +255,9 @@ class KvCache:
             assert holding.sequence.parked is None
             assert 0 <= holding.num_shared <= holding.sequence.num_computed_tokens
 
-    def _match(self, sequence: Sequence, domain: str | None) -> Match:
+    def _match(self, sequence: Sequence, owner: Owner) -> Match:
         is_open = self._may_share(sequence) and sequence.parked is None
-        return self._tree.match(domain, sequence.tokens[:-1] if is_open else [])
+        return self._tree.match(owner, sequence.tokens[:-1] if is_open else [])
 
     def _affordable_match(self, sequence: Sequence, without: Collection[int] = ()) -> Match | None:
         """The longest kept prefix with which a sequence fits beside what is promised; None if it
@@ -276,7 +277,7 @@ class KvCache:
 
     def _is_worth_keeping(self, sequence: Sequence) -> bool:
         is_long = sequence.num_computed_tokens >= self.min_kept_tokens
-        return self._may_share(sequence) and (is_long or sequence.domain is None)
+        return self._may_share(sequence) and (is_long or sequence.owner.is_everybody)
 
     def _unpark(self, sequence: Sequence) -> None:
         assert sequence.parked is not None

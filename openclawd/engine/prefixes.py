@@ -7,7 +7,8 @@ nodes on the path to it.
 
 A node belongs to the domain that computed it, and no other domain finds it. What belongs to nobody
 (domain None) is found by all and stays for good: it is *pinned*. Pinned prefixes are inserted
-before all others, so that what a domain computed on top of them hangs below them.
+before all others, so that what a domain computed on top of them hangs below them. What was computed
+with one adapter is never found with another.
 
 Knows no sequences; a user locks the path to a node, and locked nodes stay. What is to be done to
 the backend's cells comes out as `CacheOp`s, in order.
@@ -21,7 +22,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from openclawd.engine.batch import CopyCells, DropCells
 
@@ -34,17 +35,32 @@ _MOST_TAGS_PER_INSERT: Final = 2
 """One for the new node, and one for the upper half of a node that has to be split."""
 
 
+class Owner(NamedTuple):
+    """Whose a prefix is: a domain's or everybody's (None), computed with an adapter or ""."""
+
+    domain: str | None
+    adapter: str = ""
+
+    @property
+    def is_everybody(self) -> bool:
+        return self.domain is None
+
+    def everybody(self) -> Owner:
+        """Who owns what is pinned of the same adapter."""
+        return Owner(None, self.adapter)
+
+
 @dataclass(slots=True, eq=False)
 class Node:
-    """`tokens` is empty for the root alone. Children are found by their domain and first token.
+    """`tokens` is empty for the root alone. Children are found by their owner and first token.
     `last_used` counts the tree's lookups."""
 
     tokens: tuple[int, ...]
     start: int
     tag: int
-    domain: str | None
+    owner: Owner
     parent: Node | None
-    children: dict[tuple[str | None, int], Node] = field(default_factory=dict)
+    children: dict[tuple[Owner, int], Node] = field(default_factory=dict)
     num_users: int = 0
     last_used: int = 0
 
@@ -53,17 +69,18 @@ class Node:
         return self.start + len(self.tokens)
 
     @property
-    def key(self) -> tuple[str | None, int]:
-        return self.domain, self.tokens[0]
+    def key(self) -> tuple[Owner, int]:
+        return self.owner, self.tokens[0]
 
     def prefix(self) -> tuple[int, ...]:
         """All tokens up to the end of this node."""
         runs = [node.tokens for node in self.path()]
         return tuple(chain.from_iterable(reversed(runs)))
 
-    def child(self, domain: str | None, token: int) -> Node | None:
-        """The one that `domain` finds."""
-        return self.children.get((None, token)) or self.children.get((domain, token))
+    def child(self, owner: Owner, token: int) -> Node | None:
+        """The one that `owner` finds."""
+        pinned = self.children.get((owner.everybody(), token))
+        return pinned or self.children.get((owner, token))
 
     def path(self) -> Iterator[Node]:
         """This node and its ancestors, without the root."""
@@ -75,10 +92,10 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class KeptPrefix:
-    """`tokens` of a domain, or of everybody's (None), of which those from `start` on have cells
-    under `tag`; those before are another's."""
+    """`tokens`, of which those from `start` on have cells under `tag`, and those before under those
+    of other prefixes."""
 
-    domain: str | None
+    owner: Owner
     tokens: tuple[int, ...]
     start: int
     tag: int
@@ -107,7 +124,7 @@ class PrefixTree:
 
     def __init__(self, tags: list[int]) -> None:
         self._tags = tags
-        self._root = Node((), 0, -1, None, None)
+        self._root = Node((), 0, -1, Owner(None), None)
         self._nodes: dict[int, Node] = {}  # by tag
         self._clock = 0
         self.num_cells = 0
@@ -118,10 +135,10 @@ class PrefixTree:
 
     # ---- questions ----
 
-    def match(self, domain: str | None, tokens: Sequence[int]) -> Match:
-        """The longest prefix of `tokens` that `domain` can find."""
+    def match(self, owner: Owner, tokens: Sequence[int]) -> Match:
+        """The longest prefix of `tokens` that `owner` can find."""
         node, position = self._root, 0
-        while position < len(tokens) and (child := node.child(domain, tokens[position])):
+        while position < len(tokens) and (child := node.child(owner, tokens[position])):
             node = child
             matched = num_same(node.tokens, tokens, offset=position)
             position += matched
@@ -134,9 +151,9 @@ class PrefixTree:
         it builds on."""
         order = sorted(
             self._nodes.values(),
-            key=lambda node: (node.domain is not None, -node.last_used, node.start),
+            key=lambda node: (not node.owner.is_everybody, -node.last_used, node.start),
         )
-        return [KeptPrefix(node.domain, node.prefix(), node.start, node.tag) for node in order]
+        return [KeptPrefix(node.owner, node.prefix(), node.start, node.tag) for node in order]
 
     # ---- commands ----
 
@@ -163,12 +180,12 @@ class PrefixTree:
             if each.num_users == 0:
                 self.num_locked_cells -= len(each.tokens)
 
-    def insert(self, domain: str | None, tokens: Sequence[int], slot: int) -> Insertion:
-        """Remember `tokens`, whose cells `slot` has; for good, if `domain` is None. Where the tree
-        knows a part already, its own cells stay. Nothing is remembered when every tag is in use,
-        or nothing is new."""
+    def insert(self, owner: Owner, tokens: Sequence[int], slot: int) -> Insertion:
+        """Remember `tokens`, whose cells `slot` has; for good, if they are everybody's. Where the
+        tree knows a part already, its own cells stay. Nothing is remembered when every tag is in
+        use, or nothing is new."""
         ops = self._spare_tags()
-        match = self.match(domain, tokens)
+        match = self.match(owner, tokens)
         num_known, node = match.num_tokens, match.node
         if len(self._tags) < _MOST_TAGS_PER_INSERT or num_known == len(tokens):
             is_whole = num_known == len(tokens) == node.end
@@ -176,23 +193,23 @@ class PrefixTree:
         if num_known < node.end:
             node, split_ops = self._split(node, num_known)
             ops += split_ops
-        new = self._add(domain, tokens[num_known:], node)
+        new = self._add(owner, tokens[num_known:], node)
         ops.append(CopyCells(slot, new.tag, new.start, new.end))
         return Insertion(new, num_known, ops)
 
-    def adopt(self, domain: str | None, tokens: Sequence[int], start: int) -> int | None:
+    def adopt(self, owner: Owner, tokens: Sequence[int], start: int) -> int | None:
         """Remember `tokens` whose cells from `start` on the caller puts under the tag that is
         returned. None if what comes before is not known just so far, or a tag is wanting."""
-        match = self.match(domain, tokens)
+        match = self.match(owner, tokens)
         is_next = match.num_tokens == match.node.end == start < len(tokens)
         if not is_next or len(self._tags) < _MOST_TAGS_PER_INSERT:
             return None
-        return self._add(domain, tokens[start:], match.node).tag
+        return self._add(owner, tokens[start:], match.node).tag
 
     def disown(self, tag: int) -> None:
         """Forget what was adopted last: its cells did not come."""
         node = self._nodes[tag]
-        if node.domain is None:
+        if node.owner.is_everybody:
             self.unlock(node)
             self.num_pinned_cells -= len(node.tokens)
         self._remove(node)
@@ -214,24 +231,25 @@ class PrefixTree:
         assert self.num_cells == sum(len(node.tokens) for node in self._nodes.values())
         locked = sum(len(node.tokens) for node in self._nodes.values() if node.num_users)
         assert self.num_locked_cells == locked
-        pinned = [node for node in self._nodes.values() if node.domain is None]
+        pinned = [node for node in self._nodes.values() if node.owner.is_everybody]
         assert self.num_pinned_cells == sum(len(node.tokens) for node in pinned)
         assert all(node.num_users for node in pinned)
         for node in self._nodes.values():
             assert node.parent is not None
             assert node.parent.children[node.key] is node
-            assert node.parent.child(node.domain, node.tokens[0]) is node
-            assert node.parent.domain in (None, node.domain)
+            assert node.parent.child(node.owner, node.tokens[0]) is node
+            is_top = node.parent is self._root
+            assert is_top or node.parent.owner in (node.owner, node.owner.everybody())
             assert node.start == node.parent.end
             assert node.num_users >= sum(child.num_users for child in node.children.values())
 
-    def _add(self, domain: str | None, tokens: Sequence[int], parent: Node) -> Node:
-        new = Node(tuple(tokens), parent.end, self._tags.pop(), domain, parent)
+    def _add(self, owner: Owner, tokens: Sequence[int], parent: Node) -> Node:
+        new = Node(tuple(tokens), parent.end, self._tags.pop(), owner, parent)
         parent.children[new.key] = new
         self._nodes[new.tag] = new
         self.num_cells += len(new.tokens)
-        if domain is None:
-            assert all(node.domain is None for node in self._nodes.values()), (
+        if owner.is_everybody:
+            assert all(node.owner.is_everybody for node in self._nodes.values()), (
                 "pinned prefixes come first"
             )
             self.num_pinned_cells += len(new.tokens)
@@ -280,7 +298,7 @@ class PrefixTree:
             node.tokens[:num_upper],
             node.start,
             self._tags.pop(),
-            node.domain,
+            node.owner,
             node.parent,
             num_users=node.num_users,
             last_used=node.last_used,
@@ -299,7 +317,7 @@ def _is_split_for_nobody(node: Node) -> bool:
     """Is this pinned node the only child of a pinned one that nobody uses without it?"""
     upper = node.parent
     return (
-        node.domain is None
+        node.owner.is_everybody
         and upper is not None
         and upper.parent is not None
         and len(upper.children) == 1

@@ -27,8 +27,8 @@ from openclawd.engine.waiting import WaitingLine, other_kind
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from openclawd.engine.prefixes import KeptPrefix
-    from openclawd.engine.sequence import Vocabulary
+    from openclawd.engine.prefixes import KeptPrefix, Owner
+    from openclawd.engine.sequence import Group, Vocabulary
     from openclawd.engine.speculation import Drafter
 
 MIN_PREFIX_TO_AWAIT: Final = 32
@@ -124,7 +124,8 @@ class Scheduler:
         self._waiting = WaitingLine()
         self._running: dict[int, Sequence] = {}  # by slot, in the order of admission
         self._next_admitted = BatchKind.GENERATION
-        self._next_computed = BatchKind.GENERATION
+        self._turns: dict[Group, int] = {}  # when each last had one, in steps
+        self._num_steps = 0
         self._is_admission_paused = False
 
     # ---- questions ----
@@ -163,11 +164,11 @@ class Scheduler:
         batch is done, which computes nothing."""
         return Batch(BatchKind.GENERATION, [], cache_ops=self._kv.take_ops()), self._kv.kept()
 
-    def adopt(self, domain: str | None, tokens: list[int], start: int) -> int | None:
+    def adopt(self, owner: Owner, tokens: list[int], start: int) -> int | None:
         """Keep a prefix that another process computed: the caller puts the cells from `start` on
         under the tag that is returned. None if what comes before is not kept here just so far, or
         there is no room."""
-        return self._kv.adopt(domain, tokens, start)
+        return self._kv.adopt(owner, tokens, start)
 
     def disown(self, tag: int) -> None:
         """What was adopted last did not come, after all."""
@@ -194,14 +195,11 @@ class Scheduler:
         opened = self._admit()
         if not self._running:
             return None
-        chunks = self._chunks(self._next_computed)
-        if not chunks:
-            self._next_computed = other_kind(self._next_computed)
-            chunks = self._chunks(self._next_computed)
-        kind = self._next_computed
-        self._next_computed = other_kind(kind)  # with work of both kinds, they take turns
+        group = self._next_group()
+        chunks = self._chunks(group)
         self._kv.make_room(sum(len(chunk.tokens) for chunk in chunks))
-        return Batch(kind, chunks, opened, self._kv.take_ops())
+        kind, adapter = group
+        return Batch(kind, chunks, opened, self._kv.take_ops(), adapter=adapter)
 
     def update(
         self, batch: Batch, outputs: Outputs, *, duration_s: float | None = None
@@ -329,7 +327,7 @@ class Scheduler:
             for running in self._running.values()
             if running.is_in_prefill
             and running.shares_prefix
-            and running.domain == sequence.domain
+            and running.owner == sequence.owner
             and running.num_prompt_tokens >= self._kv.min_kept_tokens
         ]
         if not leaders:
@@ -363,9 +361,19 @@ class Scheduler:
 
     # ---- one step ----
 
-    def _chunks(self, kind: BatchKind) -> list[Chunk]:
+    def _next_group(self) -> Group:
+        """Those that can be computed together take turns: the one goes first that has waited
+        longest."""
+        groups = {sequence.group: None for sequence in self._running.values()}
+        group = min(groups, key=lambda group: self._turns.get(group, 0))
+        self._num_steps += 1
+        self._turns[group] = self._num_steps
+        return group
+
+    def _chunks(self, group: Group) -> list[Chunk]:
+        kind, _ = group
         budget = _Budget(self._budget(kind), self._max_paced_tokens(), self._paced_priority())
-        running = [sequence for sequence in self._running.values() if sequence.kind is kind]
+        running = [sequence for sequence in self._running.values() if sequence.group == group]
         guesses = self._guess(running, budget.num_tokens)
         chunks = []
         for sequence in sorted(running, key=_urgency):  # stable: equals in the order of admission

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from openclawd.engine.batch import BatchKind, TokenOutput
+from openclawd.engine.prefixes import Owner
 from openclawd.engine.sampling import SamplingParams
 from openclawd.engine.speculation import Guessing
 from openclawd.engine.stopping import OutputText
@@ -48,11 +49,17 @@ class Finish(enum.Enum):
     ERROR = "error"
 
 
+Group = tuple[BatchKind, str]
+"""What sequences of one batch have in common: the kind, and the adapter they are computed with."""
+
+
 @dataclass(slots=True, eq=False)
 class Sequence:
     """`tokens` is the prompt, then what was sampled. `rid` and `index` are the caller's names for
     it. `max_tokens` 0 means an embedding: nothing is sampled. Only sequences of one `domain` share
-    prefixes; what one of domain None begins with is shared by all and kept for good.
+    prefixes; what one of domain None begins with is shared by all and kept for good. `adapter` is
+    the name of a LoRA, "" for the model as it is; cells computed with one are of no use with
+    another.
     `num_cached_tokens` of the prompt were there when it first ran. `mu` is that of the token
     sampled last (`TokenOutput.mu`). `parked` is where the cells of a preempted one are; `num_skips`
     counts those that were admitted before it."""
@@ -65,6 +72,7 @@ class Sequence:
     text: OutputText = field(default_factory=OutputText)
     priority: int = 0
     domain: str | None = ""
+    adapter: str = ""
     num_cached_tokens: int | None = None
     mu: float | None = None
     num_prompt_tokens: int = field(init=False)
@@ -82,6 +90,15 @@ class Sequence:
     @property
     def kind(self) -> BatchKind:
         return BatchKind.GENERATION if self.max_tokens else BatchKind.EMBEDDING
+
+    @property
+    def group(self) -> Group:
+        return self.kind, self.adapter
+
+    @property
+    def owner(self) -> Owner:
+        """Whose prefixes it can find, and who can find what is kept of it."""
+        return Owner(self.domain, self.adapter)
 
     @property
     def shares_prefix(self) -> bool:

@@ -61,7 +61,8 @@ class Load:
     `context` is tokens per sequence, `kv_tokens` for all together; `batch_tokens` bounds one step.
     `system_prompts` are computed before it is ready, and shared by all. `guess_method` is off,
     ngram or draft, which needs `draft_path`; `max_guesses` bounds what is guessed for one step. A
-    sequence that waits for KV cells is passed `max_skips` times at most.
+    sequence that waits for KV cells is passed `max_skips` times at most. `adapters` are LoRAs by
+    name, each with `path` and `scale`.
 
     The cells of system prompts, with `persist_prefixes` "all" those of users' prefixes too, are
     restored from `prefix_folder` and saved there on `stop`; "off" removes what is there, and no
@@ -78,6 +79,7 @@ class Load:
     threads: int | None = None
     gpu_layers: int | None = None
     options: dict[str, Any] = field(default_factory=dict)
+    adapters: dict[str, Any] = field(default_factory=dict)
     system_prompts: list[str] = field(default_factory=list)
     guess_method: str = "off"
     max_guesses: int = 0

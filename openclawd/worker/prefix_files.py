@@ -3,7 +3,7 @@
 Owns the format and the folder. Nothing of a file is believed before its checksum was, and nothing
 of it is used unless it says that model, settings and library are the ones of this worker: what is
 cut, altered, too old or another's is removed, with a line in the log that never has text of it.
-Knows no engine and no backend; what the cells look like is the backend's.
+Knows no backend; what the cells look like is its.
 
 A file is `_MAGIC`, the length of the header (uint32, big-endian), the header (JSON), the tokens
 (uint32, little-endian), the cells, and the SHA-256 of all that. Its name says whether it is pinned
@@ -24,13 +24,16 @@ from typing import TYPE_CHECKING, Final
 
 from openclawctl.wire.fields import Fields
 from openclawctl.wire.units import format_duration
+from openclawd.engine.prefixes import Owner
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection, Iterator, Mapping
     from pathlib import Path
 
 _MAGIC: Final = b"openclawd kept prefix 1\n"
 _HASH_BYTES: Final = 32
+_PINNED: Final = "pinned"
+_SHARED: Final = "shared"
 _SUFFIX: Final = ".prefix"
 _UNFINISHED: Final = ".unfinished"
 _END_BYTES: Final = 1024 * 1024
@@ -44,9 +47,9 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class SavedPrefix:
-    """`tokens` of a domain, or pinned (None), and the cells of those from `start` on."""
+    """`tokens`, and the cells of those from `start` on."""
 
-    domain: str | None
+    owner: Owner
     tokens: list[int]
     start: int
     cells: bytes
@@ -57,29 +60,30 @@ class _Unusable(Exception):
 
 
 class PrefixFolder:
-    """The files of one model. `fingerprint`: everything on which its cells depend.
+    """The files of one model. `fingerprints`: everything on which its cells depend, by the name of
+    the adapter they were computed with.
 
     Invariant: `_good` are the names of files that were checked or written by this process.
     """
 
-    def __init__(self, path: Path, *, fingerprint: str, max_age_s: float) -> None:
+    def __init__(self, path: Path, *, fingerprints: Mapping[str, str], max_age_s: float) -> None:
         self._path = path
-        self._fingerprint = fingerprint
+        self._fingerprints = fingerprints
         self._max_age_s = max_age_s
         self._good: set[str] = set()
 
-    def name_of(self, domain: str | None, tokens: Collection[int], start: int) -> str:
+    def name_of(self, owner: Owner, tokens: Collection[int], start: int) -> str:
         """The file of a prefix. Tells nobody what is in it who does not know that already."""
-        digest = hashlib.sha256(repr((self._fingerprint, domain, start)).encode())
+        digest = hashlib.sha256(repr((self._fingerprints[owner.adapter], *owner, start)).encode())
         digest.update(_packed(tokens))
-        return f"{_kind(domain)}-{start:09d}-{digest.hexdigest()[:_HASH_BYTES]}{_SUFFIX}"
+        return f"{_kind(owner)}-{start:09d}-{digest.hexdigest()[:_HASH_BYTES]}{_SUFFIX}"
 
     def has(self, name: str) -> bool:
         return name in self._good
 
     def read(self, *, pinned: bool) -> Iterator[SavedPrefix]:
         """Those that can be used, each after what it builds on. Blocks on the disk."""
-        kind = _kind(None if pinned else "")
+        kind = _PINNED if pinned else _SHARED
         for name in self._names():
             if not name.startswith(kind):
                 continue
@@ -94,11 +98,12 @@ class PrefixFolder:
 
     def write(self, prefix: SavedPrefix) -> None:
         """Blocks until it is on the disk. Raises `OSError`; then there is no such file."""
-        name = self.name_of(prefix.domain, prefix.tokens, prefix.start)
+        name = self.name_of(prefix.owner, prefix.tokens, prefix.start)
         header = json.dumps(
             {
-                "fingerprint": self._fingerprint,
-                "domain": prefix.domain,
+                "fingerprint": self._fingerprints[prefix.owner.adapter],
+                "domain": prefix.owner.domain,
+                "adapter": prefix.owner.adapter,
                 "start": prefix.start,
                 "num_tokens": len(prefix.tokens),
                 "saved_at": int(time.time()),
@@ -112,8 +117,8 @@ class PrefixFolder:
         self._write(name, (*parts, digest.digest()))
         self._good.add(name)
 
-    def remove(self, domain: str | None, tokens: Collection[int], start: int) -> None:
-        self._remove(self.name_of(domain, tokens, start))
+    def remove(self, owner: Owner, tokens: Collection[int], start: int) -> None:
+        self._remove(self.name_of(owner, tokens, start))
 
     def remove_others(self, names: Collection[str]) -> None:
         """Every file of ours but these."""
@@ -138,7 +143,7 @@ class PrefixFolder:
         if hashlib.sha256(data[:-_HASH_BYTES]).digest() != data[-_HASH_BYTES:]:
             raise _Unusable("its checksum is wrong: it was cut off or altered")
         prefix = self._parse(data[len(_MAGIC) : -_HASH_BYTES])
-        if name != self.name_of(prefix.domain, prefix.tokens, prefix.start):
+        if name != self.name_of(prefix.owner, prefix.tokens, prefix.start):
             raise _Unusable("its name is another's")
         return prefix
 
@@ -157,15 +162,15 @@ class PrefixFolder:
         if len(packed) < cells_at - tokens_at:
             raise _Unusable("it has fewer tokens than it says")
         return SavedPrefix(
-            domain=header.text_or_none("domain"),
+            owner=Owner(header.text_or_none("domain"), header.text("adapter")),
             tokens=[token for (token,) in struct.iter_unpack("<I", packed)],
             start=header.integer("start", low=0),
             cells=data[cells_at:],
         )
 
     def _check(self, header: Fields) -> None:
-        if header.text("fingerprint") != self._fingerprint:
-            raise _Unusable("the model, its settings or llama.cpp changed since")
+        if header.text("fingerprint") != self._fingerprints.get(header.text("adapter")):
+            raise _Unusable("the model, its adapter, its settings or llama.cpp changed since")
         age_s = time.time() - header.integer("saved_at", low=0)
         if age_s < 0:
             raise _Unusable("it comes from the future")
@@ -212,8 +217,8 @@ def file_identity(path: Path) -> str:
     return f"{status.st_size} {status.st_mtime_ns} {digest.hexdigest()}"
 
 
-def _kind(domain: str | None) -> str:
-    return "pinned" if domain is None else "shared"
+def _kind(owner: Owner) -> str:
+    return _PINNED if owner.is_everybody else _SHARED
 
 
 def _packed(tokens: Collection[int]) -> bytes:

@@ -73,9 +73,9 @@ class PersistentPrefixes:
         batch, kept = self._scheduler.kept_prefixes()
         self._backend.forward(batch)
         wanted = {
-            self._folder.name_of(prefix.domain, prefix.tokens, prefix.start): prefix
+            self._folder.name_of(prefix.owner, prefix.tokens, prefix.start): prefix
             for prefix in kept
-            if prefix.domain is None or self._saves_all
+            if prefix.owner.is_everybody or self._saves_all
         }
         new = [prefix for name, prefix in wanted.items() if not self._folder.has(name)]
         self._folder.remove_others(wanted)
@@ -92,12 +92,12 @@ class PersistentPrefixes:
                 num_tokens += len(prefix.tokens) - prefix.start
             else:
                 _log.info("a saved prefix is removed: it is not wanted any more, or has no room")
-                self._folder.remove(prefix.domain, prefix.tokens, prefix.start)
+                self._folder.remove(prefix.owner, prefix.tokens, prefix.start)
         if num_restored:
             _log.info("%d saved prefixes restored (%d tokens)", num_restored, num_tokens)
 
     def _put_back(self, prefix: SavedPrefix) -> bool:
-        tag = self._scheduler.adopt(prefix.domain, prefix.tokens, prefix.start)
+        tag = self._scheduler.adopt(prefix.owner, prefix.tokens, prefix.start)
         if tag is None:
             return False
         if not self._backend.copy_cells_in(_SLOT, prefix.cells):
@@ -125,7 +125,7 @@ class PersistentPrefixes:
                 break
             cells = self._copy_out(prefix)
             try:
-                folder.write(SavedPrefix(prefix.domain, [*prefix.tokens], prefix.start, cells))
+                folder.write(SavedPrefix(prefix.owner, [*prefix.tokens], prefix.start, cells))
             except OSError as error:
                 _log.warning("prefixes cannot be saved: %s", error)
                 break
@@ -137,21 +137,25 @@ class PersistentPrefixes:
 
 
 def _open_folder(load: Load, backend: Backend) -> PrefixFolder | None:
-    """None where there is to be none, or the model's file cannot be identified."""
+    """None where there is to be none, or a file that the cells depend on cannot be identified."""
     if not load.prefix_folder:
         return None
     try:
-        identity = file_identity(Path(load.path))
+        fingerprints = _fingerprints(load, backend)
     except OSError as error:
         _log.warning("prefixes are neither saved nor restored: %s", error)
         return None
-    depends_on = (
-        identity,
-        backend.build,
-        load.context,
-        load.kv_tokens,
-        sorted(load.options.items()),
-    )
-    fingerprint = hashlib.sha256(repr(depends_on).encode()).hexdigest()
     folder = Path(load.prefix_folder)
-    return PrefixFolder(folder, fingerprint=fingerprint, max_age_s=load.max_prefix_age_s)
+    return PrefixFolder(folder, fingerprints=fingerprints, max_age_s=load.max_prefix_age_s)
+
+
+def _fingerprints(load: Load, backend: Backend) -> dict[str, str]:
+    """What the cells depend on, by adapter. Raises `OSError`."""
+    settings = load.context, load.kv_tokens, sorted(load.options.items())
+    model = file_identity(Path(load.path)), backend.build, settings
+    depends_on: dict[str, object] = {"": model}
+    for name, adapter in load.adapters.items():
+        depends_on[name] = model, file_identity(Path(adapter["path"])), adapter["scale"]
+    return {
+        name: hashlib.sha256(repr(facts).encode()).hexdigest() for name, facts in depends_on.items()
+    }

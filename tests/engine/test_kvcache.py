@@ -6,6 +6,7 @@ import pytest
 
 from openclawd.engine.batch import CacheOp, CopyCells, DropCells
 from openclawd.engine.kvcache import KvCache
+from openclawd.engine.prefixes import Owner
 from openclawd.engine.sequence import Sequence
 
 
@@ -89,7 +90,7 @@ def test_what_is_kept_comes_in_the_order_in_which_it_can_be_adopted() -> None:
         cache.keep(slot)
         cache.release(slot)
     kept = cache.kept()
-    assert [(prefix.domain, *prefix.tokens, -prefix.start) for prefix in kept] == [
+    assert [(prefix.owner.domain, *prefix.tokens, -prefix.start) for prefix in kept] == [
         (None, 1, 2, 0),
         (None, 1, 2, 3, 4, -2),
         ("b", 7, 0),
@@ -97,12 +98,12 @@ def test_what_is_kept_comes_in_the_order_in_which_it_can_be_adopted() -> None:
         ("a", 1, 2, 3, 4, 5, -4),
     ]
     other = KvCache(num_slots=1, num_cells=10, num_tags=9, max_kept_cells=1)
-    assert other.adopt(None, [1, 2, 3, 4], 2) is None  # the beginning is not there
+    assert other.adopt(Owner(None), [1, 2, 3, 4], 2) is None  # the beginning is not there
     for prefix in kept[:3]:
-        assert other.adopt(prefix.domain, list(prefix.tokens), prefix.start) is not None
+        assert other.adopt(prefix.owner, list(prefix.tokens), prefix.start) is not None
         other.check()
-    assert other.adopt(None, [1, 2, 3, 4], 2) is None  # it is there already
-    assert other.adopt("a", [1, 2, 9], 2) is None  # no more of what nobody uses
+    assert other.adopt(Owner(None), [1, 2, 3, 4], 2) is None  # it is there already
+    assert other.adopt(Owner("a"), [1, 2, 9], 2) is None  # no more of what nobody uses
     assert other.num_used_cells == 5
 
 

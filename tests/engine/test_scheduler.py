@@ -24,7 +24,7 @@ from openclawd.engine.batch import (
     ResumeSlot,
     TokenOutput,
 )
-from openclawd.engine.prefixes import num_same
+from openclawd.engine.prefixes import Owner, num_same
 from openclawd.engine.sampling import SamplingParams
 from openclawd.engine.scheduler import Limits, NeverFits, Scheduler
 from openclawd.engine.sequence import Effect, Embedded, Ended, Finish, Sampled, Sequence, State
@@ -302,8 +302,10 @@ def test_the_first_batch_empties_what_a_warm_up_left() -> None:
 # ---- kept prefixes ----
 
 
-def chat(rid: int, *tokens: int, domain: str | None = "", max_tokens: int = 1) -> Sequence:
-    return Sequence(rid, 0, list(tokens), max_tokens, domain=domain)
+def chat(
+    rid: int, *tokens: int, domain: str | None = "", max_tokens: int = 1, adapter: str = ""
+) -> Sequence:
+    return Sequence(rid, 0, list(tokens), max_tokens, domain=domain, adapter=adapter)
 
 
 SYSTEM = (3,) * 40
@@ -336,6 +338,35 @@ def test_what_another_domain_computed_is_not_found() -> None:
     scheduler.add(other)
     run(scheduler)
     assert other.num_cached_tokens == 0
+
+
+def test_what_was_computed_with_another_adapter_is_not_found() -> None:
+    scheduler = make(num_prefix_tags=8, batch_tokens=64, kv_tokens=400)
+    scheduler.add(chat(1, *SYSTEM, domain=None))
+    run(scheduler)
+    for adapter, num_cached in (("", 40), ("x", 0), ("x", 41), ("y", 0), ("", 41)):
+        sequence = chat(2, *SYSTEM, 1, 2, domain="alice", adapter=adapter)
+        scheduler.add(sequence)
+        assert step(scheduler)[0].adapter == adapter
+        assert sequence.num_cached_tokens == num_cached
+
+
+def test_adapters_take_turns_and_never_meet_in_a_batch() -> None:
+    scheduler = make(num_slots=5, batch_tokens=64, kv_tokens=400)
+    for rid, adapter in enumerate(("", "x", "", "y", "x")):
+        scheduler.add(chat(rid, rid + 1, max_tokens=4, adapter=adapter))
+    seen = [(batch.kind, batch.adapter, shape(batch)) for batch, _ in map(step, [scheduler] * 6)]
+    texts = [("", [(0, 1), (2, 1)]), ("x", [(1, 1), (4, 1)]), ("y", [(3, 1)])]
+    assert seen == [(BatchKind.GENERATION, *text) for text in texts] * 2
+    run(scheduler)
+
+
+def test_a_prefix_that_is_computed_with_another_adapter_is_not_waited_for() -> None:
+    scheduler = make(num_slots=3, num_prefix_tags=8, batch_tokens=32, kv_tokens=400)
+    for rid, adapter in ((1, ""), (2, "x")):
+        scheduler.add(chat(rid, *SYSTEM, rid, adapter=adapter))
+    assert shape(step(scheduler)[0]) == [(0, 32)]
+    assert shape(step(scheduler)[0]) == [(1, 32)]
 
 
 def test_a_pinned_prefix_serves_every_domain_and_stays() -> None:
@@ -763,9 +794,9 @@ class Cells:
     """What a backend's unified KV cache holds: cells with a position and everyone who has them."""
 
     def __init__(self) -> None:
-        # position, domain, token, owners
-        self.cells: list[tuple[int, str | None, int, set[int]]] = []
-        self.parked: dict[int, list[tuple[int, str | None, int]]] = {}
+        # position, whose, token, the slots and tags that have it
+        self.cells: list[tuple[int, Owner, int, set[int]]] = []
+        self.parked: dict[int, list[tuple[int, Owner, int]]] = {}
 
     def change(self, ops: list[CacheOp]) -> None:
         for op in ops:
@@ -791,15 +822,15 @@ class Cells:
                         owners.discard(owner)
         self.cells = [cell for cell in self.cells if cell[3]]
 
-    def compute(self, chunk: Chunk, domain: str | None) -> None:
+    def compute(self, chunk: Chunk, owner: Owner) -> None:
         for offset, token in enumerate(chunk.tokens):
-            self.cells.append((chunk.position + offset, domain, token, {chunk.slot}))
+            self.cells.append((chunk.position + offset, owner, token, {chunk.slot}))
 
-    def of(self, owner: int, domain: str | None) -> list[int]:
-        """What an owner has, by position: each position once, from 0 on; none of it is another
-        domain's."""
-        mine = [cell for cell in self.cells if owner in cell[3]]
-        assert {owned_by for _, owned_by, _, _ in mine} <= {None, domain}
+    def of(self, slot: int, owner: Owner) -> list[int]:
+        """What a slot has, by position: each position once, from 0 on; none of it is another
+        domain's, or was computed with another adapter."""
+        mine = [cell for cell in self.cells if slot in cell[3]]
+        assert {whose for _, whose, _, _ in mine} <= {owner, owner.everybody()}
         by_position = {position: token for position, _, token, _ in mine}
         assert sorted(by_position) == list(range(len(mine)))
         return [by_position[position] for position in range(len(mine))]
@@ -850,19 +881,19 @@ class SchedulerMachine(RuleBasedStateMachine):
         rest=st.lists(st.integers(1, 3), min_size=1, max_size=8),
         max_tokens=st.integers(0, 8),
         others=st.fixed_dictionaries(
-            {"domain": st.sampled_from("ab"), "priority": st.integers(-1, 1)}
+            {
+                "domain": st.sampled_from("ab"),
+                "adapter": st.sampled_from(["", "", "x", "y"]),
+                "priority": st.integers(-1, 1),
+            }
         ),
     )
     def add(self, num_alike: int, rest: list[int], max_tokens: int, others: dict[str, Any]) -> None:
         self.add_sequence([1] * num_alike + rest, max_tokens, **others)
 
-    def add_sequence(
-        self, tokens: list[int], max_tokens: int, domain: str | None, priority: int = 0
-    ) -> None:
+    def add_sequence(self, tokens: list[int], max_tokens: int, **others: Any) -> None:
         text = OutputText(["bc", "cb"])
-        sequence = Sequence(
-            self.next_rid, 0, tokens, max_tokens, text=text, domain=domain, priority=priority
-        )
+        sequence = Sequence(self.next_rid, 0, tokens, max_tokens, text=text, **others)
         self.next_rid += 1
         refusal = self.scheduler.add(sequence)
         if refusal is None:
@@ -925,14 +956,14 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.scheduler, cells = Scheduler(self.limits, Letters()), Cells()
         for prefix in kept:
             tokens = list(prefix.tokens)
-            tag = self.scheduler.adopt(prefix.domain, tokens, prefix.start)
+            tag = self.scheduler.adopt(prefix.owner, tokens, prefix.start)
             if tag is not None and is_lost:
                 self.scheduler.disown(tag)
                 is_lost = False
             elif tag is not None:
                 assert self.cells.under(prefix.tag) == tokens[prefix.start :]
                 for position in range(prefix.start, len(tokens)):
-                    cells.cells.append((position, prefix.domain, tokens[position], {tag}))
+                    cells.cells.append((position, prefix.owner, tokens[position], {tag}))
             self.scheduler.check()
         self.cells = cells
         assert len(self.cells.cells) == self.scheduler.num_used_tokens
@@ -950,7 +981,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         running = {s.slot: s for s in self.added if s.state is State.RUNNING}
         for slot, sequence in running.items():
             known = sequence.tokens[: sequence.num_computed_tokens]
-            assert self.cells.of(slot, sequence.domain) == known
+            assert self.cells.of(slot, sequence.owner) == known
+        assert {running[slot].group for slot in slots} == {(batch.kind, batch.adapter)}
         assert len(self.cells.cells) == self.scheduler.num_used_tokens
         assert len(self.cells.cells) + batch.num_tokens <= self.limits.kv_tokens
         is_embedding = batch.kind is BatchKind.EMBEDDING
@@ -962,7 +994,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def update(self, batch: Batch, token: int, *, num_right: int = 0) -> None:
         running = {s.slot: s for s in self.added if s.state is State.RUNNING}
         for chunk in batch.chunks:
-            self.cells.compute(chunk, running[chunk.slot].domain)
+            self.cells.compute(chunk, running[chunk.slot].owner)
         outputs = compute(batch, token, num_right=num_right)
         self.count(self.scheduler.update(batch, outputs, duration_s=0.001 * batch.num_tokens))
 
@@ -982,7 +1014,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def least_cached(self, sequence: Sequence) -> int:
         """What is pinned of a prompt is never computed again."""
-        if not sequence.shares_prefix or sequence.domain is None:
+        if not sequence.shares_prefix or sequence.domain is None or sequence.adapter:
             return 0
         prompt = sequence.tokens[: sequence.num_prompt_tokens - 1]
         return max((num_same(pin, prompt, offset=0) for pin in self.pinned), default=0)

@@ -12,18 +12,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from openclawd.engine.prefixes import Owner
 from openclawd.worker.prefix_files import PrefixFolder, SavedPrefix, file_identity
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-PINNED = SavedPrefix(None, [1, 2, 3], 0, b"cells of three tokens")
-LONGER = SavedPrefix(None, [1, 2, 3, 4], 3, b"one more")
-OWN = SavedPrefix("user:alice", [1, 2, 3, 9], 3, b"hers")
+PINNED = SavedPrefix(Owner(None), [1, 2, 3], 0, b"cells of three tokens")
+LONGER = SavedPrefix(Owner(None), [1, 2, 3, 4], 3, b"one more")
+OWN = SavedPrefix(Owner("user:alice"), [1, 2, 3, 9], 3, b"hers")
 
 
 def open_folder(path: Path, *, fingerprint: str = "this", max_age_s: float = 60) -> PrefixFolder:
-    return PrefixFolder(path / "prefixes" / "m", fingerprint=fingerprint, max_age_s=max_age_s)
+    return PrefixFolder(
+        path / "prefixes" / "m", fingerprints={"": fingerprint}, max_age_s=max_age_s
+    )
 
 
 def files(path: Path) -> list[Path]:
@@ -57,12 +60,12 @@ def test_only_its_owner_may_look(tmp_path: Path) -> None:
 
 def test_what_this_process_checked_or_wrote_is_known(tmp_path: Path) -> None:
     folder = open_folder(tmp_path)
-    name = folder.name_of(None, PINNED.tokens, 0)
+    name = folder.name_of(Owner(None), PINNED.tokens, 0)
     assert not folder.has(name)
     folder.write(PINNED)
     assert folder.has(name)
     assert only_file(tmp_path).name == name
-    folder.remove(None, PINNED.tokens, 0)
+    folder.remove(Owner(None), PINNED.tokens, 0)
     assert not folder.has(name)
     assert files(tmp_path) == []
 
@@ -72,7 +75,7 @@ def test_nothing_but_what_is_named_stays(tmp_path: Path) -> None:
     folder.write(PINNED)
     folder.write(OWN)
     (tmp_path / "prefixes" / "m" / "notes.txt").write_text("not ours")
-    folder.remove_others([folder.name_of(None, PINNED.tokens, 0)])
+    folder.remove_others([folder.name_of(Owner(None), PINNED.tokens, 0)])
     assert [file.name.split("-")[0] for file in files(tmp_path)] == ["notes.txt", "pinned"]
 
 
@@ -119,7 +122,7 @@ def test_what_was_cut_or_altered_anywhere_is_not_used(
 
 
 def header(**values: int) -> bytes:
-    return json.dumps({"fingerprint": "this", **values}).encode()
+    return json.dumps({"fingerprint": "this", "adapter": "", **values}).encode()
 
 
 @pytest.mark.parametrize(

@@ -112,6 +112,8 @@ class Sampler:
             self._add(sampler)
         self._num_filters = llama_cpp.llama_sampler_chain_n(self._chain)
         self._mirostat: _Mirostat | None = None
+        self._is_end = vocab.is_end
+        self._is_plain = params.is_greedy and self._num_filters == int(self._forbids_end)
         if params.is_greedy:
             self._add(llama_cpp.llama_sampler_init_greedy())
         elif params.mirostat:
@@ -135,6 +137,11 @@ class Sampler:
         llama_cpp.llama_sampler_free(self._chain)  # frees the samplers in it, too
 
     def _choose(self, context: Any, output: int) -> int:
+        if self._constraint is None and self._is_plain:
+            # 6 us, where the chain takes 50 to 80 (49,152 tokens, measured 2026-11-23).
+            likeliest = int(self._logits(context, output).argmax())
+            if not (self._forbids_end and self._is_end(likeliest)):
+                return likeliest
         if self._constraint is None and self._mirostat is None:
             token: int = llama_cpp.llama_sampler_sample(self._chain, context, output)
             return token

@@ -39,6 +39,7 @@ SCENARIOS: Final = (
     "streams",
     "shared_prompt",
     "long_prompt",
+    "interactive",
     "status_latency",
     "cli_startup",
     "idle",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import itertools
 import json
 import os
 import signal
@@ -60,6 +61,15 @@ class Server:
             time.sleep(_POLL_S)
 
 
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """The answers of each script, when the gate opened, and when the background was cut."""
+
+    scripts: list[list[Answer]]
+    gate_s: float
+    end_s: float
+
+
 class Traffic:
     """The load process (`traffic.py`)."""
 
@@ -72,25 +82,27 @@ class Traffic:
         scripts: Sequence[Script],
         *,
         gate_reads: int = 0,
+        hold_s: float = 0,
         limit_s: float = 300,
-    ) -> list[list[Answer]]:
-        """The answers of each script. Raises `ChildFailed` when a request failed."""
-        plan = Plan(server.dialect, server.address, list(scripts), gate_reads, limit_s)
-        answer = self._process.ask(**asdict(plan))
-        scripts_answers = [[Answer(**each) for each in answers] for answers in answer["scripts"]]
-        for each in (each for answers in scripts_answers for each in answers):
+    ) -> Ran:
+        """A plan (`traffic.py`). Raises `ChildFailed` when a request failed."""
+        plan = Plan(server.dialect, server.address, list(scripts), gate_reads, hold_s, limit_s)
+        raw = self._process.ask(**asdict(plan))
+        answers = [[Answer(**each) for each in script] for script in raw["scripts"]]
+        for each in itertools.chain.from_iterable(answers):
             if each.error is not None:
                 raise ChildFailed(f"{server.name}: {each.error}")
-        return scripts_answers
+        return Ran(answers, raw["gate_s"], raw["end_s"])
 
     def ask(self, server: Server, *asks: Ask) -> list[Answer]:
         """Requests one after the other."""
-        (answers,) = self.run(server, [Script(list(asks))])
+        (answers,) = self.run(server, [Script(list(asks))]).scripts
         return answers
 
     def burst(self, server: Server, asks: Sequence[Ask]) -> list[Answer]:
         """All at once, each on a connection of its own."""
-        return [answers[0] for answers in self.run(server, [Script([ask]) for ask in asks])]
+        scripts = self.run(server, [Script([ask]) for ask in asks]).scripts
+        return [answers[0] for answers in scripts]
 
 
 @contextlib.contextmanager

@@ -7,8 +7,9 @@ asking costs every server the same, and little: while a plan runs, what comes is
 
 A plan has scripts; a script is one client with requests one after the other, each on a connection
 of its own, since llama-server closes one after an answer that was streamed. Background scripts are
-begun first and cut when all others have ended. The others begin once each background script has
-been answered `gate_reads` times (about as many tokens), `at_s` after that.
+begun first; once they have been answered `gate_reads` times (about as many tokens of all together)
+the gate opens: the others begin, `at_s` after that. When those have ended, and the gate has been
+open for `hold_s`, the background is cut.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ class Plan:
     address: str | int
     scripts: list[Script]
     gate_reads: int = 0
+    hold_s: float = 0.0
     limit_s: float = 300.0
 
     @classmethod
@@ -148,6 +150,7 @@ class Run:
         self._waiting = sorted(self._foreground, key=lambda line: line.script.at_s)
         self._deadline_s = time.monotonic() + plan.limit_s
         self._gate_s: float | None = None
+        self.end_s = 0.0
 
     def run(self) -> None:
         at_once = [line for line in self._waiting if line.script.at_s == 0]
@@ -155,12 +158,11 @@ class Run:
             self._connect(line)  # before any clock starts
         for line in self._background:
             line.send_next()
-        while not all(line.is_ended for line in self._foreground):
+        while self._goes_on():
             self._begin_what_is_due()
             for key, _ in self._selector.select(self._wait_s()):
                 self._serve(key.data)
-            if time.monotonic() > self._deadline_s:
-                break
+        self.end_s = time.monotonic()
         for line in self._lines:
             line.cut()
         self._selector.close()
@@ -172,6 +174,18 @@ class Run:
                 if answer.is_cut:
                     answer.error = f"not done after {self._plan.limit_s:g} s"
         return [line.read() for line in self._lines]
+
+    @property
+    def gate_s(self) -> float:
+        """When the gate opened; the end if it never did."""
+        return self.end_s if self._gate_s is None else self._gate_s
+
+    def _goes_on(self) -> bool:
+        now_s = time.monotonic()
+        if now_s > self._deadline_s:
+            return False
+        is_held = self._gate_s is None or now_s < self._gate_s + self._plan.hold_s
+        return is_held or not all(line.is_ended for line in self._foreground)
 
     def _serve(self, line: Line) -> None:
         sock = line.sock
@@ -185,8 +199,7 @@ class Run:
 
     def _begin_what_is_due(self) -> None:
         if self._gate_s is None:
-            gate = self._plan.gate_reads
-            if any(line.num_reads < gate for line in self._background):
+            if sum(line.num_reads for line in self._background) < self._plan.gate_reads:
                 return
             self._gate_s = time.monotonic()
         while self._waiting and time.monotonic() >= self._gate_s + self._waiting[0].script.at_s:
@@ -199,6 +212,8 @@ class Run:
         due_s = self._deadline_s
         if self._gate_s is not None and self._waiting:
             due_s = min(due_s, self._gate_s + self._waiting[0].script.at_s)
+        if self._gate_s is not None and time.monotonic() < self._gate_s + self._plan.hold_s:
+            due_s = min(due_s, self._gate_s + self._plan.hold_s)
         return max(0.0, due_s - time.monotonic())
 
     def _connect(self, line: Line) -> None:
@@ -216,7 +231,8 @@ def main() -> None:
         run = Run(Plan.from_dict(json.loads(text)))
         run.run()
         scripts = [[asdict(answer) for answer in answers] for answers in run.answers()]
-        print(json.dumps({"scripts": scripts}), flush=True)
+        times = {"gate_s": run.gate_s, "end_s": run.end_s}
+        print(json.dumps({"scripts": scripts, **times}), flush=True)
 
 
 if __name__ == "__main__":

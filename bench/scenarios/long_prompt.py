@@ -33,7 +33,7 @@ LONG_TOKENS: Final = 4
 PARALLEL: Final = 8
 CONTEXT: Final = 4096
 GATE_READS: Final = 80
-"""Tokens that each stream has before the long prompt comes."""
+"""Tokens that each stream has, on average, before the long prompt comes."""
 
 OURS: Final = "openclawd"
 PEER: Final = "llama-server"
@@ -79,9 +79,10 @@ def _measure(load: Traffic, server: Server, prompts: Prompts, samples: Samples) 
     background = [
         Script([Ask(max_tokens=STREAM_TOKENS, prompt=text)], is_background=True) for text in texts
     ]
-    *streams, (long,) = load.run(
-        server, [*background, Script([_long(prompts)])], gate_reads=GATE_READS
+    ran = load.run(
+        server, [*background, Script([_long(prompts)])], gate_reads=GATE_READS * NUM_STREAMS
     )
+    *streams, (long,) = ran.scripts
     server.wait_idle()
     samples.among_s.append(long.ttft_s)
     samples.before_s += _gaps(

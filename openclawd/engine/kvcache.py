@@ -48,9 +48,9 @@ class KvCache:
     """`num_slots` sequences at most, sharing `num_cells` KV cells (one token each).
 
     `num_tags` more sequence ids, from `num_slots` on, may be used for kept prefixes; 0 keeps none.
-    Prefixes shorter than `min_kept_tokens` are not kept, and those that nobody uses take
-    `max_kept_cells` at most; neither holds for pinned ones. The host's memory takes
-    `max_parked_cells` of preempted sequences.
+    Prefixes shorter than `min_kept_tokens` are kept for sequences of the same request alone, and
+    those that nobody uses take `max_kept_cells` at most; neither holds for pinned ones. The host's
+    memory takes `max_parked_cells` of preempted sequences.
     """
 
     def __init__(
@@ -188,15 +188,16 @@ class KvCache:
         if start < end:
             self._ops.append(DropCells(slot, start, end))
 
-    def keep(self, slot: int) -> None:
-        """Keep what a sequence has computed so far, for others.
+    def keep(self, slot: int, *, for_siblings: bool = False) -> None:
+        """Keep what a sequence has computed so far, for others; if it is short, only for siblings
+        that wait for it: sequences of the same request.
 
         Where another one was quicker to compute the same, its cells take the place of the slot's:
         so what a sequence shares is always a prefix, and keeping never takes more room.
         """
         holding = self._held[slot]
         sequence = holding.sequence
-        if not self._is_worth_keeping(sequence):
+        if not self._is_worth_keeping(sequence, for_siblings=for_siblings):
             return
         computed = sequence.tokens[: sequence.num_computed_tokens]
         insertion = self._tree.insert(sequence.owner, computed, slot)
@@ -212,12 +213,15 @@ class KvCache:
         holding.anchor = insertion.node
         holding.num_shared = len(computed)
 
-    def release(self, slot: int) -> None:
-        """Give back a slot and its cells; those that were kept stay with the tree."""
+    def release(self, slot: int, *, for_siblings: bool = False) -> None:
+        """Give back a slot and its cells; those that were kept stay with the tree. Short ones that
+        nobody else uses go, unless siblings still wait for them."""
         holding = self._held.pop(slot)
         self._tree.unlock(holding.anchor)
         self._ops.append(DropCells(slot))
         heapq.heappush(self._free_slots, slot)
+        if not for_siblings:
+            self._ops += self._tree.drop_short(holding.anchor, min_tokens=self.min_kept_tokens)
         while self._tree.num_cells - self._tree.num_locked_cells > self._max_kept_cells:
             ops = self._tree.evict()
             assert ops is not None, "cells that nobody uses are in leaves, or lead to such"
@@ -275,9 +279,10 @@ class KvCache:
         taken = promised + self._tree.num_locked_cells
         return taken + newly_locked + sequence.num_cells_needed - match.num_tokens <= self.num_cells
 
-    def _is_worth_keeping(self, sequence: Sequence) -> bool:
+    def _is_worth_keeping(self, sequence: Sequence, *, for_siblings: bool) -> bool:
         is_long = sequence.num_computed_tokens >= self.min_kept_tokens
-        return self._may_share(sequence) and (is_long or sequence.owner.is_everybody)
+        is_pinned = sequence.owner.is_everybody
+        return self._may_share(sequence) and (is_long or for_siblings or is_pinned)
 
     def _unpark(self, sequence: Sequence) -> None:
         assert sequence.parked is not None

@@ -223,6 +223,18 @@ class PrefixTree:
         self._remove(node)
         return [DropCells(node.tag)]
 
+    def drop_short(self, node: Node, *, min_tokens: int) -> list[CacheOp]:
+        """Forget a node, and then what leads to it, as far as nobody uses it, nothing hangs below
+        it, and the prefix that ends there is shorter than `min_tokens`."""
+        ops: list[CacheOp] = []
+        while not (node.children or node.num_users) and node.end < min_tokens:
+            if node.parent is None:
+                break
+            self._remove(node)
+            ops.append(DropCells(node.tag))
+            node = node.parent
+        return ops
+
     def check(self) -> None:
         """Raise `AssertionError` if an invariant does not hold."""
         tags = [*self._nodes, *self._tags]

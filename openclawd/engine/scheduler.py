@@ -217,7 +217,7 @@ class Scheduler:
             if not chunk.num_outputs:
                 continue
             if was_in_prefill:
-                self._kv.keep(chunk.slot)
+                self._kv.keep(chunk.slot, for_siblings=self._has_waiting_sibling(sequence))
             if failure := outputs.failed.get(chunk.slot):
                 effects.append(self._end(sequence, Finish.ERROR, failure=failure))
             elif batch.kind is BatchKind.EMBEDDING:
@@ -318,8 +318,8 @@ class Scheduler:
         self._waiting.put_back(sequence)
 
     def _awaits_prefix(self, sequence: Sequence) -> bool:
-        """Is a running sequence about to compute much of what this one begins with? Then it is
-        worth waiting for, since it will be shared."""
+        """Is a running sequence about to compute much of what this one begins with, or a sibling
+        all of it? Then it is worth waiting for, since it will be shared."""
         if not (self._kv.keeps_prefixes and sequence.shares_prefix):
             return False
         leaders = [
@@ -328,12 +328,21 @@ class Scheduler:
             if running.is_in_prefill
             and running.shares_prefix
             and running.owner == sequence.owner
-            and running.num_prompt_tokens >= self._kv.min_kept_tokens
+            and (_are_siblings(running, sequence) or self._keeps_prompt_of(running))
         ]
         if not leaders:
             return False
-        common = max(_num_common(leader, sequence) for leader in leaders)
-        return common - self._kv.match(sequence).num_tokens >= MIN_PREFIX_TO_AWAIT
+        num_known = self._kv.match(sequence).num_tokens
+        return any(
+            _num_common(leader, sequence) - num_known >= _least_to_await(leader, sequence)
+            for leader in leaders
+        )
+
+    def _keeps_prompt_of(self, leader: Sequence) -> bool:
+        return leader.num_prompt_tokens >= self._kv.min_kept_tokens
+
+    def _has_waiting_sibling(self, sequence: Sequence) -> bool:
+        return any(_are_siblings(waiting, sequence) for waiting in self._waiting)
 
     def _open(self, sequence: Sequence) -> list[Opening]:
         was_parked = sequence.parked is not None
@@ -457,7 +466,7 @@ class Scheduler:
     # ---- ends ----
 
     def _of_request(self, rid: int) -> list[Sequence]:
-        every = [*self._running.values(), *self._waiting]
+        every = [*self._waiting, *self._running.values()]  # who waits keeps cells for nothing
         return [sequence for sequence in every if sequence.rid == rid]
 
     def _end_all(self, sequences: Iterable[Sequence], finish: Finish) -> list[Effect]:
@@ -471,16 +480,25 @@ class Scheduler:
         else:
             if finish is not Finish.ERROR:
                 self._kv.keep(sequence.slot)
-            self._kv.release(self._vacate(sequence))
+            has_sibling = self._has_waiting_sibling(sequence)
+            self._kv.release(self._vacate(sequence), for_siblings=has_sibling)
             self._is_admission_paused = False
         sequence.state = State.ENDED
         return Ended(sequence, finish, sequence.text.finish(), failure)
 
 
 def _num_common(leader: Sequence, sequence: Sequence) -> int:
-    """How many tokens the prompts of two sequences begin with alike."""
+    """How many tokens one sequence can share of another's prompt: never its own last one."""
     prompt = leader.tokens[: leader.num_prompt_tokens]
-    return num_same(prompt, sequence.tokens, offset=0)
+    return num_same(prompt, sequence.tokens[:-1], offset=0)
+
+
+def _are_siblings(one: Sequence, other: Sequence) -> bool:
+    return one.rid == other.rid and one.shares_prefix and other.shares_prefix
+
+
+def _least_to_await(leader: Sequence, sequence: Sequence) -> int:
+    return 1 if _are_siblings(leader, sequence) else MIN_PREFIX_TO_AWAIT
 
 
 def _urgency(sequence: Sequence) -> tuple[int, bool]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import queue
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, assert_never
 
 from openclawctl.wire.errors import Internal, InvalidRequest, Problem, PromptTooLong
@@ -16,7 +17,7 @@ from openclawctl.wire.fields import Fields
 from openclawctl.wire.sampling import Sampling
 from openclawd.backends.base import DecodeFailed, NoFreeCells
 from openclawd.engine.batch import Batch, BatchKind, Outputs
-from openclawd.engine.sampling import SamplingParams
+from openclawd.engine.sampling import SamplingParams, seed_of
 from openclawd.engine.scheduler import Limits, Scheduler
 from openclawd.engine.sequence import Effect, Ended, Sequence, State
 from openclawd.engine.stopping import OutputText
@@ -122,7 +123,7 @@ class EngineLoop:
             done = self._resume(sequences, start.continuation)
             self._add(sequence for sequence in sequences if sequence.state is not State.ENDED)
         except Problem as refusal:
-            ended = refused(start.rid, refusal, num_sequences=len(prepared.prompts))
+            ended = refused(start.rid, refusal, num_sequences=len(prepared.prompts) * start.n)
             self._refused.append(ended)
             return
         self._requests.open(start.rid, sequences)
@@ -212,14 +213,14 @@ def _sequences(start: Start, prepared: PreparedRequest) -> list[Sequence]:
         Sequence(
             start.rid,
             index,
-            tokens=tokens,
+            tokens=list(tokens),
             max_tokens=start.max_tokens if is_generation else 0,
-            sampling=sampling,
+            sampling=replace(sampling, seed=seed_of(sampling.seed, index)),
             text=OutputText(start.stop),
             priority=start.priority,
             domain=start.domain,
         )
-        for index, tokens in enumerate(prepared.prompts)
+        for index, tokens in enumerate(prepared.prompts * start.n)
     ]
 
 

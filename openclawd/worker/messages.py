@@ -4,7 +4,7 @@ Owns the fields of every message of that link; framing is the wire's. The worker
 hostile model file, so what it sends is checked like a client's bytes; what the daemon sends is not.
 
 `rid` is the daemon's integer for one request in one worker. A request has one or more sequences,
-told apart by `index` (the inputs of an `embed`).
+told apart by `index` (the choices of a `generate` or `chat`, the inputs of an `embed`).
 """
 
 from __future__ import annotations
@@ -121,7 +121,8 @@ class Continuation:
 @dataclass(frozen=True, slots=True)
 class Start:
     """Compute a prepared request. `sampling` has no None left; `max_tokens` is 0 for `embed`.
-    Prefixes are shared with requests of the same `domain` only. `continuation`: go on where a
+    A generation has `n` sequences of the one prompt. Prefixes are shared with requests of the same
+    `domain` only. `continuation`: go on where a
     worker that died was; sequences that are not in it begin afresh."""
 
     type: ClassVar[str] = "start"
@@ -132,6 +133,7 @@ class Start:
     priority: int = 0
     domain: str = ""
     continuation: list[Continuation] = field(default_factory=list)
+    n: int = 1
 
 
 @dataclass(frozen=True, slots=True)

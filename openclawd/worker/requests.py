@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol, assert_never
 
 from openclawctl.wire.errors import ModelFailed, Problem
 from openclawctl.wire.tokens import LOWEST_LOGPROB, TokenLogprob
+from openclawd.engine.batch import BatchKind
 from openclawd.engine.sequence import Effect, Embedded, Ended, Finish, Sampled, Sequence
 from openclawd.worker.messages import Ended as RequestEnded
 from openclawd.worker.messages import Output, error_fields
@@ -84,7 +85,7 @@ class Requests:
 
     def open(self, rid: int, sequences: Collection[Sequence]) -> None:
         self._open[rid] = _Request(
-            num_prompt_tokens=sum(sequence.num_prompt_tokens for sequence in sequences),
+            num_prompt_tokens=sum(map(_num_own_prompt_tokens, sequences)),
             finish_by_index=[None] * len(sequences),
             num_completion_tokens=sum(sequence.num_completion_tokens for sequence in sequences),
         )
@@ -127,12 +128,19 @@ class Requests:
     def _end(self, step: StepOutputs, sequence: Sequence, finish: Finish) -> None:
         request = self._open[sequence.rid]
         request.finish_by_index[sequence.index] = finish
-        request.num_cached_tokens += sequence.num_cached_tokens or 0
+        if _num_own_prompt_tokens(sequence):
+            request.num_cached_tokens += sequence.num_cached_tokens or 0
         request.num_guessed_tokens += sequence.guessing.num_proposed
         request.num_accepted_tokens += sequence.guessing.num_accepted
         if request.has_ended:
             del self._open[sequence.rid]
             step.ended.append(_ended(sequence.rid, request))
+
+
+def _num_own_prompt_tokens(sequence: Sequence) -> int:
+    """Generations of one request have one prompt together; the first one stands for it."""
+    is_first = sequence.index == 0 or sequence.kind is BatchKind.EMBEDDING
+    return sequence.num_prompt_tokens if is_first else 0
 
 
 def refused(rid: int, problem: Problem, *, num_sequences: int = 1) -> RequestEnded:

@@ -274,8 +274,8 @@ def test_abort_ends_running_and_waiting_sequences_with_what_was_held_back() -> N
     step(scheduler)
     scheduler.add(waiting)
     assert scheduler.abort(1) == [
-        Ended(running, Finish.CANCELLED, "b"),
         Ended(waiting, Finish.CANCELLED),
+        Ended(running, Finish.CANCELLED, "b"),
     ]
     assert scheduler.is_idle
     assert scheduler.abort(1) == []
@@ -460,6 +460,75 @@ def test_short_prefixes_are_neither_kept_nor_waited_for() -> None:
     run(scheduler)
     assert [sequence.num_cached_tokens for sequence in sequences] == [0, 0]
     assert scheduler.num_used_tokens == 0
+
+
+def choices(rid: int, num_choices: int, *prompt: int, max_tokens: int = 4) -> list[Sequence]:
+    """The sequences of one request."""
+    return [Sequence(rid, index, list(prompt), max_tokens) for index in range(num_choices)]
+
+
+def make_for_siblings(**limits: Any) -> Scheduler:
+    defaults = {"num_slots": 4, "num_prefix_tags": 8, "batch_tokens": 64, "min_kept_tokens": 64}
+    return make(**{**defaults, **limits})
+
+
+def test_siblings_wait_for_the_first_and_share_its_prompt_however_short() -> None:
+    scheduler = make_for_siblings()
+    sequences = choices(1, 3, 5, 6, 7)
+    for sequence in sequences:
+        scheduler.add(sequence)
+    assert shape(step(scheduler)[0]) == [(0, 3)]
+    batch, _ = step(scheduler)
+    assert shape(batch) == [(0, 1), (1, 1), (2, 1)]
+    tag = 11
+    assert CopyCells(0, tag, 0, 3) in batch.cache_ops
+    for slot in (1, 2):
+        assert CopyCells(tag, slot, 0, 2) in batch.cache_ops
+    assert scheduler.num_used_tokens == 4 + 1 + 1  # each has its own last token, as yet
+    run(scheduler)
+    assert [sequence.num_cached_tokens for sequence in sequences] == [0, 2, 2]
+    assert scheduler.num_used_tokens == 0
+
+
+def test_the_prompt_of_a_first_that_has_ended_is_kept_for_siblings_that_wait() -> None:
+    scheduler = make_for_siblings(num_slots=1)
+    sequences = choices(1, 3, 5, 6, 7, max_tokens=1)
+    for sequence in sequences:
+        scheduler.add(sequence)
+    assert [shape(step(scheduler)[0]) for _ in sequences] == [[(0, 3)], [(0, 1)], [(0, 1)]]
+    assert scheduler.num_used_tokens == 0
+
+
+def test_siblings_that_are_cancelled_leave_nothing() -> None:
+    scheduler = make_for_siblings(num_slots=2)
+    for sequence in choices(1, 4, 5, 6, 7):
+        scheduler.add(sequence)
+    step(scheduler)
+    step(scheduler)
+    assert len(scheduler.abort(1)) == 4
+    assert scheduler.is_idle
+    assert scheduler.num_used_tokens == 0
+
+
+def test_a_prompt_of_one_token_leaves_nothing_to_wait_for() -> None:
+    scheduler = make_for_siblings()
+    for sequence in choices(1, 3, 5):
+        scheduler.add(sequence)
+    assert shape(step(scheduler)[0]) == [(0, 1), (1, 1), (2, 1)]
+
+
+def test_requests_with_the_same_short_prompt_are_no_siblings() -> None:
+    scheduler = make_for_siblings()
+    for sequence in (*choices(1, 1, 5, 6, 7), *choices(2, 1, 5, 6, 7)):
+        scheduler.add(sequence)
+    assert shape(step(scheduler)[0]) == [(0, 3), (1, 3)]
+
+
+def test_without_shared_cells_each_sibling_computes_its_prompt() -> None:
+    scheduler = make_for_siblings(num_prefix_tags=0)
+    for sequence in choices(1, 3, 5, 6, 7):
+        scheduler.add(sequence)
+    assert shape(step(scheduler)[0]) == [(0, 3), (1, 3), (2, 3)]
 
 
 def test_kept_prefixes_that_nobody_uses_stay_within_their_share() -> None:
@@ -868,7 +937,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.scheduler = Scheduler(self.limits, Letters(), NgramDrafter())
         self.next_rid = 0
         self.added: list[Sequence] = []
-        self.ends: Counter[int] = Counter()
+        self.ends: Counter[Sequence] = Counter()
         self.cells = Cells()
         prompts = [[1] * num_alike + rest for num_alike, rest in pins]
         for prompt in prompts:
@@ -891,9 +960,22 @@ class SchedulerMachine(RuleBasedStateMachine):
     def add(self, num_alike: int, rest: list[int], max_tokens: int, others: dict[str, Any]) -> None:
         self.add_sequence([1] * num_alike + rest, max_tokens, **others)
 
-    def add_sequence(self, tokens: list[int], max_tokens: int, **others: Any) -> None:
+    @rule(
+        tokens=st.lists(st.integers(1, 3), min_size=1, max_size=20),
+        max_tokens=st.integers(1, 4),
+        num_choices=st.integers(2, 4),
+    )
+    def add_siblings(self, tokens: list[int], max_tokens: int, num_choices: int) -> None:
+        for index in range(num_choices):
+            self.add_sequence(list(tokens), max_tokens, domain="a", index=index)
+            self.next_rid -= 1
+        self.next_rid += 1
+
+    def add_sequence(
+        self, tokens: list[int], max_tokens: int, *, index: int = 0, **others: Any
+    ) -> None:
         text = OutputText(["bc", "cb"])
-        sequence = Sequence(self.next_rid, 0, tokens, max_tokens, text=text, **others)
+        sequence = Sequence(self.next_rid, index, tokens, max_tokens, text=text, **others)
         self.next_rid += 1
         refusal = self.scheduler.add(sequence)
         if refusal is None:
@@ -999,7 +1081,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.count(self.scheduler.update(batch, outputs, duration_s=0.001 * batch.num_tokens))
 
     def count(self, effects: list[Effect]) -> None:
-        self.ends.update(e.sequence.rid for e in effects if isinstance(e, Ended))
+        self.ends.update(e.sequence for e in effects if isinstance(e, Ended))
 
     @invariant()
     def everything_adds_up(self) -> None:
@@ -1008,7 +1090,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert all(map(self.scheduler.is_pinned, self.pinned))
         for sequence in self.added:
             assert sequence.num_cached_tokens in (None, *range(self.least_cached(sequence), 99))
-            assert (sequence.state is State.ENDED) == (sequence.rid in self.ends)
+            assert (sequence.state is State.ENDED) == (sequence in self.ends)
         open_ones = [s for s in self.added if s.state is not State.ENDED]
         assert self.scheduler.num_running + self.scheduler.num_waiting == len(open_ones)
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from openclawctl.calls import ConnectionLost
     from openclawctl.client import Client, Stream
     from openclawctl.paths import ConfigError
-    from openclawctl.results import Completion, Embeddings
+    from openclawctl.results import Choice, Completion, Embeddings
     from openclawctl.wire.errors import (
         BudgetExceeded,
         BugProblem,
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
         WorkerDied,
     )
     from openclawctl.wire.messages import Delta, Event
-    from openclawctl.wire.results import Choice, Timings, Usage
+    from openclawctl.wire.results import Timings, Usage
     from openclawctl.wire.tokens import TokenLogprob
 
 __version__: Final = "0.1.0"
@@ -65,7 +65,7 @@ _ERRORS: Final = (
 _HOME: Final = {
     "AsyncClient": "openclawctl.aio",
     "AsyncStream": "openclawctl.aio",
-    "Choice": "openclawctl.wire.results",
+    "Choice": "openclawctl.results",
     "Client": "openclawctl.client",
     "Completion": "openclawctl.results",
     "ConfigError": "openclawctl.paths",

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self, Unpack
 
-    from openclawctl.options import CompletionOptions
+    from openclawctl.options import CompletionOptions, GenerateOptions, Prompt
     from openclawctl.results import Completion, Embeddings
     from openclawctl.wire.messages import Delta, Event, Hello
 
@@ -268,14 +268,26 @@ class AsyncClient:
 
     @overload
     def generate(
-        self, prompt: str, *, stream: Literal[False] = False, **options: Unpack[CompletionOptions]
+        self,
+        prompt: Prompt,
+        *,
+        stream: Literal[False] = False,
+        **options: Unpack[GenerateOptions],
     ) -> Coroutine[Any, Any, Completion]: ...
     @overload
     def generate(
-        self, prompt: str, *, stream: Literal[True], **options: Unpack[CompletionOptions]
+        self,
+        prompt: Prompt,
+        *,
+        stream: Literal[True],
+        **options: Unpack[GenerateOptions],
     ) -> AsyncStream: ...
     def generate(
-        self, prompt: str, *, stream: bool = False, **kwargs: Unpack[CompletionOptions]
+        self,
+        prompt: Prompt,
+        *,
+        stream: bool = False,
+        **kwargs: Unpack[GenerateOptions],
     ) -> Coroutine[Any, Any, Completion] | AsyncStream:
         """As `Client.generate`. Without `stream` the call is awaited; with it, it is entered:
         `async with client.generate(…, stream=True) as stream`."""

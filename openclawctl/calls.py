@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from openclawctl.results import Completion
+    from openclawctl.wire.tokens import TokenLogprob
 
 GREETING_TIMEOUT_S: Final = 10.0
 """Longest wait for `welcome`. The daemon answers it at once whatever its models do; one that does
@@ -332,6 +333,7 @@ class Exchange:
         self._deadline_s: float | None = params.get("deadline_s")
         self._has_delta = False
         self._pieces: list[str] = []
+        self._logprobs: dict[int, list[TokenLogprob]] = {}
         self._completion: Completion | None = None
         self._on_event = on_event
 
@@ -348,7 +350,7 @@ class Exchange:
         if self._completion is None:
             from openclawctl import results  # here: see the note in Client.generate
 
-            self._completion = results.completion(self.result, self.warnings)
+            self._completion = results.completion(self.result, self.warnings, self._logprobs)
         return self._completion
 
     @property
@@ -364,6 +366,8 @@ class Exchange:
                 self._has_delta = True
                 if item.index == 0:
                     self._pieces.append(item.text)
+                if item.logprobs is not None:
+                    self._logprobs.setdefault(item.index, []).extend(item.logprobs)
                 return item
             self._note(item)
         if isinstance(call.end, OpenclawError):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self, Unpack
 
-    from openclawctl.options import CompletionOptions
+    from openclawctl.options import CompletionOptions, GenerateOptions, Prompt
     from openclawctl.results import Completion, Embeddings
     from openclawctl.wire.messages import Delta, Event
 
@@ -192,18 +192,30 @@ class Client:
 
     @overload
     def generate(
-        self, prompt: str, *, stream: Literal[False] = False, **options: Unpack[CompletionOptions]
+        self,
+        prompt: Prompt,
+        *,
+        stream: Literal[False] = False,
+        **options: Unpack[GenerateOptions],
     ) -> Completion: ...
     @overload
     def generate(
-        self, prompt: str, *, stream: Literal[True], **options: Unpack[CompletionOptions]
+        self,
+        prompt: Prompt,
+        *,
+        stream: Literal[True],
+        **options: Unpack[GenerateOptions],
     ) -> Stream: ...
     @overload
     def generate(
-        self, prompt: str, *, stream: bool, **options: Unpack[CompletionOptions]
+        self, prompt: Prompt, *, stream: bool, **options: Unpack[GenerateOptions]
     ) -> Completion | Stream: ...
     def generate(
-        self, prompt: str, *, stream: bool = False, **options: Unpack[CompletionOptions]
+        self,
+        prompt: Prompt,
+        *,
+        stream: bool = False,
+        **options: Unpack[GenerateOptions],
     ) -> Completion | Stream:
         """Continue `prompt` as it stands. For `options` see `CompletionOptions`: `model`,
         `max_tokens`, `stop`, `temperature`, `top_k`, `top_p`, `min_p`, `seed`, …"""

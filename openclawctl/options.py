@@ -6,6 +6,7 @@ is judged by the same decoder that the daemon uses, so a mistake is named before
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from openclawctl.wire.errors import InvalidRequest
@@ -13,14 +14,19 @@ from openclawctl.wire.operations import Op, decode_params
 from openclawctl.wire.units import parse_duration_s
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from openclawctl.wire.messages import Event
+
+    Prompt = str | Iterable[int]
+    """Text, or token ids that are taken as they are."""
 
 
 class CompletionOptions(TypedDict, total=False):
     """Keywords of `generate` and `chat`. What is left out, or None, is the model's default.
 
+    `n` asks for so many answers to the one prompt, each with a seed of its own; their prompt is
+    computed and counted once.
     `temperature` 0 always takes the likeliest token; off are `top_k` 0, `typical_p` 1, `top_p` 1,
     `min_p` 0, `xtc_probability` 0, `mirostat` 0, `repeat_penalty` 1, `frequency_penalty` and
     `presence_penalty` 0, `dry_multiplier` 0. The same `seed` gives the same
@@ -34,6 +40,7 @@ class CompletionOptions(TypedDict, total=False):
     """
 
     model: str | None
+    n: int | None
     max_tokens: int | None
     stop: str | Sequence[str] | None
     temperature: float | None
@@ -66,12 +73,19 @@ class CompletionOptions(TypedDict, total=False):
     on_event: Callable[[Event], object] | None
 
 
+class GenerateOptions(CompletionOptions, total=False):
+    """What `generate` has beside them. With `echo` the text begins with the prompt."""
+
+    echo: bool | None
+
+
 def generate_params(
-    prompt: str, options: CompletionOptions, *, is_streamed: bool
+    prompt: Prompt, options: GenerateOptions, *, is_streamed: bool
 ) -> dict[str, Any]:
-    return _checked(
-        Op.GENERATE, {"prompt": prompt, **_completion(options, is_streamed=is_streamed)}
-    )
+    is_ids = isinstance(prompt, Iterable) and not isinstance(prompt, str)
+    given = list(prompt) if is_ids else prompt
+    completion = _completion(options, is_streamed=is_streamed)
+    return _checked(Op.GENERATE, {"prompt": given, **completion})
 
 
 def chat_params(

@@ -8,21 +8,30 @@ from __future__ import annotations
 
 import sys
 from array import array
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Final
 
+from openclawctl.wire import results as wire
 from openclawctl.wire.errors import ProtocolError
 from openclawctl.wire.fields import Fields
 from openclawctl.wire.framing import MAX_ITEMS
-from openclawctl.wire.results import Choice, InferenceResult, Timings, Usage
-from openclawctl.wire.tokens import MAX_TOKEN_ID, encode_logprobs
+from openclawctl.wire.results import InferenceResult, Timings, Usage
+from openclawctl.wire.tokens import MAX_TOKEN_ID, TokenLogprob, encode_logprobs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from openclawctl.wire.messages import Delta
 
 _FLOAT_BYTES: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Choice(wire.Choice):
+    """One answer. `generate` fills `text`, `chat` fills `message`. `token_ids` are all that were
+    sampled; `logprobs` has a record of each, where they were asked for."""
+
+    logprobs: list[TokenLogprob] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +50,12 @@ class Completion:
     @property
     def text(self) -> str:
         """The text of the first choice, of `chat` too."""
-        choice = self.choices[0]
-        if choice.text is not None:
-            return choice.text
-        content = (choice.message or {}).get("content")
-        return content if isinstance(content, str) else ""
+        return _text_of(self.choices[0])
+
+    @property
+    def texts(self) -> list[str]:
+        """The text of every choice."""
+        return [_text_of(choice) for choice in self.choices]
 
     @property
     def message(self) -> dict[str, Any]:
@@ -104,6 +114,18 @@ class Embeddings(list[list[float]]):
         }
 
 
+def _choice(choice: wire.Choice, logprobs: list[TokenLogprob] | None) -> Choice:
+    known = {field.name: getattr(choice, field.name) for field in fields(choice)}
+    return Choice(**known, logprobs=logprobs)
+
+
+def _text_of(choice: Choice) -> str:
+    if choice.text is not None:
+        return choice.text
+    content = (choice.message or {}).get("content")
+    return content if isinstance(content, str) else ""
+
+
 def _choice_dict(choice: Choice) -> dict[str, Any]:
     logprobs = None if choice.logprobs is None else encode_logprobs(choice.logprobs)
     return {**asdict(choice), "logprobs": logprobs}
@@ -113,15 +135,20 @@ def usage_dict(usage: Usage) -> dict[str, Any]:
     return {**asdict(usage), "total_tokens": usage.total_tokens}
 
 
-def completion(result: dict[str, Any], warnings: list[dict[str, Any]]) -> Completion:
-    """Raises `ProtocolError` for a result that is not one."""
+def completion(
+    result: dict[str, Any],
+    warnings: list[dict[str, Any]],
+    logprobs: Mapping[int, list[TokenLogprob]],
+) -> Completion:
+    """`logprobs` are those of each choice, by its index, from the deltas. Raises `ProtocolError`
+    for a result that is not one."""
     decoded = _decoded(result)
     if not decoded.choices:
         raise ProtocolError("the daemon sent a result without an answer")
     return Completion(
         request_id=decoded.request_id,
         model=decoded.model,
-        choices=decoded.choices,
+        choices=[_choice(each, logprobs.get(each.index)) for each in decoded.choices],
         usage=decoded.usage,
         timings=decoded.timings,
         context=decoded.context,

@@ -102,9 +102,10 @@ def _read(stream: Stream, progress: Progress, *, is_shown: bool) -> None:
 def stats_line(result: Completion) -> str:
     """Token counts and times in one line."""
     usage, timings = result.usage, result.timings
+    reasons = ", ".join(choice.finish_reason for choice in result.choices)
     counts = f"{usage.prompt_tokens} prompt tokens ({usage.cached_tokens} cached)"
     parts = [
-        f"{counts}, {usage.completion_tokens} completion tokens ({result.finish_reason})",
+        f"{counts}, {usage.completion_tokens} completion tokens ({reasons})",
         f"queue {format_duration(timings.queue_s)}",
         f"total {format_duration(timings.total_s)}",
     ]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from openclawctl.cli.answer import Progress, read_answer, stats_line
-from openclawctl.cli.sampling import GroupedCommand, given, sampling_options
+from openclawctl.cli.sampling import GroupedCommand, given, output_options, sampling_options
 from openclawctl.cli.shape import shape_options
 from openclawctl.cli.shell import (
     Shell,
@@ -24,7 +24,7 @@ from openclawctl.wire.errors import EXIT_FAILED, EXIT_INTERRUPTED
 
 if TYPE_CHECKING:
     from openclawctl.client import Client, Stream
-    from openclawctl.options import CompletionOptions
+    from openclawctl.options import CompletionOptions, Prompt
     from openclawctl.results import Completion
 
 
@@ -35,10 +35,10 @@ if TYPE_CHECKING:
     "--system", "-s", metavar="TEXT", help="Answer as a chat with this system message (see above)."
 )
 @shape_options
+@click.option("--token-ids", is_flag=True, help="PROMPT is token ids, as `tokenize` prints them.")
 @sampling_options
 @scheduling_options
-@click.option("--no-stream", is_flag=True, help="Print the text when it is complete.")
-@click.option("--stats", is_flag=True, help="Print token counts and times to standard error.")
+@output_options
 @json_option
 @click.pass_obj
 def generate_command(
@@ -47,7 +47,9 @@ def generate_command(
     prompt: str | None,
     model: str | None,
     system: str | None,
-    no_stream: bool,  # noqa: FBT001 - click passes by name
+    token_ids: bool,  # noqa: FBT001 - click passes by name
+    echo: bool,  # noqa: FBT001
+    no_stream: bool,  # noqa: FBT001
     stats: bool,  # noqa: FBT001
     **sampling: Any,
 ) -> int:
@@ -68,10 +70,15 @@ def generate_command(
       openclawctl generate --json --temperature 0 --seed 1 "2 + 2 =" | jq -r .text
     """
     text = _join_prompt(prompt)
-    is_shown = not (no_stream or shell.is_json)
+    given_prompt = _parse_ids(text) if token_ids else text
+    if system is not None and (echo or token_ids):
+        raise click.UsageError("--echo and --token-ids need a prompt without --system")
+    if sampling["logprobs"] and not shell.is_json:
+        raise click.UsageError("--logprobs shows something with --json only")
+    is_shown = not (no_stream or shell.is_json or (sampling["n"] or 1) > 1)
     with shell.client() as client, Progress() as progress:
         options = given({"model": model, **sampling, "on_event": progress.on_event})
-        with _open(client, text, system, options) as stream:
+        with _open(client, given_prompt, system=system, echo=echo, options=options) as stream:
             is_interrupted = read_answer(stream, progress, is_shown=is_shown)
             _finish(shell, stream.result, is_shown=is_shown)
     if is_interrupted or stats:
@@ -79,11 +86,22 @@ def generate_command(
     return _exit_status(stream.result, is_interrupted=is_interrupted)
 
 
-def _open(client: Client, text: str, system: str | None, options: CompletionOptions) -> Stream:
+def _parse_ids(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.replace(",", " ").split()]
+    except ValueError:
+        raise click.UsageError(
+            "with --token-ids the prompt is whole numbers, with spaces or commas between"
+        ) from None
+
+
+def _open(
+    client: Client, prompt: Prompt, *, system: str | None, echo: bool, options: CompletionOptions
+) -> Stream:
     if system is None:
-        return client.generate(text, stream=True, **options)
+        return client.generate(prompt, stream=True, echo=echo, **options)
     messages = [{"role": "system", "content": system}] if system else []
-    return client.chat([*messages, {"role": "user", "content": text}], stream=True, **options)
+    return client.chat([*messages, {"role": "user", "content": prompt}], stream=True, **options)
 
 
 def _join_prompt(prompt: str | None) -> str:
@@ -99,13 +117,14 @@ def _join_prompt(prompt: str | None) -> str:
 
 
 def _finish(shell: Shell, result: Completion, *, is_shown: bool) -> None:
-    """Print what was not printed yet; text always ends with a newline."""
+    """Print what was not printed yet; text always ends with a newline. Several answers have their
+    numbers over them."""
     if shell.is_json:
         print_json(result.as_dict())
-    elif not is_shown:
-        write(result.text)
-    if not shell.is_json and not result.text.endswith("\n"):
-        write("\n")
+        return
+    for number, text in enumerate(result.texts, 1):
+        head = f"== {number} ==\n" if len(result.texts) > 1 else ""
+        write(head + ("" if is_shown else text) + ("" if text.endswith("\n") else "\n"))
 
 
 def _exit_status(result: Completion, *, is_interrupted: bool) -> int:

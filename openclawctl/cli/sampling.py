@@ -55,6 +55,7 @@ def _integer(group: str, name: str, help_text: str) -> Callable[[_F], _F]:
 
 
 _END: Final = "Length and end"
+_OUTPUT: Final = "Output"
 _CHOICE: Final = "Choice of tokens"
 _REPETITION: Final = "Against repetition"
 
@@ -87,6 +88,39 @@ _OPTIONS: Final = (
     _integer(_REPETITION, "--dry-allowed-length", "The shortest run that counts."),
     _integer(_REPETITION, "--dry-penalty-last-n", "How far back to look for runs."),
 )
+
+
+_OUTPUT_OPTIONS: Final = (
+    grouped(
+        _OUTPUT,
+        "--choices",
+        "-n",
+        "n",
+        type=int,
+        metavar="N",
+        help="So many answers to the one prompt.",
+    ),
+    grouped(_OUTPUT, "--echo", is_flag=True, help="Begin with the prompt."),
+    grouped(
+        _OUTPUT,
+        "--logprobs",
+        is_flag=True,
+        default=None,
+        help="How likely each token was, in --json.",
+    ),
+    _integer(_OUTPUT, "--top-logprobs", "And the N likeliest in its place."),
+    grouped(_OUTPUT, "--no-stream", is_flag=True, help="Print the text when it is complete."),
+    grouped(
+        _OUTPUT, "--stats", is_flag=True, help="Print token counts and times to standard error."
+    ),
+)
+
+
+def output_options(function: _F) -> _F:
+    """Adds the options of `generate` that say what is printed."""
+    for option in reversed(_OUTPUT_OPTIONS):
+        function = option(function)
+    return function
 
 
 def sampling_options(function: _F) -> _F:

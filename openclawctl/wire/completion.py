@@ -14,9 +14,16 @@ from openclawctl.wire.errors import Unsupported
 from openclawctl.wire.formats import OutputFormat, decode_format
 from openclawctl.wire.sampling import Sampling
 from openclawctl.wire.scheduling import decode_scheduling
+from openclawctl.wire.tokens import MAX_TOKEN_ID
 
 if TYPE_CHECKING:
     from openclawctl.wire.fields import Fields
+
+MAX_CHOICES: Final = 256
+"""As many as a model can have sequences in one batch (`LLAMA_MAX_SEQ` in llama.cpp)."""
+
+MAX_PROMPT_IDS: Final = 60_000
+"""Most token ids of a prompt: a frame holds 65,536 items (`framing.py`). Text has no such limit."""
 
 MAX_STOP_STRINGS: Final = 16
 MAX_STOP_CHARS: Final = 256
@@ -33,9 +40,10 @@ CHAT_ROLES: Final = ("system", "user", "assistant", "tool")
 
 @dataclass(frozen=True, slots=True)
 class GenerateParams:
-    """`generate`: continue a prompt as it stands, without a chat template."""
+    """`generate`: continue a prompt as it stands, without a chat template. Token ids are taken as
+    they are. `echo`: the answer begins with the prompt."""
 
-    prompt: str
+    prompt: str | list[int]
     model: str | None = None
     max_tokens: int | None = None
     stop: list[str] = field(default_factory=list)
@@ -44,13 +52,20 @@ class GenerateParams:
     priority: str | None = None
     deadline_s: float | None = None
     format: OutputFormat | None = None
+    n: int = 1
+    echo: bool = False
 
     @classmethod
     def decode(cls, source: Fields) -> GenerateParams:
-        return cls(prompt=source.text("prompt"), **_decode_completion(source))
+        return cls(
+            prompt=_decode_prompt(source),
+            echo=source.boolean("echo", default=False),
+            **_decode_completion(source),
+        )
 
     def encode(self) -> dict[str, Any]:
-        return {"prompt": self.prompt, **_encode_completion(self)}
+        echo = {"echo": True} if self.echo else {}
+        return {"prompt": self.prompt, **echo, **_encode_completion(self)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +89,7 @@ class ChatParams:
     priority: str | None = None
     deadline_s: float | None = None
     format: OutputFormat | None = None
+    n: int = 1
 
     @classmethod
     def decode(cls, source: Fields) -> ChatParams:
@@ -89,6 +105,12 @@ class ChatParams:
     def encode(self) -> dict[str, Any]:
         messages = [{"role": turn.role, "content": turn.content} for turn in self.messages]
         return {"messages": messages, **_encode_completion(self)}
+
+
+def _decode_prompt(source: Fields) -> str | list[int]:
+    if not source.is_list("prompt"):
+        return source.text("prompt")
+    return source.integers("prompt", max_items=MAX_PROMPT_IDS, low=0, high=MAX_TOKEN_ID)
 
 
 def _decode_chat_message(source: Fields) -> ChatMessage:
@@ -121,6 +143,7 @@ def _decode_completion(source: Fields) -> dict[str, Any]:
     return {
         "model": source.text_or_none("model", max_chars=MAX_MODEL_NAME_CHARS),
         "max_tokens": source.integer_or_none("max_tokens", low=1, high=MAX_TOKENS),
+        "n": source.integer("n", low=1, high=MAX_CHOICES) if source.has("n") else 1,
         "stop": stop,
         "stream": source.boolean("stream", default=False),
         "sampling": Sampling.decode(source),
@@ -134,6 +157,8 @@ def _encode_completion(params: GenerateParams | ChatParams) -> dict[str, Any]:
     for name in ("model", "max_tokens", "priority", "deadline_s"):
         if (value := getattr(params, name)) is not None:
             encoded[name] = value
+    if params.n != 1:
+        encoded["n"] = params.n
     if params.stop:
         encoded["stop"] = params.stop
     if params.format is not None:

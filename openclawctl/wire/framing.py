@@ -36,8 +36,8 @@ MAX_ITEMS: Final = 65_536
 14 ms (measured 2026-11-23), the longest that one frame may hold up the daemon's loop."""
 
 MAX_RESULT_ITEMS: Final = 1_048_576
-"""The same for frames to a client: room for the probabilities of thousands of tokens. A client
-chooses the daemon it asks, and waits for the answer to what it asked for."""
+"""The same for frames to a client: room for the token ids of the longest answers, and for what was
+merged of the deltas of a slow client. A client chooses which daemon it asks."""
 
 _LENGTH = struct.Struct(">I")
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from openclawctl.wire.fields import present
 from openclawctl.wire.framing import MAX_ITEMS
 from openclawctl.wire.messages import LONGEST_S
-from openclawctl.wire.tokens import TokenLogprob, decode_logprobs, decode_token_ids, encode_logprobs
+from openclawctl.wire.tokens import decode_token_ids
 
 if TYPE_CHECKING:
     from openclawctl.wire.fields import Fields
@@ -90,14 +90,13 @@ class Timings:
 @dataclass(frozen=True, slots=True)
 class Choice:
     """One answer. `generate` fills `text`, `chat` fills `message`. `token_ids` are all that were
-    sampled; `logprobs` has a record of each, where they were asked for."""
+    sampled."""
 
     index: int
     finish_reason: str
     text: str | None = None
     message: dict[str, Any] | None = None
     token_ids: list[int] = field(default_factory=list)
-    logprobs: list[TokenLogprob] | None = None
 
     @classmethod
     def decode(cls, source: Fields) -> Choice:
@@ -107,14 +106,7 @@ class Choice:
             text=source.text_or_none("text"),
             message=source.mapping("message") or None,
             token_ids=decode_token_ids(source),
-            logprobs=decode_logprobs(source),
         )
-
-    def encode(self) -> dict[str, Any]:
-        encoded = present(self)
-        if self.logprobs is not None:
-            encoded["logprobs"] = encode_logprobs(self.logprobs)
-        return encoded
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +142,7 @@ class InferenceResult:
         return {
             "request_id": self.request_id,
             "model": self.model,
-            "choices": [choice.encode() for choice in self.choices],
+            "choices": [present(choice) for choice in self.choices],
             "usage": self.usage.encode(),
             "timings": self.timings.encode(),
             "context": self.context,

@@ -19,12 +19,24 @@ _OTHER_ITEMS: Final = 4096
 
 @dataclass(frozen=True, slots=True)
 class TokenLimits:
-    """The limits of one model. `context` is tokens per sequence; None means no further limit."""
+    """The limits of one model. `context` is tokens per sequence, `parallel` sequences in one batch;
+    None means no further limit."""
 
     model: str
     context: int
     max_input_tokens: int | None
     max_output_tokens: int
+    parallel: int
+
+
+def check_choices(n: int, limits: TokenLimits) -> None:
+    """Refuse more answers to one prompt than a batch has sequences."""
+    if n > limits.parallel:
+        raise LimitExceeded(
+            f"n is {n}; model {limits.model} computes {limits.parallel} sequences at once "
+            "(parallel)",
+            hint=f"ask for at most {limits.parallel} choices, or send several requests",
+        )
 
 
 def check_prompt_bytes(num_bytes: int, *, longest_token_bytes: int, limits: TokenLimits) -> None:
@@ -91,12 +103,11 @@ def check_min_tokens(min_tokens: int, max_tokens: int) -> None:
         )
 
 
-def check_answer_items(num_items: int) -> None:
-    """Refuse an answer of more items (`wire.tokens.num_items`) than one result can hold."""
+def check_answer_tokens(num_tokens: int) -> None:
+    """Refuse an answer, of all choices together, of more tokens than one result can hold."""
     most = MAX_RESULT_ITEMS - _OTHER_ITEMS
-    if num_items > most:
+    if num_tokens > most:
         raise LimitExceeded(
-            f"the answer may have {num_items} numbers and texts of its tokens; one result holds "
-            f"{most} at most",
-            hint="ask for fewer tokens (max_tokens), fewer top_logprobs, or no logprobs",
+            f"the answer may have {num_tokens} tokens; one result holds {most} at most",
+            hint="ask for fewer tokens (max_tokens) or choices (n)",
         )

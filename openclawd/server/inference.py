@@ -23,10 +23,10 @@ from openclawctl.wire.errors import Code, Internal, Problem
 from openclawctl.wire.messages import Delta
 from openclawctl.wire.operations import DetokenizeParams, EmbedParams, Op, TokenizeParams
 from openclawctl.wire.results import Choice, FinishReason, InferenceResult, Timings, Usage
-from openclawctl.wire.tokens import num_items
 from openclawd.admission.limits import (
     TokenLimits,
-    check_answer_items,
+    check_answer_tokens,
+    check_choices,
     check_min_tokens,
     check_prompt_bytes,
     check_prompt_tokens,
@@ -38,7 +38,6 @@ from openclawd.server.recording import reserve, settle
 from openclawd.worker.messages import Answer, Ended, Output, Prepared, Start
 
 if TYPE_CHECKING:
-    from openclawctl.wire.tokens import TokenLogprob
     from openclawd.fleet.link import Call, Link
     from openclawd.fleet.model import Model
     from openclawd.server.peer import Exchange
@@ -90,7 +89,6 @@ class _Part:
 
     texts: list[str] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
-    logprobs: list[TokenLogprob] = field(default_factory=list)
 
 
 @dataclass(slots=True, eq=False)
@@ -110,6 +108,7 @@ class Inference:
     total_s: float = 0.0
     prompt_tokens: int = 0
     max_tokens: int = 0
+    prompt_text: str | None = None
     parts: dict[int, _Part] = field(default_factory=dict)
     is_reserved: bool = False
     ended: Ended | None = None
@@ -123,6 +122,11 @@ class Inference:
         return Priority.NORMAL if name is None else Priority[name.upper()]
 
     @property
+    def num_choices(self) -> int:
+        """Answers to the one prompt; 1 also for embeddings."""
+        return 1 if isinstance(self.params, EmbedParams) else self.params.n
+
+    @property
     def limits(self) -> TokenLimits:
         """Exact once the model is loaded; it may have less context than was configured."""
         return self.service.limits_of(self.model)
@@ -130,7 +134,11 @@ class Inference:
     # ---- the steps ----
 
     def check_size(self) -> None:
-        """Refuse a prompt that cannot fit before time is spent on it. Raises `PromptTooLong`."""
+        """Refuse what cannot fit before time is spent on it. Raises `PromptTooLong`, and
+        `LimitExceeded` for more choices than can be computed together."""
+        check_choices(self.num_choices, self.limits)
+        if isinstance(self.params, GenerateParams) and not isinstance(self.params.prompt, str):
+            check_prompt_tokens(len(self.params.prompt), self.limits)
         num_bytes = sum(len(text.encode(errors="replace")) for text in _longest_inputs(self.params))
         longest = self.model.info.get("max_token_bytes") or LONGEST_TOKEN_BYTES
         check_prompt_bytes(num_bytes, longest_token_bytes=longest, limits=self.limits)
@@ -144,7 +152,9 @@ class Inference:
             self.is_reserved = True
             self.stage = Stage.QUEUED
             self.queued_at_s = self.elapsed_s()
-            async with self.model.turns.take(self._on_queued, priority=self.priority):
+            async with self.model.turns.take(
+                self._on_queued, priority=self.priority, weight=self.num_choices
+            ):
                 self.queue_s = self.elapsed_s() - self.queued_at_s
                 self.ended = await self._compute(link, call)
             self._raise_if_cut_short(self.ended)
@@ -162,6 +172,7 @@ class Inference:
         if not isinstance(prepared, Prepared):
             raise Internal(f"the worker of model {self.model.name} did not count the prompt")
         self.prompt_tokens = prepared.prompt_tokens
+        self.prompt_text = prepared.text
         if isinstance(self.params, EmbedParams):
             check_prompt_tokens(prepared.longest, self.limits)
         else:
@@ -169,15 +180,12 @@ class Inference:
                 prepared.prompt_tokens, self.params.max_tokens, self.limits
             )
             check_min_tokens(self.params.sampling.min_tokens or 0, self.max_tokens)
-            check_answer_items(self._max_items())
+            check_answer_tokens(self.reserved_completion_tokens)
 
-    def _max_items(self) -> int:
-        """Items of the longest result: token ids, and a record of each."""
-        assert not isinstance(self.params, EmbedParams)
-        sampling, num_tokens = self.params.sampling, self.max_tokens
-        if not sampling.logprobs:
-            return num_tokens
-        return num_tokens + num_items(num_tokens, num_top=sampling.top_logprobs or 0)
+    @property
+    def reserved_completion_tokens(self) -> int:
+        """The most that can come, over all choices."""
+        return self.num_choices * self.max_tokens
 
     async def _compute(self, link: Link, call: Call) -> Ended:
         self.stage = Stage.COMPUTING
@@ -185,8 +193,20 @@ class Inference:
         self.exchange.event(
             "started", {"request_id": self.request_id, "prompt_tokens": self.prompt_tokens}
         )
+        self._echo()
         link.start(call, self._start_message(call.rid), self._on_output)
         return await call.ended
+
+    def _echo(self) -> None:
+        """Begin each choice with the prompt, if that was asked for."""
+        if not (isinstance(self.params, GenerateParams) and self.params.echo):
+            return
+        prompt = self.params.prompt
+        text = prompt if isinstance(prompt, str) else self.prompt_text or ""
+        for index in range(self.num_choices):
+            self.parts[index] = _Part([text])
+            if self._is_streamed:
+                self.exchange.delta(Delta(self.exchange.request.id, index, text))
 
     def _raise_if_cut_short(self, ended: Ended) -> None:
         """Raise what ended the request, unless it ran to its end or its client cancelled it: a
@@ -209,6 +229,7 @@ class Inference:
             sampling=sampling,
             stop=self.params.stop,
             priority=self.priority.value,
+            n=self.num_choices,
             domain=self.service.prefix_domain_of(self.model, self.exchange.peer.principal),
         )
 
@@ -226,7 +247,6 @@ class Inference:
         part = self.parts.setdefault(output.index, _Part())
         part.texts.append(output.text)
         part.token_ids += output.token_ids
-        part.logprobs += output.logprobs or ()
         if output.token_ids:
             self.service.note_tokens(len(output.token_ids))
             self.service.ledger.progress(self.request_id, self.completion_tokens)
@@ -244,11 +264,11 @@ class Inference:
 
     @property
     def _is_streamed(self) -> bool:
-        return isinstance(self.params, EmbedParams) or self.params.stream
-
-    @property
-    def _asks_logprobs(self) -> bool:
-        return not isinstance(self.params, EmbedParams) and bool(self.params.sampling.logprobs)
+        """Vectors and probabilities come in deltas only: they are too much to be kept here."""
+        params = self.params
+        if isinstance(params, EmbedParams):
+            return True
+        return params.stream or bool(params.sampling.logprobs)
 
     # ---- the end ----
 
@@ -275,7 +295,7 @@ class Inference:
                 cached_tokens=self.ended.cached_tokens,
                 completion_tokens=self.ended.completion_tokens,
             )
-        prompt_tokens = self.prompt_tokens if self.parts else 0
+        prompt_tokens = 0 if self.ttft_s is None else self.prompt_tokens
         counts = "estimated" if self.stage is Stage.COMPUTING else "exact"
         return Usage(prompt_tokens, 0, self.completion_tokens, counts)
 
@@ -314,11 +334,11 @@ class Inference:
 
     def _choice(self, index: int, finish_reason: str) -> Choice:
         part = self.parts.get(index, _Part())
-        text, logprobs = "".join(part.texts), part.logprobs if self._asks_logprobs else None
+        text = "".join(part.texts)
         if isinstance(self.params, ChatParams):
             message = {"role": "assistant", "content": text}
-            return Choice(index, finish_reason, None, message, part.token_ids, logprobs)
-        return Choice(index, finish_reason, text, None, part.token_ids, logprobs)
+            return Choice(index, finish_reason, message=message, token_ids=part.token_ids)
+        return Choice(index, finish_reason, text, token_ids=part.token_ids)
 
     def _problem_of(self, error: BaseException) -> Problem:
         """What the ledger and the log call this end."""
@@ -347,7 +367,7 @@ def _longest_inputs(params: InferenceParams) -> list[str]:
     """The texts that share one context, or the longest of those that do not."""
     match params:
         case GenerateParams(prompt=prompt):
-            return [prompt]
+            return [prompt] if isinstance(prompt, str) else []
         case ChatParams(messages=messages):
             return [message.content for message in messages]
         case EmbedParams(input=texts):

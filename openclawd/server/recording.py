@@ -48,7 +48,7 @@ def _reservation(inference: Inference) -> Reservation:
         op=inference.op.value,
         arrived_at=time.time() - inference.elapsed_s(),
         prompt_tokens=inference.prompt_tokens,
-        reserved_tokens=inference.prompt_tokens + inference.max_tokens,
+        reserved_tokens=inference.prompt_tokens + inference.reserved_completion_tokens,
         app=peer.app or None,
     )
 

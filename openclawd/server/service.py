@@ -181,6 +181,7 @@ class Service:
             context=min(config.context, model.info.get("context", config.context)),
             max_input_tokens=self._config.max_input_tokens_for(config),
             max_output_tokens=self._config.max_output_tokens_for(config),
+            parallel=config.parallel,
         )
 
     def sampling_of(self, model: Model) -> Sampling:

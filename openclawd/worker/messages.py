@@ -192,12 +192,14 @@ class LoadFailed:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """Exact prompt tokens of a request, over all its sequences. Nothing is computed yet."""
+    """Exact prompt tokens of a request, over all its prompts. Nothing is computed yet. `text` is
+    that of a prompt given in tokens, where the answer is to begin with it."""
 
     type: ClassVar[str] = "prepared"
     rid: int
     prompt_tokens: int
     longest: int = 0
+    text: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -347,6 +349,7 @@ def _prepared(source: Fields) -> Prepared:
         rid=_count(source, "rid"),
         prompt_tokens=_count(source, "prompt_tokens"),
         longest=_count(source, "longest"),
+        text=source.text_or_none("text"),
     )
 
 

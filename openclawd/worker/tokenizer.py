@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import queue
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from openclawctl.wire.completion import ChatMessage, ChatParams, GenerateParams
@@ -61,11 +61,13 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class PreparedRequest:
-    """The tokens of each sequence of a request, and the grammar that their texts follow."""
+    """The tokens of each prompt of a request, and the grammar that the answers follow. `text` is that
+    of a prompt given in tokens, where the answer is to begin with it."""
 
     kind: BatchKind
     prompts: list[list[int]]
     grammar: str = ""
+    text: str | None = None
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -124,13 +126,17 @@ class Tokenizer:
                 raise Unsupported(f"{op} is not an operation of a model")
         self._prepared[rid] = request
         longest = max(map(len, request.prompts))
-        return Prepared(rid, prompt_tokens=request.num_prompt_tokens, longest=longest)
+        return Prepared(rid, request.num_prompt_tokens, longest, request.text)
 
     # ---- operations ----
 
     def _generate(self, params: GenerateParams) -> PreparedRequest:
         self._check_generation(params)
-        return self._generation(self._plain(params.prompt), params)
+        if isinstance(params.prompt, str):
+            return self._generation(self._plain(params.prompt), params)
+        self._check_token_ids(params.prompt)
+        text = self._detokenize(params.prompt) if params.echo else None
+        return replace(self._generation(params.prompt, params), text=text)
 
     def _chat(self, params: ChatParams) -> PreparedRequest:
         self._check_generation(params)

@@ -161,6 +161,7 @@ def test_ranges():
     documented = {name(cells[0]): cells[1] for cells in table("parameter")}
     for parameter, (low, high) in SAMPLING_RANGES.items():
         assert documented[parameter] == f"{low} to {high}"
+    assert documented["n"] == f"1 to {completion.MAX_CHOICES}"
     lowest, highest = documented["deadline_s"].split(" to ")
     assert (float(lowest), float(highest)) == (scheduling.MIN_DEADLINE_S, m.LONGEST_S)
     stop = next(cells[2] for cells in table("parameter") if name(cells[0]) == "stop")
@@ -174,6 +175,7 @@ def test_choices():
     assert names(priority) == list(scheduling.PRIORITIES)
     assert [level.name.lower() for level in Priority] == list(scheduling.PRIORITIES)
     assert set(completion.CHAT_ROLES) <= set(names(rows["chat", "messages"]))
+    assert f"at most {completion.MAX_PROMPT_IDS}," in rows["generate", "prompt"]
     assert f"1 to {operations.MAX_EMBED_INPUTS} texts" in rows["embed", "input"]
     finish = paragraph("`finish_reason` is")
     assert {reason.value for reason in FinishReason} <= set(names(finish))

@@ -117,6 +117,7 @@ _completion = {
     **_scheduling,
     "model": maybe(texts),
     "max_tokens": maybe(st.integers(1, completion.MAX_TOKENS)),
+    "n": st.integers(1, completion.MAX_CHOICES),
     "stop": st.lists(some_text, max_size=completion.MAX_STOP_STRINGS),
     "stream": st.booleans(),
     "sampling": samplings,
@@ -132,7 +133,9 @@ params = {
     ops.Op.MODELS: st.builds(ops.NoParams),
     ops.Op.LOAD: model_params,
     ops.Op.UNLOAD: model_params,
-    ops.Op.GENERATE: st.builds(completion.GenerateParams, prompt=texts, **_completion),
+    ops.Op.GENERATE: st.builds(
+        completion.GenerateParams, prompt=texts | token_ids, echo=st.booleans(), **_completion
+    ),
     ops.Op.CHAT: st.builds(
         completion.ChatParams,
         messages=st.lists(chat_messages, min_size=1, max_size=5),
@@ -171,7 +174,6 @@ choices = st.builds(
     text=maybe(texts),
     message=maybe(filled_maps),
     token_ids=token_ids,
-    logprobs=maybe(logprobs),
 )
 results = st.builds(
     results.InferenceResult,

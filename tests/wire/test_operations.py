@@ -63,6 +63,11 @@ USER = {"role": "user", "content": "x"}
     ("op", "values", "reason"),
     [
         (Op.GENERATE, {}, "generate: 'prompt' is missing; it must be a string"),
+        (Op.GENERATE, {"prompt": [1, "a"]}, "'prompt' must be a list of integers, not a string"),
+        (Op.GENERATE, {"prompt": [1, -1]}, "'prompt' is -1; allowed: 0 to"),
+        (Op.GENERATE, {"prompt": [1] * 60_001}, "'prompt' has 60001 items; at most 60000"),
+        (Op.GENERATE, {"prompt": "x", "n": 0}, "'n' is 0; allowed: 1 to 256"),
+        (Op.GENERATE, {"prompt": "x", "echo": 1}, "'echo' must be true or false"),
         (Op.GENERATE, {"prompt": b"x"}, "'prompt' must be a string, not binary data"),
         (Op.GENERATE, {"prompt": "x", "max_tokens": 0}, "'max_tokens' is 0; allowed: 1 to"),
         (Op.GENERATE, {"prompt": "x", "temperature": -1}, "'temperature' is -1; allowed: 0 to 100"),

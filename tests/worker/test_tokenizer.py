@@ -101,6 +101,18 @@ def test_what_a_user_writes_adds_no_control_token(backend: LlamaBackend, content
     assert backend.detokenize(plain).decode() == content
 
 
+def test_a_prompt_of_token_ids_is_taken_as_it_is(backend: LlamaBackend) -> None:
+    said = Said(backend)
+    ids = [BEGIN, 100, END]
+    assert said.tokens("generate", prompt=ids) == ids
+    answer = said.ask("generate", prompt=ids, echo=True)
+    assert isinstance(answer, Prepared)
+    assert answer.text == backend.detokenize(ids).decode()
+    silent = said.ask("generate", prompt=ids)
+    assert isinstance(silent, Prepared)
+    assert silent.text is None
+
+
 def test_a_bug_ends_one_request_and_not_the_thread(
     backend: LlamaBackend, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -34,10 +34,10 @@ if TYPE_CHECKING:
 @click.option(
     "--system", "-s", metavar="TEXT", help="Answer as a chat with this system message (see above)."
 )
-@shape_options
 @click.option("--token-ids", is_flag=True, help="PROMPT is token ids, as `tokenize` prints them.")
-@sampling_options
 @scheduling_options
+@shape_options
+@sampling_options
 @output_options
 @json_option
 @click.pass_obj

@@ -61,8 +61,8 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class PreparedRequest:
-    """The tokens of each prompt of a request, and the grammar that the answers follow. `text` is that
-    of a prompt given in tokens, where the answer is to begin with it."""
+    """The tokens of each prompt of a request, and the grammar that the answers follow. `text` is
+    that of a prompt given in tokens, where the answer is to begin with it."""
 
     kind: BatchKind
     prompts: list[list[int]]

@@ -46,6 +46,10 @@ _DRY_BREAKERS: Final = (b"\n", b":", b'"', b"*")
 
 _NUM_DRY_KEPT: Final = 8
 
+_LEAST_SHARE: Final = 1e-30
+"""Of the likeliest token's probability. In 32-bit floats no larger share of a sum over a vocabulary
+comes out as 0."""
+
 _LOWEST_PROBABILITY: Final = 1e-45
 """Above 0, to which 32-bit floats may round one down."""
 
@@ -229,7 +233,15 @@ def _filters(
         filters += _truncations(params)
     if params.temperature != 1 and (params.mirostat or not params.has_xtc):
         filters.append(llama_cpp.llama_sampler_init_temp(params.temperature))
+    if params.mirostat:
+        filters.append(_possible())
     return filters
+
+
+def _possible() -> Any:
+    """Before samplers that take logarithms of probabilities: those of tokens that were made
+    impossible are 0, and one of them makes not-a-number of what is said of all."""
+    return llama_cpp.llama_sampler_init_min_p(_LEAST_SHARE, _MIN_KEEP)
 
 
 def _truncations(params: SamplingParams) -> list[Any]:
@@ -237,6 +249,7 @@ def _truncations(params: SamplingParams) -> list[Any]:
     if params.top_k > 0:
         filters.append(llama_cpp.llama_sampler_init_top_k(params.top_k))
     if params.typical_p < 1:
+        filters.append(_possible())
         filters.append(llama_cpp.llama_sampler_init_typical(params.typical_p, _MIN_KEEP))
     if params.top_p < 1:
         filters.append(llama_cpp.llama_sampler_init_top_p(params.top_p, _MIN_KEEP))

@@ -30,10 +30,14 @@ class Child:
         self._process = process
 
     def ask(self, **question: Any) -> dict[str, Any]:
+        self.tell(**question)
+        return self.answer()
+
+    def tell(self, **question: Any) -> None:
+        """Ask without waiting for the answer."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(question) + "\n")
         self._process.stdin.flush()
-        return self.answer()
 
     def answer(self) -> dict[str, Any]:
         """Wait for the next line. Raises `ChildFailed`."""

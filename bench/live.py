@@ -50,11 +50,15 @@ def serving(
     context: int = 2048,
     threads: int | None = None,
     settings: dict[str, Any] | None = None,
+    path: Path | None = None,
+    worker_hook: str | None = None,
+    folder: Path | None = None,
 ) -> Iterator[Daemon]:
-    """A ready daemon with SmolLM2. What is left out has the daemon's own default; `settings` are
-    more keys of the model's configuration."""
+    """A ready daemon with SmolLM2, or the model at `path`. What is left out has the daemon's own
+    default; `settings` are more keys of the model's configuration. `worker_hook` is what
+    worker_hooks/ is to change in the worker. A `folder` keeps its state for the next daemon."""
     model: dict[str, Any] = {
-        "path": str(smollm2_path()),
+        "path": str(path or smollm2_path()),
         "preload": True,
         "required": True,
         "parallel": parallel,
@@ -63,11 +67,19 @@ def serving(
     }
     if threads is not None:
         model["threads"] = threads
-    with short_folder() as folder:
-        config = folder / "openclawd.json"
+    with contextlib.ExitStack() as stack:
+        place = folder or stack.enter_context(short_folder())
+        config = place / "openclawd.json"
         config.write_text(json.dumps({"models": {MODEL: model}}))
-        with running_daemon("--config", str(config), folder=folder) as daemon:
-            yield daemon.wait_ready()
+        environ = _hooked(worker_hook) if worker_hook else {}
+        daemon = running_daemon("--config", str(config), folder=place, environ=environ)
+        yield stack.enter_context(daemon).wait_ready()
+
+
+def _hooked(worker_hook: str) -> dict[str, str]:
+    """The environment in which workers find their hook, what it imports, and ours as it is."""
+    paths = [str(BENCH / "worker_hooks"), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
+    return {"OPENCLAWD_BENCH": worker_hook, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
 def stop_on_sigterm() -> None:

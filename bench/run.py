@@ -45,6 +45,7 @@ SCENARIOS: Final = (
     "idle",
     "ttft",
     "overhead",
+    "step_profile",
 )
 ROUNDS: Final = 5
 QUICK_ROUNDS: Final = 3

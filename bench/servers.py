@@ -45,19 +45,24 @@ _PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A running server that the load process can ask. `is_idle` asks it whether it computes."""
+    """A running server that the load process can ask. `num_requests` asks it how many requests it
+    has."""
 
     name: str
     dialect: str
     address: str | int
-    is_idle: Callable[[], bool]
+    num_requests: Callable[[], int]
 
     def wait_idle(self) -> None:
         """Until it has noticed that clients have left. Raises `ChildFailed` if it does not."""
+        self.wait_running(0)
+
+    def wait_running(self, count: int) -> None:
+        """Until it has so many requests. Raises `ChildFailed` if it never does."""
         deadline_s = time.monotonic() + _IDLE_TIMEOUT_S
-        while not self.is_idle():
+        while self.num_requests() != count:
             if time.monotonic() > deadline_s:
-                raise ChildFailed(f"{self.name} still computes for clients that have left")
+                raise ChildFailed(f"{self.name} has {self.num_requests()} requests, not {count}")
             time.sleep(_POLL_S)
 
 
@@ -106,6 +111,19 @@ class Traffic:
 
 
 @contextlib.contextmanager
+def streams_beside(server: Server, asks: Sequence[Ask]) -> Iterator[None]:
+    """Another load process that has one of these streams on each of its connections, until it is
+    left, which cuts them."""
+    with child("traffic.py") as process:
+        process.answer()
+        plan = Plan(server.dialect, server.address, [Script([ask]) for ask in asks])
+        process.tell(**asdict(plan))
+        server.wait_running(len(asks))
+        yield
+    server.wait_idle()
+
+
+@contextlib.contextmanager
 def traffic() -> Iterator[Traffic]:
     with child("traffic.py") as process:
         process.answer()
@@ -116,16 +134,31 @@ def traffic() -> Iterator[Traffic]:
 
 
 @contextlib.contextmanager
-def openclawd(*, parallel: int, context: int, threads: int, **settings: Any) -> Iterator[Server]:
-    """`settings` are more keys of the model's configuration."""
-    with serving(parallel=parallel, context=context, threads=threads, settings=settings) as daemon:
-        yield Server("openclawd", "openclawd", str(daemon.socket), lambda: _is_idle(daemon))
+def openclawd(
+    *,
+    parallel: int,
+    context: int,
+    threads: int,
+    path: Path | None = None,
+    worker_hook: str | None = None,
+    **settings: Any,
+) -> Iterator[Server]:
+    """`settings` are more keys of the model's configuration; for the others see `live.serving`."""
+    with serving(
+        parallel=parallel,
+        context=context,
+        threads=threads,
+        settings=settings,
+        path=path,
+        worker_hook=worker_hook,
+    ) as daemon:
+        yield Server("openclawd", "openclawd", str(daemon.socket), lambda: _num_requests(daemon))
 
 
-def _is_idle(daemon: Daemon) -> bool:
+def _num_requests(daemon: Daemon) -> int:
     with Client(daemon.socket) as client:
         requests = client.status()["requests"]
-    return bool(requests["running"] + requests["queued"] == 0)
+    return int(requests["running"] + requests["queued"])
 
 
 @contextlib.contextmanager
@@ -138,12 +171,12 @@ def llama_server(
     command += ["--threads", threads, "--threads-http", http_threads]
     command += ["--parallel", parallel, "--ctx-size", parallel * context]
     with _http_server(command, health="/health") as port:
-        yield Server("llama-server", "llama-server", port, lambda: _has_no_task(port))
+        yield Server("llama-server", "llama-server", port, lambda: _num_tasks(port))
 
 
-def _has_no_task(port: int) -> bool:
+def _num_tasks(port: int) -> int:
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/slots", timeout=60) as answer:
-        return not any(slot["is_processing"] for slot in json.load(answer))
+        return sum(slot["is_processing"] for slot in json.load(answer))
 
 
 @contextlib.contextmanager
@@ -155,7 +188,7 @@ def python_server(*, context: int, threads: int) -> Iterator[Server]:
     command += ["--n_threads", threads, "--n_threads_batch", threads]
     command += ["--interrupt_requests", "false", "--logits_all", "false", "--verbose", "false"]
     with _http_server(command, health="/v1/models") as port:
-        yield Server("llama_cpp.server", "python-server", port, lambda: True)
+        yield Server("llama_cpp.server", "python-server", port, lambda: 0)
 
 
 def batched_bench(*, streams: int, prompt_tokens: int, tokens: int, threads: int) -> float:

@@ -1,0 +1,35 @@
+"""A backend whose steps take a fixed time: for measuring what is around a step.
+
+Owns the waiting. Everything else is the backend inside it, which needs a model that is quicker than
+a step; so it keeps the whole contract (`tests/backends/test_fixed_step.py`).
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from openclawd.backends.base import Backend, ForwardResult
+    from openclawd.engine.batch import Batch
+
+
+class FixedStep:
+    """The `Backend` protocol, around `backend`. A step ends `step_s` after it began, or later if
+    the model takes longer; the processor is free meanwhile, as beside a GPU."""
+
+    def __init__(self, backend: Backend, *, step_s: float) -> None:
+        self._backend = backend
+        self._step_s = step_s
+        self.ended_ns = 0
+        """When the last step ended, by the monotonic clock."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backend, name)
+
+    def forward(self, batch: Batch) -> ForwardResult:
+        end_s = time.monotonic() + self._step_s
+        result = self._backend.forward(batch)
+        time.sleep(max(0.0, end_s - time.monotonic()))
+        self.ended_ns = time.monotonic_ns()
+        return result

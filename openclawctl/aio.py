@@ -332,12 +332,14 @@ class AsyncClient:
         model: str | None = None,
         priority: str | None = None,
         deadline_s: float | None = None,
+        adapter: str | None = None,
     ) -> Embeddings:
         params = options.embed_params(
             texts,
             model or self._target.default_model(),
             priority=priority,
             deadline_s=deadline_s,
+            adapter=adapter,
         )
         result, deltas = await self._runner("embed", params).drain()
         return results.embeddings(result, deltas, len(params["input"]))

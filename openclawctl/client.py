@@ -273,6 +273,7 @@ class Client:
         model: str | None = None,
         priority: str | None = None,
         deadline_s: float | None = None,
+        adapter: str | None = None,
     ) -> Embeddings:
         """One normalised vector per text."""
         from openclawctl import options, results
@@ -282,6 +283,7 @@ class Client:
             model or self._target.default_model(),
             priority=priority,
             deadline_s=deadline_s,
+            adapter=adapter,
         )
         result, deltas = self._runner("embed", params).drain()
         return results.embeddings(result, deltas, len(params["input"]))

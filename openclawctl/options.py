@@ -36,7 +36,7 @@ class CompletionOptions(TypedDict, total=False):
     many likeliest ones in each. `priority` is `batch`,
     `normal` or `interactive`; after `deadline_s` seconds the request ends with `DeadlineExceeded`.
     `format` is what shape the answer must have, such as `{"type": "json_schema", "schema": {…}}`;
-    docs/protocol.md has the others.
+    docs/protocol.md has the others. `adapter` names one of the model's LoRAs.
     """
 
     model: str | None
@@ -70,6 +70,7 @@ class CompletionOptions(TypedDict, total=False):
     priority: str | None
     deadline_s: float | None
     format: Mapping[str, object] | None
+    adapter: str | None
     on_event: Callable[[Event], object] | None
 
 
@@ -101,10 +102,11 @@ def embed_params(
     *,
     priority: str | None,
     deadline_s: float | None,
+    adapter: str | None,
 ) -> dict[str, Any]:
     values = [texts] if isinstance(texts, str) else list(texts)
-    scheduling = {"priority": priority, "deadline_s": deadline_s}
-    return _checked(Op.EMBED, {"input": values, "model": model, **scheduling})
+    others = {"priority": priority, "deadline_s": deadline_s, "adapter": adapter}
+    return _checked(Op.EMBED, {"input": values, "model": model, **others})
 
 
 def tokenize_params(text: str, model: str | None, *, add_special: bool) -> dict[str, Any]:

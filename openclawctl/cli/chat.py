@@ -16,6 +16,7 @@ from openclawctl.cli.sampling import GroupedCommand, given, sampling_options
 from openclawctl.cli.shape import shape_options
 from openclawctl.cli.shell import (
     Shell,
+    adapter_option,
     is_stdin_piped,
     json_option,
     model_option,
@@ -81,6 +82,7 @@ class Conversation:
 
 @click.command("chat", cls=GroupedCommand)
 @model_option
+@adapter_option
 @click.option("--system", "-s", metavar="TEXT", help="The system message.")
 @shape_options
 @sampling_options

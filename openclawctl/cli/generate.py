@@ -11,6 +11,7 @@ from openclawctl.cli.sampling import GroupedCommand, given, output_options, samp
 from openclawctl.cli.shape import shape_options
 from openclawctl.cli.shell import (
     Shell,
+    adapter_option,
     is_stdin_piped,
     json_option,
     model_option,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 @click.command("generate", cls=GroupedCommand)
 @click.argument("prompt", required=False)
 @model_option
+@adapter_option
 @click.option(
     "--system", "-s", metavar="TEXT", help="Answer as a chat with this system message (see above)."
 )

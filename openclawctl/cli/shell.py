@@ -71,6 +71,10 @@ def model_option(function: _F) -> _F:
     )(function)
 
 
+def adapter_option(function: _F) -> _F:
+    return click.option("--adapter", metavar="NAME", help="Use this LoRA of the model.")(function)
+
+
 def _duration_s(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
     from openclawctl.wire.units import parse_duration_s
 

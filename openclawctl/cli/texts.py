@@ -6,6 +6,7 @@ import click
 
 from openclawctl.cli.shell import (
     Shell,
+    adapter_option,
     is_stdin_piped,
     json_option,
     model_option,
@@ -20,6 +21,7 @@ from openclawctl.cli.shell import (
 @click.command("embed")
 @click.argument("texts", nargs=-1)
 @model_option
+@adapter_option
 @scheduling_options
 @json_option
 @click.pass_obj
@@ -30,6 +32,7 @@ def embed_command(
     model: str | None,
     priority: str | None,
     deadline_s: float | None,
+    adapter: str | None,
 ) -> None:
     """Print a normalised vector for each text, one line each.
 
@@ -44,7 +47,9 @@ def embed_command(
     if not values:
         raise click.UsageError("no text to embed")
     with shell.client() as client:
-        result = client.embed(values, model=model, priority=priority, deadline_s=deadline_s)
+        result = client.embed(
+            values, model=model, priority=priority, deadline_s=deadline_s, adapter=adapter
+        )
     if shell.is_json:
         print_json(result.as_dict())
         return

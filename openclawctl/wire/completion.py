@@ -54,6 +54,7 @@ class GenerateParams:
     format: OutputFormat | None = None
     n: int = 1
     echo: bool = False
+    adapter: str | None = None
 
     @classmethod
     def decode(cls, source: Fields) -> GenerateParams:
@@ -90,6 +91,7 @@ class ChatParams:
     deadline_s: float | None = None
     format: OutputFormat | None = None
     n: int = 1
+    adapter: str | None = None
 
     @classmethod
     def decode(cls, source: Fields) -> ChatParams:
@@ -148,13 +150,14 @@ def _decode_completion(source: Fields) -> dict[str, Any]:
         "stream": source.boolean("stream", default=False),
         "sampling": Sampling.decode(source),
         "format": decode_format(source),
+        "adapter": source.text_or_none("adapter", max_chars=MAX_MODEL_NAME_CHARS),
         **decode_scheduling(source),
     }
 
 
 def _encode_completion(params: GenerateParams | ChatParams) -> dict[str, Any]:
     encoded = {"stream": params.stream, **params.sampling.encode()}
-    for name in ("model", "max_tokens", "priority", "deadline_s"):
+    for name in ("model", "max_tokens", "priority", "deadline_s", "adapter"):
         if (value := getattr(params, name)) is not None:
             encoded[name] = value
     if params.n != 1:

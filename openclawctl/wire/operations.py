@@ -50,6 +50,7 @@ class EmbedParams:
     model: str | None = None
     priority: str | None = None
     deadline_s: float | None = None
+    adapter: str | None = None
 
     @classmethod
     def decode(cls, source: Fields) -> EmbedParams:
@@ -57,7 +58,8 @@ class EmbedParams:
         if not texts or not all(texts):
             raise source.fail("'input' must hold at least one text, and no empty ones")
         model = source.text_or_none("model", max_chars=MAX_MODEL_NAME_CHARS)
-        return cls(texts, model, **decode_scheduling(source))
+        adapter = source.text_or_none("adapter", max_chars=MAX_MODEL_NAME_CHARS)
+        return cls(texts, model, adapter=adapter, **decode_scheduling(source))
 
     def encode(self) -> dict[str, Any]:
         return present(self)

@@ -18,9 +18,18 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
+class AdapterSpec:
+    """A LoRA's file, and how strongly it is applied."""
+
+    path: str
+    scale: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
 class LoadSpec:
     """Which model, with what. `threads` and `gpu_layers` None mean automatic; `context` is tokens
-    per sequence, `kv_tokens` for all together, `batch_tokens` at most in one step."""
+    per sequence, `kv_tokens` for all together, `batch_tokens` at most in one step. A batch may name
+    one of `adapters`."""
 
     path: str
     parallel: int
@@ -30,6 +39,7 @@ class LoadSpec:
     threads: int | None = None
     gpu_layers: int | None = None
     options: dict[str, Any] = field(default_factory=dict)
+    adapters: dict[str, AdapterSpec] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

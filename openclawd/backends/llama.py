@@ -117,6 +117,7 @@ class LlamaBackend:
         if not batch.chunks:
             return Outputs()
         self._switch_to(batch.kind)
+        self._loaded.adapters.apply(self._context, batch.adapter)
         outputs = self._arrays.fill(batch)
         status = llama_cpp.llama_decode(self._context, self._arrays.batch)
         if status == _NO_SLOT:

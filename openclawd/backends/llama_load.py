@@ -16,6 +16,7 @@ import llama_cpp
 from openclawd.backends import llama_log
 from openclawd.backends.base import BatchLimits, CannotLoad, LoadAborted, LoadSpec, ModelInfo
 from openclawd.backends.gguf_file import check_gguf_file
+from openclawd.backends.llama_adapters import Adapters
 from openclawd.backends.llama_options import apply_options
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class Loaded:
 
     model: Any
     context: Any
+    adapters: Adapters
     info: ModelInfo
     limits: BatchLimits
     is_encoder: bool
@@ -60,7 +62,7 @@ def load_model(spec: LoadSpec, on_progress: Callable[[float], bool]) -> Loaded:
     model = _read_model(spec, model_params, on_progress)
     try:
         _check_architecture(spec, model)
-        return _with_context(spec, model, context_params)
+        return _with_context(spec, model, context_params, Adapters(model, spec.adapters))
     except BaseException:
         llama_cpp.llama_model_free(model)
         raise
@@ -135,7 +137,7 @@ def _check_architecture(spec: LoadSpec, model: Any) -> None:
         )
 
 
-def _with_context(spec: LoadSpec, model: Any, params: Any) -> Loaded:
+def _with_context(spec: LoadSpec, model: Any, params: Any, adapters: Adapters) -> Loaded:
     limits = BatchLimits(
         batch_tokens=max(spec.batch_tokens, spec.parallel),
         embedding_batch_tokens=min(EMBEDDING_BATCH_TOKENS, spec.kv_tokens),
@@ -155,7 +157,7 @@ def _with_context(spec: LoadSpec, model: Any, params: Any) -> Loaded:
         )
         context = _make_context(spec, model, params, limits)
     info = _describe(spec, model, params, length=length, is_encoder=is_encoder)
-    return Loaded(model, context, info, limits, is_encoder)
+    return Loaded(model, context, adapters, info, limits, is_encoder)
 
 
 def _num_prefix_tags(spec: LoadSpec, model: Any) -> int:
@@ -278,12 +280,12 @@ def _explain(spec: LoadSpec) -> CannotLoad:
         return _no_memory(spec)
     if _CUT.search(said):
         return CannotLoad(
-            f"{spec.path} is cut off or damaged: {_reason(errors)}",
+            f"{spec.path} is cut off or damaged: {llama_log.reason(errors)}",
             hint="copy or download the file again and compare its checksum",
             permanent=True,
         )
     return CannotLoad(
-        f"llama.cpp cannot load {spec.path}: {_reason(errors)}",
+        f"llama.cpp cannot load {spec.path}: {llama_log.reason(errors)}",
         hint="see the worker's log lines before this one, or try another file of this model",
         permanent=True,
     )
@@ -294,7 +296,7 @@ def _explain_context(spec: LoadSpec) -> CannotLoad:
     if not errors or _NO_MEMORY.search("\n".join(errors)):
         return _no_memory(spec)
     return CannotLoad(
-        f"llama.cpp cannot make a context for {spec.path}: {_reason(errors)}",
+        f"llama.cpp cannot make a context for {spec.path}: {llama_log.reason(errors)}",
         hint="look at the model's 'options' in the configuration",
         permanent=True,
     )
@@ -307,10 +309,3 @@ def _no_memory(spec: LoadSpec) -> CannotLoad:
         hint="lower context, parallel or gpu_layers of the model, or unload another one",
         permanent=False,
     )
-
-
-def _reason(errors: list[str]) -> str:
-    """The most telling line: the first one, without the name of the C function that said it."""
-    if not errors:
-        return "it gave no reason"
-    return re.sub(r"^\w+: (error loading model: )?", "", errors[0])

@@ -8,6 +8,7 @@ here.
 from __future__ import annotations
 
 import ctypes
+import re
 import sys
 from collections import deque
 from typing import Final
@@ -28,6 +29,7 @@ _NOT_NEWS: Final = (
     "default pooling_type is",  # this one context averages by itself, see llama.py
     "failed to find a memory slot",  # an ordinary result of a full cache; the engine handles it
     "failed to prepare attention ubatches",  # the same, from a hybrid model
+    "cannot use buft",  # an adapter's tensors are not repacked; one line for each
 )
 
 
@@ -65,6 +67,13 @@ _CALLBACK: Final = llama_cpp.llama_log_callback(_LOG.receive)
 def install() -> None:
     """Take over llama.cpp's log for this process."""
     llama_cpp.llama_log_set(_CALLBACK, ctypes.c_void_p(0))
+
+
+def reason(errors: list[str]) -> str:
+    """The most telling line: the first one, without the name of the C function that said it."""
+    if not errors:
+        return "it gave no reason"
+    return re.sub(r"^\w+: (error loading model: |failed to apply lora adapter: )?", "", errors[0])
 
 
 def take_errors() -> list[str]:

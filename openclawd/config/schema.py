@@ -244,6 +244,24 @@ class Speculation(_Section):
     )
 
 
+class AdapterConfig(_Section):
+    """One LoRA of a model."""
+
+    path: Annotated[str, AfterValidator(values.file_path)] = _key(
+        ...,
+        meaning="The adapter's file: absolute, or a name looked up in `model_paths`.",
+        allowed="the path of a GGUF file",
+        default_text="(required)",
+    )
+    scale: float = _key(
+        1.0,
+        meaning="How strongly it is applied.",
+        allowed="a number from -100 to 100",
+        ge=-100,
+        le=100,
+    )
+
+
 class ModelConfig(_Section):
     """One model: where it is, how much of the machine it gets, when it is loaded."""
 
@@ -326,6 +344,12 @@ class ModelConfig(_Section):
         " everybody: chats that begin with one need not compute it. They take KV cells: one whole"
         " `context` must fit beside them.",
         allowed=f"a list of {values.MAX_SYSTEM_PROMPTS} different texts at most, none empty",
+    )
+    adapters: Annotated[dict[ModelName, AdapterConfig], BeforeValidator(values.adapters)] = _key(
+        {},
+        meaning="LoRAs that are loaded with the model, by the names that requests call them"
+        " (`adapter`); a path alone has `scale` 1. System prompts are pinned for requests without.",
+        allowed=f"a map of names ({NAME_TEXT}) to paths, or to maps with the keys path and scale",
     )
     prefix_sharing: Literal["principal", "all"] = _key(
         "principal",

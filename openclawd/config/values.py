@@ -58,6 +58,16 @@ def system_prompts(value: list[str]) -> list[str]:
     return value
 
 
+def adapters(value: object) -> object:
+    """A path alone stands for an adapter with that path."""
+    if not isinstance(value, dict):
+        return empty_if_nil(value)
+    return {
+        name: {"path": adapter} if isinstance(adapter, str) else adapter
+        for name, adapter in value.items()
+    }
+
+
 def off_if_false(value: object) -> object:
     """YAML reads a bare `off` as false."""
     return "off" if value is False else value

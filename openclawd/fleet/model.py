@@ -25,9 +25,11 @@ from openclawctl.wire.errors import (
     ModelFailed,
     ModelLoading,
     NoMemory,
+    NotFound,
     Problem,
     WorkerDied,
 )
+from openclawctl.wire.fields import suggestion
 from openclawd.fleet.ending import Cause, Ending, ending_of
 from openclawd.fleet.link import Link
 from openclawd.fleet.process import WorkerProcess, spawn
@@ -106,7 +108,7 @@ class Model:
         self._link: Link | None = None
         self._policy = RestartPolicy()
         self._problem: Problem | None = None
-        self._file_when_failed: tuple[int, int, int] | None = None
+        self._files_when_failed: tuple[tuple[int, int, int] | None, ...] = ()
         self._retry_at = 0.0
         self._wanted = asyncio.Event()
         self._unwanted = asyncio.Event()
@@ -160,6 +162,15 @@ class Model:
             if self._num_leases == 0:
                 self._idle.set()
                 self._start_keep_alive()
+
+    def check_adapter(self, name: str | None) -> None:
+        """Raise `NotFound` if a request names an adapter that the model does not have."""
+        known = sorted(self.spec.load.adapters)
+        if name is not None and name not in known:
+            raise NotFound(
+                f"model {self.name} has no adapter {name!r}" + suggestion(name, known),
+                hint="its adapters: " + (", ".join(known) or "none; see `adapters` of the model"),
+            )
 
     # ---- for administrators ----
 
@@ -297,7 +308,7 @@ class Model:
             f"model {self.name} cannot be used: {story}",
             hint=f"{hint}; then `openclawctl load {self.name}`",
         )
-        self._file_when_failed = self._file_signature()
+        self._files_when_failed = self._file_signatures()
         self._wanted.clear()
         self._set_state(ModelState.FAILED, story)
 
@@ -368,7 +379,7 @@ class Model:
     def _check_hope(self) -> None:
         """Raise when waiting for the model is pointless."""
         if self.state is ModelState.FAILED:
-            if self._file_signature() == self._file_when_failed:
+            if self._file_signatures() == self._files_when_failed:
                 raise self._copy_of(self._problem)
             self._forget_failure()
         elif self.state is ModelState.BACKOFF:
@@ -439,9 +450,16 @@ class Model:
             self._set_state(ModelState.DRAINING, f"idle for {self.spec.keep_alive_s:.0f} s")
             self._unwanted.set()
 
-    def _file_signature(self) -> tuple[int, int, int] | None:
-        """What tells one state of the model's file from another; None while it is not there."""
-        with contextlib.suppress(OSError):
-            status = os.stat(self.spec.load.path)
-            return status.st_ino, status.st_size, status.st_mtime_ns
-        return None
+    def _file_signatures(self) -> tuple[tuple[int, int, int] | None, ...]:
+        """What tells one state of the model's files from another."""
+        load = self.spec.load
+        adapters = [adapter["path"] for adapter in load.adapters.values()]
+        return tuple(map(_signature, [load.path, load.draft_path, *adapters]))
+
+
+def _signature(path: str) -> tuple[int, int, int] | None:
+    """None while the file is not there."""
+    with contextlib.suppress(OSError):
+        status = os.stat(path)
+        return status.st_ino, status.st_size, status.st_mtime_ns
+    return None

@@ -140,7 +140,7 @@ class Fleet:
         num_cores = self._config.resource_limits.cpu_cores_per_worker
         load = Load(
             name=name,
-            path=str(find_model_file(config.path, self._config.model_paths)),
+            path=self._file(config.path),
             parallel=config.parallel,
             context=config.context,
             kv_tokens=config.kv_tokens,
@@ -148,10 +148,14 @@ class Fleet:
             threads=config.threads,
             gpu_layers=config.gpu_layers,
             options=config.options.for_backend(),
+            adapters={
+                adapter: {"path": self._file(settings.path), "scale": settings.scale}
+                for adapter, settings in config.adapters.items()
+            },
             system_prompts=config.system_prompts,
             guess_method=config.speculation.method,
             max_guesses=config.speculation.max_tokens,
-            draft_path=self._draft_path(config),
+            draft_path=self._file(config.speculation.draft_model),
             max_skips=self._config.resource_limits.max_skips,
             prefix_folder=str(self._prefix_dir / name),
             persist_prefixes=config.persist_prefixes,
@@ -166,9 +170,8 @@ class Fleet:
             num_cores=num_cores,
         )
 
-    def _draft_path(self, config: ModelConfig) -> str:
-        draft = config.speculation.draft_model
-        return str(find_model_file(draft, self._config.model_paths)) if draft else ""
+    def _file(self, path: str | None) -> str:
+        return str(find_model_file(path, self._config.model_paths)) if path else ""
 
     def _row(self, model: Model) -> dict[str, Any]:
         load = model.spec.load
@@ -182,6 +185,7 @@ class Fleet:
             "default": model.name == self._config.default_name(),
             "aliases": self._aliases.get(model.name, []),
             "path": load.path,
+            "adapters": sorted(load.adapters),
             "parallel": load.parallel,
             "context": load.context,
             "kv_tokens": load.kv_tokens,

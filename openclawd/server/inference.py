@@ -53,6 +53,7 @@ LONGEST_TOKEN_BYTES = 1024
 async def infer(service: Service, exchange: Exchange, params: InferenceParams) -> dict[str, Any]:
     """Serve `generate`, `chat` or `embed`. Raises `Problem` with what stood in the way."""
     model = service.fleet.resolve(params.model)
+    model.check_adapter(params.adapter)
     inference = Inference(service, exchange, params, model)
     inference.check_size()  # before anything is loaded, with what is known of the model by then
     with deadline(exchange, params.deadline_s, lambda: inference.stage):
@@ -219,8 +220,11 @@ class Inference:
             raise problem
 
     def _start_message(self, rid: int) -> Start:
+        adapter = self.params.adapter or ""
         if isinstance(self.params, EmbedParams):
-            return Start(rid, max_tokens=0, sampling={}, priority=self.priority.value)
+            return Start(
+                rid, max_tokens=0, sampling={}, priority=self.priority.value, adapter=adapter
+            )
         sampling = self.params.sampling.over(self.service.sampling_of(self.model)).encode()
         sampling.setdefault("seed", secrets.randbits(32))
         return Start(
@@ -231,6 +235,7 @@ class Inference:
             priority=self.priority.value,
             n=self.num_choices,
             domain=self.service.prefix_domain_of(self.model, self.exchange.peer.principal),
+            adapter=adapter,
         )
 
     # ---- news ----

@@ -219,6 +219,7 @@ def _sequences(start: Start, prepared: PreparedRequest) -> list[Sequence]:
             text=OutputText(start.stop),
             priority=start.priority,
             domain=start.domain,
+            adapter=start.adapter,
         )
         for index, tokens in enumerate(prepared.prompts * start.n)
     ]

@@ -132,6 +132,7 @@ class Start:
     stop: list[str] = field(default_factory=list)
     priority: int = 0
     domain: str = ""
+    adapter: str = ""
     continuation: list[Continuation] = field(default_factory=list)
     n: int = 1
 

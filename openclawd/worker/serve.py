@@ -12,7 +12,14 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-from openclawd.backends.base import CannotLoad, DecodeFailed, LoadAborted, LoadSpec, NoFreeCells
+from openclawd.backends.base import (
+    AdapterSpec,
+    CannotLoad,
+    DecodeFailed,
+    LoadAborted,
+    LoadSpec,
+    NoFreeCells,
+)
 from openclawd.engine.batch import Batch, BatchKind, Chunk, Opening
 from openclawd.engine.sampling import SamplingParams
 from openclawd.worker.drafting import make_drafter
@@ -148,12 +155,16 @@ class Worker:
     # ---- loading ----
 
     def _load_backend(self) -> Backend:
-        return self._load_file(self._load.path)
+        adapters = {
+            name: AdapterSpec(adapter["path"], adapter["scale"])
+            for name, adapter in self._load.adapters.items()
+        }
+        return self._load_file(self._load.path, adapters)
 
     def _load_draft(self) -> Backend:
-        return self._load_file(self._load.draft_path)
+        return self._load_file(self._load.draft_path, {})
 
-    def _load_file(self, path: str) -> Backend:
+    def _load_file(self, path: str, adapters: dict[str, AdapterSpec]) -> Backend:
         spec = LoadSpec(
             path=path,
             parallel=self._load.parallel,
@@ -163,6 +174,7 @@ class Worker:
             threads=self._load.threads,
             gpu_layers=self._load.gpu_layers,
             options=self._load.options,
+            adapters=adapters,
         )
         return _import_backend()(spec, self._progress(_READ))
 

@@ -35,10 +35,12 @@ def test_every_key_says_something():
         assert info.meaning.endswith("."), info.path
 
 
-def test_the_example_loads(tmp_path):
-    (example,) = re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)
-    (tmp_path / "openclawd.yaml").write_text(example)
-    assert list(load_config(tmp_path / "openclawd.yaml").models) == ["smollm2", "big"]
+def test_the_examples_load(tmp_path):
+    loaded = []
+    for example in re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL):
+        (tmp_path / "openclawd.yaml").write_text(example)
+        loaded.append(list(load_config(tmp_path / "openclawd.yaml").models))
+    assert loaded == [["smollm2", "big"], ["assistant"]]
 
 
 def test_the_fields_of_a_requests_line():

@@ -116,6 +116,7 @@ _completion = {
     "format": maybe(output_formats),
     **_scheduling,
     "model": maybe(texts),
+    "adapter": maybe(texts),
     "max_tokens": maybe(st.integers(1, completion.MAX_TOKENS)),
     "n": st.integers(1, completion.MAX_CHOICES),
     "stop": st.lists(some_text, max_size=completion.MAX_STOP_STRINGS),

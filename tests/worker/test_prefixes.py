@@ -156,6 +156,37 @@ def test_a_folder_that_cannot_be_written_is_told_of(plain_model: Path, folder: P
     assert "<4>prefixes cannot be saved" in run.stopping
 
 
+def test_what_was_computed_with_an_adapter_is_restored_for_that_adapter(
+    models: ModelLibrary, plain_model: Path, folder: Path
+) -> None:
+    def cached(*, scale: float, asked: tuple[str, ...]) -> list[int]:
+        """What is found of the same prompt with each of these."""
+        found = []
+        with running_worker(folder) as worker:
+            loaded = worker.load(
+                plain_model,
+                context=1024,
+                kv_tokens=8192,
+                adapters={"x": {"path": str(models.tiny_adapter(1)), "scale": scale}},
+                prefix_folder=str(folder / "state" / "m"),
+                persist_prefixes="all",
+                max_prefix_age_s=3600.0,
+            )
+            assert isinstance(loaded, Loaded), loaded
+            for adapter in asked:
+                rid = worker.prepare("generate", prompt=STORY)
+                worker.send(Start(rid, 4, GREEDY, adapter=adapter))
+                found.append(worker.finish(rid)[0].end.cached_tokens)
+            worker.send(Stop())
+            assert worker.wait_exit() == EXIT_STOPPED
+        return found
+
+    assert cached(scale=1.0, asked=("x", "")) == [0, 0]
+    whole = cached(scale=1.0, asked=("x", ""))
+    assert whole[0] == whole[1] > 256
+    assert cached(scale=0.5, asked=("x", "")) == [0, whole[1]]
+
+
 def test_a_model_that_cannot_share_cells_saves_nothing(models: ModelLibrary, folder: Path) -> None:
     run = Run(folder, models.tiny("recurrent"), prompts=[SYSTEM], persist_prefixes="all")
     assert set(run.cached.values()) == {0}

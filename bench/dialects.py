@@ -81,7 +81,6 @@ def _params(ask: Ask) -> dict[str, Any]:
         "temperature": ask.temperature,
         "seed": ask.seed,
         "ignore_eos": ask.ignore_eos or None,
-        "logit_bias": [[token, NEVER] for token in END_TOKENS] if ask.ignore_eos else None,
         "priority": ask.priority,
         "format": ask.schema and {"type": "json_schema", "schema": ask.schema},
         "stream": True,

@@ -40,6 +40,7 @@ SCENARIOS: Final = (
     "shared_prompt",
     "long_prompt",
     "interactive",
+    "schema",
     "status_latency",
     "cli_startup",
     "idle",

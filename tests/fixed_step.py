@@ -21,15 +21,17 @@ class FixedStep:
     def __init__(self, backend: Backend, *, step_s: float) -> None:
         self._backend = backend
         self._step_s = step_s
+        self.began_ns = 0
         self.ended_ns = 0
-        """When the last step ended, by the monotonic clock."""
+        """When the last step began and ended, by the monotonic clock."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._backend, name)
 
     def forward(self, batch: Batch) -> ForwardResult:
-        end_s = time.monotonic() + self._step_s
+        self.began_ns = time.monotonic_ns()
         result = self._backend.forward(batch)
-        time.sleep(max(0.0, end_s - time.monotonic()))
+        spent_s = (time.monotonic_ns() - self.began_ns) / 1e9
+        time.sleep(max(0.0, self._step_s - spent_s))
         self.ended_ns = time.monotonic_ns()
         return result

@@ -1,10 +1,10 @@
 """(h) What everything around the model costs: socket, daemon, pipe and engine, in microseconds.
 
 The model is a tiny one whose steps are made to take 5 ms (`tests/fixed_step.py`) and leave the
-processor free. The text of each of its tokens is when its step ended, by the clock that all
-processes share: so `token` is from the end of a step in the worker to the client having read it,
-and `request` from the client's write to the beginning of the first step. Under load that includes
-waiting for the step that is running. Beside it `ping`, which no model takes part in.
+processor free. The text of each of its tokens is when its step began and ended, by the clock that
+all processes share: so `token` is from the end of a step in the worker to the client having read
+it, and `request` from the client's write to the beginning of the first step. Under load that
+includes waiting for the step that is running. Beside it `ping`, which no model takes part in.
 """
 
 from __future__ import annotations
@@ -132,12 +132,18 @@ def _probe(probe: Traffic, server: Server, asks: list[Ask], *, load: int) -> lis
 
 def _delays_s(answer: Answer) -> list[float]:
     """From the end of the step of each token to its arrival."""
-    ends_s = [int(stamp) / 1e9 for stamp in answer.text.split()]
+    ends_s = [end_s for _, end_s in _steps_s(answer)]
     return [came - end for came, end in zip(answer.token_times_s, ends_s, strict=True)]
 
 
 def _until_step_s(answer: Answer) -> float:
-    return int(answer.text.split()[0]) / 1e9 - STEP_S - answer.sent_s
+    return _steps_s(answer)[0][0] - answer.sent_s
+
+
+def _steps_s(answer: Answer) -> list[tuple[float, float]]:
+    """When the step of each token began and ended."""
+    stamps = (stamp.split(":") for stamp in answer.text.split())
+    return [(int(began) / 1e9, int(ended) / 1e9) for began, ended in stamps]
 
 
 # ---- ping ----

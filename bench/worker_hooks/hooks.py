@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 
 def stamped_steps(step_s: str, llama: ModuleType) -> None:
-    """Steps of `step_s` seconds. Each token's text is when its step ended, in nanoseconds of the
-    monotonic clock, which the client can compare with its own time."""
+    """Steps of `step_s` seconds. Each token's text is when its step began and ended, in nanoseconds
+    of the monotonic clock, which the client can compare with its own time."""
     load = llama.load
 
     def load_stamped(spec: LoadSpec, on_progress: Callable[[float], bool]) -> Any:
@@ -34,7 +34,7 @@ def stamped_steps(step_s: str, llama: ModuleType) -> None:
 class _Stamped(FixedStep):
     def piece(self, token: int) -> bytes:
         del token
-        return f"{self.ended_ns} ".encode()
+        return f"{self.began_ns}:{self.ended_ns} ".encode()
 
 
 # ---- profile ----

@@ -3,8 +3,8 @@
 Python imports this module at its start where its folder is in `PYTHONPATH`. In a worker, and only
 there, it waits for modules of the worker to be imported and then changes them (`hooks.py`):
 
-    OPENCLAWD_BENCH=fixed-step:0.005    each step takes 5 ms; a token's text is when its step ended
-    OPENCLAWD_BENCH=profile:FILE        how long the parts of each step take, as lines in FILE
+    OPENCLAWD_BENCH=fixed-step:0.005   each step takes 5 ms; a token's text is the times of its step
+    OPENCLAWD_BENCH=profile:FILE       how long the parts of each step take, as lines in FILE
 """
 
 import functools

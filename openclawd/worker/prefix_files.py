@@ -137,9 +137,10 @@ class PrefixFolder:
 
     def _read(self, name: str) -> SavedPrefix:
         """Raises `_Unusable` and `OSError`."""
-        data = _read_own_file(self._path / name)
-        if not data.startswith(_MAGIC):
+        content = _read_own_file(self._path / name)
+        if not content.startswith(_MAGIC):
             raise _Unusable("it is none of this version")
+        data = memoryview(content)  # large: not to be copied often
         if hashlib.sha256(data[:-_HASH_BYTES]).digest() != data[-_HASH_BYTES:]:
             raise _Unusable("its checksum is wrong: it was cut off or altered")
         prefix = self._parse(data[len(_MAGIC) : -_HASH_BYTES])
@@ -147,11 +148,11 @@ class PrefixFolder:
             raise _Unusable("its name is another's")
         return prefix
 
-    def _parse(self, data: bytes) -> SavedPrefix:
+    def _parse(self, data: memoryview) -> SavedPrefix:
         """What is between the magic and the checksum. Raises `_Unusable`."""
         try:
             (length,) = _LENGTH.unpack_from(data)
-            values = json.loads(data[_LENGTH.size : _LENGTH.size + length])
+            values = json.loads(bytes(data[_LENGTH.size : _LENGTH.size + length]))
         except (struct.error, ValueError, RecursionError) as error:
             raise _Unusable(f"its header is wrong: {error}") from None
         header = Fields({}, where="its header", error=_Unusable).nested(values, "its header")
@@ -165,7 +166,7 @@ class PrefixFolder:
             owner=Owner(header.text_or_none("domain"), header.text("adapter")),
             tokens=[token for (token,) in struct.iter_unpack("<I", packed)],
             start=header.integer("start", low=0),
-            cells=data[cells_at:],
+            cells=bytes(data[cells_at:]),
         )
 
     def _check(self, header: Fields) -> None:

@@ -380,7 +380,7 @@ def test_a_pinned_prefix_serves_every_domain_and_stays() -> None:
         scheduler.add(sequence)
         run(scheduler)
         assert sequence.num_cached_tokens == 40
-        assert scheduler.num_used_tokens == 40
+        assert scheduler.num_used_tokens == scheduler.num_kept_tokens == 40
 
 
 def test_what_a_domain_adds_to_a_pinned_prefix_is_its_own() -> None:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from worker.driver import GREEDY, running_worker
 
-from openclawd.worker.messages import EXIT_STOPPED, Loaded, Start, Stop
+from openclawd.backends import llama
+from openclawd.backends.base import LoadSpec
+from openclawd.engine.scheduler import Limits, Scheduler
+from openclawd.worker.messages import EXIT_STOPPED, Load, Loaded, Start, Stop
+from openclawd.worker.pinning import pin
+from openclawd.worker.prefixes import PersistentPrefixes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -185,6 +192,29 @@ def test_what_was_computed_with_an_adapter_is_restored_for_that_adapter(
     whole = cached(scale=1.0, asked=("x", ""))
     assert whole[0] == whole[1] > 256
     assert cached(scale=0.5, asked=("x", "")) == [0, whole[1]]
+
+
+@pytest.mark.parametrize("limit", ["SAVE_S", "_MAX_SAVED_BYTES"])
+def test_what_would_take_too_long_is_not_saved(
+    plain_model: Path,
+    folder: Path,
+    limit: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(f"openclawd.worker.prefixes.{limit}", -1)
+    spec = LoadSpec(str(plain_model), 2, context=64, kv_tokens=512, batch_tokens=64, threads=1)
+    backend = llama.load(spec, lambda _: True)
+    limits = Limits(2, 512, 64, 64, num_prefix_tags=backend.limits.num_prefix_tags)
+    scheduler = Scheduler(limits, backend)
+    load = Load("m", str(plain_model), 2, 64, 512, 64)
+    load = replace(load, prefix_folder=str(folder / "m"), persist_prefixes="pinned")
+    pin([[20, 21, 22, 23]], backend, scheduler, lambda _: None)
+    with caplog.at_level(logging.INFO):
+        PersistentPrefixes(load, backend, scheduler).save()
+    backend.close()
+    assert caplog.messages == ["0 of 1 new prefixes saved (0 B)"]
+    assert not (folder / "m").exists()
 
 
 def test_a_model_that_cannot_share_cells_saves_nothing(models: ModelLibrary, folder: Path) -> None:

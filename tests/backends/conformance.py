@@ -394,10 +394,10 @@ class BackendConformance:
         assert 0 < sum(were_likeliest) < len(were_likeliest)
 
     def test_dry_breaks_a_run_that_came_before(self, backend: Backend) -> None:
-        prompt = prompt_tokens(backend, "red blue green " * 6 + "red blue")
-        tokens = prompt + generate(backend, prompt)
-        assert max(num_repeated(tokens, end) for end in range(len(prompt), len(tokens))) > 4
-        dry = SamplingParams(temperature=0, dry_multiplier=1000.0, dry_allowed_length=2)
+        prompt = prompt_tokens(backend, "word word word word word word")
+        again = {"temperature": 0.0, "logit_bias": ((prompt[-1], 50.0),)}
+        assert set(generate(backend, prompt, sampling=SamplingParams(**again))) == {prompt[-1]}
+        dry = SamplingParams(**again, dry_multiplier=1000.0, dry_allowed_length=2)
         tokens = prompt + generate(backend, prompt, sampling=dry)
         assert max(num_repeated(tokens, end) for end in range(len(prompt), len(tokens))) < 2
 

@@ -18,6 +18,7 @@ import llama_cpp
 import numpy as np
 
 from openclawd.backends import llama_log
+from openclawd.backends.llama_candidates import Candidates
 from openclawd.backends.llama_sampler import DrySamplers, Sampler
 from openclawd.backends.llama_vocab import LlamaVocab
 from openclawd.engine.batch import Opening
@@ -70,6 +71,7 @@ class NearTies:
         assert self._model, f"{self.path} does not load"
         self._vocab = LlamaVocab(self._model)
         self._dry = DrySamplers(self._vocab)
+        self._candidates = Candidates(self._vocab.size)
         self._lora = None
         if self.adapter is not None:  # freed with the model
             self._lora = llama_cpp.llama_adapter_lora_init(self._model, os.fsencode(self.adapter))
@@ -187,7 +189,9 @@ class NearTies:
         return token
 
     def _sampler(self, opening: Opening, sampling: SamplingParams) -> Sampler:
-        return Sampler(opening, sampling, self._vocab, dry=self._dry)
+        return Sampler(
+            opening, sampling, vocab=self._vocab, dry=self._dry, candidates=self._candidates
+        )
 
     @contextlib.contextmanager
     def _context(self, num_tokens: int) -> Iterator[Any]:

@@ -1,8 +1,9 @@
 """Choosing tokens with llama.cpp's samplers, one chain per sequence.
 
-Owns the order of the filters: grammar, no end, logit bias, penalties, DRY, top-k, typical-p,
-top-p, min-p, XTC, temperature, draw, as in llama.cpp's `common/sampling.cpp`; with mirostat:
-grammar, no end, logit bias, penalties, DRY, temperature, mirostat. Knows nothing of batches.
+Owns the order of the filters: grammar, tokens that may not come (ends, those the model's file
+suppresses), logit bias, penalties, DRY, top-k, typical-p, top-p, min-p, XTC, temperature, draw, as
+in llama.cpp's `common/sampling.cpp`; with mirostat, it takes the place of those from top-k on, but
+for the temperature. Knows nothing of batches.
 
 Invariant: whatever is random in a chain is made anew for every token, seeded from (seed, position),
 so a chain rebuilt from the same tokens (and mirostat's `mu`) goes on exactly as the first one
@@ -111,7 +112,9 @@ class Sampler:
         options.no_perf = True
         self._chain = llama_cpp.llama_sampler_chain_init(options)
         if self._forbids_end:
-            self._add(_no_end(vocab))
+            self._add(_never(vocab.end_tokens, vocab.size))
+        if vocab.suppressed_tokens:
+            self._add(_never(vocab.suppressed_tokens, vocab.size))
         for sampler in _filters(params, opening.tokens, vocab.size, dry=dry):
             self._add(sampler)
         self._num_filters = llama_cpp.llama_sampler_chain_n(self._chain)
@@ -264,8 +267,8 @@ def _xtc(params: SamplingParams, seed: int) -> Any:
     )
 
 
-def _no_end(vocab: LlamaVocab) -> Any:
-    return _logit_bias(((token, -math.inf) for token in vocab.end_tokens), vocab.size)
+def _never(tokens: Iterable[int], vocab_size: int) -> Any:
+    return _logit_bias(((token, -math.inf) for token in tokens), vocab_size)
 
 
 def _logit_bias(bias: Iterable[tuple[int, float]], vocab_size: int) -> Any:

@@ -38,6 +38,8 @@ class LlamaVocab:
         self.max_token_bytes = self._read_max_token_bytes()
         self.control_texts = self._read_control_texts()
         self.end_tokens = self._read_end_tokens()
+        self.suppressed_tokens = self._read_suppressed_tokens()
+        """Those that the model's file says are never to be sampled."""
         self.chat_format = ChatFormat(
             template=_chat_template(model),
             bos_text=self._text(self.bos),
@@ -107,6 +109,11 @@ class LlamaVocab:
     def _read_end_tokens(self) -> frozenset[int]:
         is_end = llama_cpp.llama_vocab_is_eog
         return frozenset(token for token in range(self.size) if is_end(self._vocab, token))
+
+    def _read_suppressed_tokens(self) -> tuple[int, ...]:
+        count = ctypes.c_int32()
+        tokens = llama_cpp.llama_vocab_get_suppress_tokens(self._vocab, ctypes.byref(count))
+        return tuple(tokens[: count.value]) if tokens else ()
 
     def _read_control_texts(self) -> tuple[str, ...]:
         attributes = llama_cpp.llama_vocab_get_attr

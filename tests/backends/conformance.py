@@ -170,21 +170,21 @@ FILTERS = {
 }
 
 
-def num_repeated(tokens: list[int], end: int) -> int:
-    """Length of the longest run before `end` that came before and was followed by the same."""
-    return (
-        max(
-            next(
-                n
-                for n in range(start + 1)
-                if n == start or tokens[start - 1 - n] != tokens[end - 1 - n]
-            )
-            for start in range(end)
-            if tokens[start] == tokens[end]
-        )
-        if tokens[end] in tokens[:end]
-        else 0
-    )
+def longest_repeat(backend: Backend, tokens: list[int], *, start: int) -> int:
+    """Of the tokens from `start` on, the longest run before one that came before and was followed
+    by the same, as DRY counts it: certain characters end a run."""
+    breakers = {token for token in tokens if set(backend.piece(token)) & set(b'\n:"*')}
+    longest = 0
+    for end in range(start, len(tokens)):
+        same = (i for i in range(end) if tokens[i] == tokens[end] not in breakers)
+        for earlier in same:
+            length = 0
+            while length < earlier and tokens[earlier - 1 - length] not in breakers:
+                if tokens[earlier - 1 - length] != tokens[end - 1 - length]:
+                    break
+                length += 1
+            longest = max(longest, length)
+    return longest
 
 
 def sampled(outputs: Outputs, slot: int) -> list[int]:
@@ -399,7 +399,7 @@ class BackendConformance:
         assert set(generate(backend, prompt, sampling=SamplingParams(**again))) == {prompt[-1]}
         dry = SamplingParams(**again, dry_multiplier=1000.0, dry_allowed_length=2)
         tokens = prompt + generate(backend, prompt, sampling=dry)
-        assert max(num_repeated(tokens, end) for end in range(len(prompt), len(tokens))) < 2
+        assert longest_repeat(backend, tokens, start=len(prompt)) < 2
 
     @pytest.mark.parametrize("version", [1, 2])
     def test_mirostat_steers_towards_its_surprise(self, backend: Backend, version: int) -> None:

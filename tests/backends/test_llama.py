@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, get_args
 
 import llama_cpp
 import pytest
-from backends.conformance import BackendConformance
+from backends.conformance import GREEDY, BackendConformance, generate
 from backends.grammars import GrammarConformance
+from models.tiny import write_full
 
 from openclawd.backends import llama
 from openclawd.backends.base import CannotLoad, DecodeFailed, LoadAborted, LoadSpec
@@ -57,6 +59,18 @@ def test_what_it_says_of_the_model(backend: LlamaBackend) -> None:
     assert info.warnings == ()
     assert backend.chat_format.template is not None
     assert "<|im_start|>" in backend.control_texts
+
+
+def test_tokens_that_the_file_suppresses_are_never_sampled(folder: Path) -> None:
+    path = folder / "suppressing.gguf"
+    write_full(path)
+    prompt = [100, 101, 102]
+    with contextlib.closing(llama.load(spec(path), go_on)) as free:
+        likely = generate(free, prompt, 8)
+    write_full(path, suppressed=sorted(set(likely)))
+    with contextlib.closing(llama.load(spec(path), go_on)) as bound:
+        for sampling in (GREEDY, SamplingParams(temperature=0.5, seed=1)):
+            assert not set(generate(bound, prompt, 8, sampling=sampling)) & set(likely)
 
 
 def test_a_context_beyond_the_training_is_told_of(model_path: Path) -> None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self, Unpack
 
-    from openclawctl.options import CompletionOptions, GenerateOptions, Prompt
+    from openclawctl.options import ChatOptions, GenerateOptions, Prompt
     from openclawctl.results import Completion, Embeddings
     from openclawctl.wire.messages import Delta, Event, Hello
 
@@ -302,7 +302,7 @@ class AsyncClient:
         messages: Iterable[Mapping[str, Any]],
         *,
         stream: Literal[False] = False,
-        **options: Unpack[CompletionOptions],
+        **options: Unpack[ChatOptions],
     ) -> Coroutine[Any, Any, Completion]: ...
     @overload
     def chat(
@@ -310,14 +310,14 @@ class AsyncClient:
         messages: Iterable[Mapping[str, Any]],
         *,
         stream: Literal[True],
-        **options: Unpack[CompletionOptions],
+        **options: Unpack[ChatOptions],
     ) -> AsyncStream: ...
     def chat(
         self,
         messages: Iterable[Mapping[str, Any]],
         *,
         stream: bool = False,
-        **kwargs: Unpack[CompletionOptions],
+        **kwargs: Unpack[ChatOptions],
     ) -> Coroutine[Any, Any, Completion] | AsyncStream:
         """As `Client.chat`, awaited or entered as `generate` is."""
         self._target.set_default_model(kwargs)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self, Unpack
 
-    from openclawctl.options import CompletionOptions, GenerateOptions, Prompt
+    from openclawctl.options import ChatOptions, GenerateOptions, Prompt
     from openclawctl.results import Completion, Embeddings
     from openclawctl.wire.messages import Delta, Event
 
@@ -233,7 +233,7 @@ class Client:
         messages: Iterable[Mapping[str, Any]],
         *,
         stream: Literal[False] = False,
-        **options: Unpack[CompletionOptions],
+        **options: Unpack[ChatOptions],
     ) -> Completion: ...
     @overload
     def chat(
@@ -241,7 +241,7 @@ class Client:
         messages: Iterable[Mapping[str, Any]],
         *,
         stream: Literal[True],
-        **options: Unpack[CompletionOptions],
+        **options: Unpack[ChatOptions],
     ) -> Stream: ...
     @overload
     def chat(
@@ -249,17 +249,17 @@ class Client:
         messages: Iterable[Mapping[str, Any]],
         *,
         stream: bool,
-        **options: Unpack[CompletionOptions],
+        **options: Unpack[ChatOptions],
     ) -> Completion | Stream: ...
     def chat(
         self,
         messages: Iterable[Mapping[str, Any]],
         *,
         stream: bool = False,
-        **options: Unpack[CompletionOptions],
+        **options: Unpack[ChatOptions],
     ) -> Completion | Stream:
-        """The assistant's next turn. `messages` are maps with `role` and `content`; `options` are
-        those of `generate`."""
+        """The assistant's next turn. `messages` are maps with `role` and `content`; for `options`
+        see `ChatOptions`: those of `generate`, and `reasoning`."""
         from openclawctl.options import chat_params
 
         self._target.set_default_model(options)

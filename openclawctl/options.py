@@ -80,6 +80,13 @@ class GenerateOptions(CompletionOptions, total=False):
     echo: bool | None
 
 
+class ChatOptions(CompletionOptions, total=False):
+    """What `chat` has beside them. `reasoning` is what becomes of what the model thinks first:
+    `split` from the answer (the default), left in it `raw`, or switched `off`."""
+
+    reasoning: str | None
+
+
 def generate_params(
     prompt: Prompt, options: GenerateOptions, *, is_streamed: bool
 ) -> dict[str, Any]:
@@ -90,7 +97,7 @@ def generate_params(
 
 
 def chat_params(
-    messages: Iterable[Mapping[str, Any]], options: CompletionOptions, *, is_streamed: bool
+    messages: Iterable[Mapping[str, Any]], options: ChatOptions, *, is_streamed: bool
 ) -> dict[str, Any]:
     turns = [dict(message) for message in messages]
     return _checked(Op.CHAT, {"messages": turns, **_completion(options, is_streamed=is_streamed)})

@@ -58,6 +58,13 @@ class Completion:
         return [_text_of(choice) for choice in self.choices]
 
     @property
+    def reasoning(self) -> str:
+        """What the model thought before it answered, in the first choice of `chat`; mostly
+        nothing."""
+        reasoning = self.message.get("reasoning")
+        return reasoning if isinstance(reasoning, str) else ""
+
+    @property
     def message(self) -> dict[str, Any]:
         """The assistant's turn, ready to be appended to the messages of the next `chat`."""
         return self.choices[0].message or {"role": "assistant", "content": self.text}
@@ -73,6 +80,7 @@ class Completion:
             "request_id": self.request_id,
             "model": self.model,
             "text": self.text,
+            "reasoning": self.reasoning,
             "finish_reason": self.finish_reason,
             "choices": [_choice_dict(choice) for choice in self.choices],
             "usage": usage_dict(self.usage),

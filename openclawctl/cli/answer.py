@@ -92,10 +92,19 @@ def read_answer(stream: Stream, progress: Progress, *, is_shown: bool) -> bool:
 
 
 def _read(stream: Stream, progress: Progress, *, is_shown: bool) -> None:
+    """Reasoning goes to a terminal beside the text, never into it."""
+    is_reasoning = False
     for delta in stream:
         progress.stop()
-        if is_shown and delta.index == 0:
-            write(delta.text)
+        if not is_shown or delta.index != 0:
+            continue
+        if delta.reasoning and sys.stderr.isatty():
+            is_reasoning = True
+            say(delta.reasoning, end="")
+        if delta.text and is_reasoning:
+            is_reasoning = False
+            say("\n")
+        write(delta.text)
     progress.stop()
 
 

@@ -75,6 +75,8 @@ def generate_command(
     given_prompt = _parse_ids(text) if token_ids else text
     if system is not None and (echo or token_ids):
         raise click.UsageError("--echo and --token-ids need a prompt without --system")
+    if system is None and sampling["reasoning"]:
+        raise click.UsageError("--reasoning is of a chat: give --system, too")
     if sampling["logprobs"] and not shell.is_json:
         raise click.UsageError("--logprobs shows something with --json only")
     is_shown = not (no_stream or shell.is_json or (sampling["n"] or 1) > 1)

@@ -1,6 +1,6 @@
 """The options that decide what shape an answer has, for `generate` and `chat`.
 
-Owns how they become `format`; at most one of them may be given. Whether a schema or a grammar can
+Owns how they become `format`, of which at most one may be given. Whether a schema or a grammar can
 be followed is the model's worker's to say.
 """
 
@@ -23,7 +23,7 @@ _FILE: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 def shape_options(function: _F) -> _F:
-    """Adds the options; together they give the keyword `format`."""
+    """Adds the options; together they give the keywords `format` and `reasoning`."""
     for option in reversed(_OPTIONS):
         function = option(function)
     return function
@@ -65,6 +65,12 @@ def _text(path: Path) -> str:
 
 
 _OPTIONS: Final = (
+    grouped(
+        _SHAPE,
+        "--reasoning",
+        metavar="split|raw|off",
+        help="Of a chat: what becomes of what the model thinks first.",
+    ),
     _option("--json-schema", _schema, "JSON that follows a schema.", type=_FILE, metavar="FILE"),
     _option("--json-object", lambda _: {"type": "json_object"}, "Any JSON object.", is_flag=True),
     _option(

@@ -100,9 +100,9 @@ def scheduling_options(function: _F) -> _F:
     )(function)
 
 
-def say(text: str) -> None:
+def say(text: str, *, end: str = "\n") -> None:
     """A line of chatter, on standard error."""
-    click.echo(printable(text) if sys.stderr.isatty() else text, err=True)
+    click.echo((printable(text) if sys.stderr.isatty() else text) + end, err=True, nl=False)
 
 
 def print_line(text: str = "") -> None:

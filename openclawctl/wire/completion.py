@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from openclawctl.wire.errors import Unsupported
+from openclawctl.wire.chat import ChatMessage, decode_messages
 from openclawctl.wire.formats import OutputFormat, decode_format
 from openclawctl.wire.sampling import Sampling
 from openclawctl.wire.scheduling import decode_scheduling
@@ -30,12 +30,10 @@ MAX_STOP_CHARS: Final = 256
 """Longest stop string: this many characters may be held back from a stream while they could still
 become one."""
 
-MAX_CHAT_MESSAGES: Final = 4096
 MAX_TOKENS: Final = 2**31 - 1
 MAX_MODEL_NAME_CHARS: Final = 256
-MAX_PART_TYPE_CHARS: Final = 64
 
-CHAT_ROLES: Final = ("system", "user", "assistant", "tool")
+REASONING_MODES: Final = ("split", "raw", "off")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,16 +68,10 @@ class GenerateParams:
 
 
 @dataclass(frozen=True, slots=True)
-class ChatMessage:
-    """One turn of a chat. Typed text parts were joined when it was decoded."""
-
-    role: str
-    content: str
-
-
-@dataclass(frozen=True, slots=True)
 class ChatParams:
-    """`chat`: the assistant's next turn, through the model's own chat template."""
+    """`chat`: the assistant's next turn, through the model's own chat template. `reasoning`: what
+    becomes of what it thinks first (`split` from the answer, left in it `raw`, or switched `off`).
+    """
 
     messages: list[ChatMessage]
     model: str | None = None
@@ -92,50 +84,28 @@ class ChatParams:
     format: OutputFormat | None = None
     n: int = 1
     adapter: str | None = None
+    reasoning: str = "split"
 
     @classmethod
     def decode(cls, source: Fields) -> ChatParams:
-        values = source.items("messages", max_items=MAX_CHAT_MESSAGES)
-        if not values:
-            raise source.fail("'messages' is empty; a chat needs at least one message")
-        messages = [
-            _decode_chat_message(source.nested(value, f"messages[{number}]"))
-            for number, value in enumerate(values)
-        ]
-        return cls(messages=messages, **_decode_completion(source))
+        return cls(
+            messages=decode_messages(source),
+            reasoning=source.choice("reasoning", REASONING_MODES, default="split"),
+            **_decode_completion(source),
+        )
 
     def encode(self) -> dict[str, Any]:
-        messages = [{"role": turn.role, "content": turn.content} for turn in self.messages]
-        return {"messages": messages, **_encode_completion(self)}
+        encoded = _encode_completion(self)
+        encoded["messages"] = [message.encode() for message in self.messages]
+        if self.reasoning != "split":
+            encoded["reasoning"] = self.reasoning
+        return encoded
 
 
 def _decode_prompt(source: Fields) -> str | list[int]:
     if not source.is_list("prompt"):
         return source.text("prompt")
     return source.integers("prompt", max_items=MAX_PROMPT_IDS, low=0, high=MAX_TOKEN_ID)
-
-
-def _decode_chat_message(source: Fields) -> ChatMessage:
-    role = source.choice("role", CHAT_ROLES, default="")
-    if not role:
-        raise source.fail(f"'role' is missing; allowed: {', '.join(CHAT_ROLES)}")
-    return ChatMessage(role=role, content=_decode_content(source))
-
-
-def _decode_content(source: Fields) -> str:
-    """A string, or typed parts of which only text is built."""
-    if not source.is_list("content"):
-        return source.text("content")
-    texts = []
-    for number, value in enumerate(source.items("content", max_items=MAX_CHAT_MESSAGES)):
-        part = source.nested(value, f"content[{number}]")
-        if (kind := part.text("type", max_chars=MAX_PART_TYPE_CHARS)) != "text":
-            raise Unsupported(
-                f"content[{number}] is of type {kind!r}; this version takes text only",
-                hint="send the text parts alone",
-            )
-        texts.append(part.text("text"))
-    return "".join(texts)
 
 
 def _decode_completion(source: Fields) -> dict[str, Any]:

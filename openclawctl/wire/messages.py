@@ -81,7 +81,8 @@ class Event:
 class Delta:
     """A piece of a result. `token_ids` are the tokens sampled since the last delta of this index;
     their text may come later (half a character, the start of a stop string). `logprobs` has a
-    record of each, where they were asked for."""
+    record of each, where they were asked for. `reasoning` is text, too, of what comes before the
+    answer."""
 
     type: ClassVar[str] = "delta"
     id: int
@@ -90,6 +91,7 @@ class Delta:
     token_ids: list[int] = field(default_factory=list)
     embedding: bytes | None = None
     logprobs: list[TokenLogprob] | None = None
+    reasoning: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +217,7 @@ def _delta(fields: Fields) -> Delta:
         token_ids=decode_token_ids(fields),
         embedding=fields.binary_or_none("embedding"),
         logprobs=decode_logprobs(fields),
+        reasoning=fields.text_or_none("reasoning"),
     )
 
 

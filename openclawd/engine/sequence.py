@@ -19,7 +19,7 @@ from openclawd.engine.speculation import Guessing
 from openclawd.engine.stopping import OutputText
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
 
 class Vocabulary(Protocol):
@@ -62,7 +62,7 @@ class Sequence:
     another.
     `num_cached_tokens` of the prompt were there when it first ran. `mu` is that of the token
     sampled last (`TokenOutput.mu`). `parked` is where the cells of a preempted one are; `num_skips`
-    counts those that were admitted before it."""
+    counts those that were admitted before it. `shown` are control tokens whose text counts."""
 
     rid: int
     index: int
@@ -70,6 +70,7 @@ class Sequence:
     max_tokens: int
     sampling: SamplingParams = field(default_factory=SamplingParams)
     text: OutputText = field(default_factory=OutputText)
+    shown: Mapping[int, bytes] = field(default_factory=dict)
     priority: int = 0
     domain: str | None = ""
     adapter: str = ""
@@ -133,18 +134,28 @@ class Sequence:
         this token, if it does."""
         self.tokens.append(token)
         may_stop = self.num_completion_tokens > self.sampling.min_tokens
-        text = self.text.feed(vocabulary.piece(token), may_stop=may_stop)
+        piece = self.shown.get(token) or vocabulary.piece(token)
+        text = self.text.feed(piece, may_stop=may_stop)
         if vocabulary.is_end(token) or self.text.has_stopped:
             return text, Finish.STOP
         is_full = self.num_completion_tokens == self.max_tokens
         return text, Finish.LENGTH if is_full else None
 
-    def resume(self, tokens: Iterable[int], vocabulary: Vocabulary) -> Ended | None:
+    def resume(
+        self,
+        tokens: Iterable[int],
+        vocabulary: Vocabulary,
+        *,
+        on_text: Callable[[str], object] | None = None,
+    ) -> Ended | None:
         """Bring a fresh sequence to where another process had it, which has told these tokens and
-        their text; of an embedding, its vector. Gives its end if it has nothing left to do."""
+        their text (`on_text` gets it); of an embedding, its vector. Gives its end if it has nothing
+        left to do."""
         finish = None if self.max_tokens else Finish.STOP
         for token in tokens:
-            _, finish = self.append(token, vocabulary)
+            text, finish = self.append(token, vocabulary)
+            if on_text is not None:
+                on_text(text)
         if finish is None:
             return None
         self.state = State.ENDED

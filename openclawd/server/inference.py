@@ -18,6 +18,7 @@ import uuid
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from openclawctl.wire.chat import ChatMessage
 from openclawctl.wire.completion import ChatParams, GenerateParams
 from openclawctl.wire.errors import Code, Internal, Problem
 from openclawctl.wire.messages import Delta
@@ -89,7 +90,18 @@ class _Part:
     """What one sequence has produced so far."""
 
     texts: list[str] = field(default_factory=list)
+    reasoning: list[str] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
+
+    def take(self, output: Output) -> None:
+        self.texts.append(output.text)
+        self.reasoning.append(output.reasoning)
+        self.token_ids += output.token_ids
+
+    def message(self) -> dict[str, Any]:
+        """The assistant's turn, as the next request of the chat takes it."""
+        content, reasoning = "".join(self.texts), "".join(self.reasoning)
+        return ChatMessage("assistant", content, reasoning).encode()
 
 
 @dataclass(slots=True, eq=False)
@@ -249,9 +261,7 @@ class Inference:
     def _on_output(self, output: Output) -> None:
         if self.ttft_s is None:
             self.ttft_s = self.elapsed_s()
-        part = self.parts.setdefault(output.index, _Part())
-        part.texts.append(output.text)
-        part.token_ids += output.token_ids
+        self.parts.setdefault(output.index, _Part()).take(output)
         if output.token_ids:
             self.service.note_tokens(len(output.token_ids))
             self.service.ledger.progress(self.request_id, self.completion_tokens)
@@ -264,6 +274,7 @@ class Inference:
                     output.token_ids,
                     output.embedding,
                     output.logprobs,
+                    output.reasoning or None,
                 )
             )
 
@@ -339,11 +350,10 @@ class Inference:
 
     def _choice(self, index: int, finish_reason: str) -> Choice:
         part = self.parts.get(index, _Part())
-        text = "".join(part.texts)
+        token_ids = part.token_ids
         if isinstance(self.params, ChatParams):
-            message = {"role": "assistant", "content": text}
-            return Choice(index, finish_reason, message=message, token_ids=part.token_ids)
-        return Choice(index, finish_reason, text, token_ids=part.token_ids)
+            return Choice(index, finish_reason, message=part.message(), token_ids=token_ids)
+        return Choice(index, finish_reason, "".join(part.texts), token_ids=token_ids)
 
     def _problem_of(self, error: BaseException) -> Problem:
         """What the ledger and the log call this end."""
@@ -374,6 +384,6 @@ def _longest_inputs(params: InferenceParams) -> list[str]:
         case GenerateParams(prompt=prompt):
             return [prompt] if isinstance(prompt, str) else []
         case ChatParams(messages=messages):
-            return [message.content for message in messages]
+            return [text for turn in messages for text in (turn.content, turn.reasoning)]
         case EmbedParams(input=texts):
             return [max(texts, key=len)]

@@ -96,6 +96,7 @@ class _Merged:
     """Deltas of one result that wait for a slow client."""
 
     texts: list[str] = field(default_factory=list)
+    reasoning: list[str] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     num_chars: int = 0
@@ -103,12 +104,24 @@ class _Merged:
     def add(self, delta: Delta) -> int:
         """Take in a delta; how many characters it counts for."""
         self.texts.append(delta.text)
+        self.reasoning.append(delta.reasoning or "")
         self.token_ids += delta.token_ids
         self.logprobs += delta.logprobs or ()
         records = (num_items(1, num_top=len(each.top)) for each in delta.logprobs or ())
-        num_chars = 1 + len(delta.text) + _CHARS_OF_ITEM * (len(delta.token_ids) + sum(records))
+        num_chars = 1 + len(delta.text) + len(self.reasoning[-1])
+        num_chars += _CHARS_OF_ITEM * (len(delta.token_ids) + sum(records))
         self.num_chars += num_chars
         return num_chars
+
+    def delta(self, request_id: int, index: int) -> Delta:
+        return Delta(
+            request_id,
+            index,
+            "".join(self.texts),
+            self.token_ids,
+            logprobs=self.logprobs or None,
+            reasoning="".join(self.reasoning) or None,
+        )
 
 
 class Exchange:
@@ -357,8 +370,7 @@ class Peer(asyncio.Protocol):
         for key in [key for key in self._merged if key[0] == request_id]:
             merged = self._merged.pop(key)
             self._num_merged_chars -= merged.num_chars
-            text, logprobs = "".join(merged.texts), merged.logprobs or None
-            self.send(Delta(*key, text, merged.token_ids, logprobs=logprobs))
+            self.send(merged.delta(*key))
 
     def _cancel_slow(self) -> None:
         problem = SlowConsumer(

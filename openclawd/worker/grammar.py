@@ -37,21 +37,29 @@ _GBNF_CODE_POINT: Final = re.compile(
 _HINT: Final = "see `format` in docs/protocol.md for what schemas and grammars may hold"
 
 
-def grammar_of(output_format: OutputFormat) -> str:
-    """Raises a `Problem` for what is no schema or grammar at all."""
+def grammar_of(output_format: OutputFormat, *, before: str = "") -> str:
+    """The grammar of an answer; `before` is Lark for what comes before the answer itself, with a
+    rule `before`. Raises a `Problem` for what is no schema or grammar at all."""
+    answer = _grammar(output_format)
+    if not before:
+        return _text(answer)
+    return _text({"lark_grammar": f"start: before @answer\n{before}"}, {"name": "answer", **answer})
+
+
+def _grammar(output_format: OutputFormat) -> dict[str, Any]:
     text = output_format.text
     match output_format.type:
         case "json_schema":
-            return _wrapped({"json_schema": _schema(text)})
+            return {"json_schema": _schema(text)}
         case "json_object":
-            return _wrapped({"json_schema": _schema('{"type": "object"}')})
+            return {"json_schema": _schema('{"type": "object"}')}
         case "regex":
-            return _wrapped({"lark_grammar": _lark_of_regex(text)})
+            return {"lark_grammar": _lark_of_regex(text)}
         case "gbnf":
-            return _wrapped({"lark_grammar": _lark_of_gbnf(text)})
+            return {"lark_grammar": _lark_of_gbnf(text)}
         case _:
             _check_multiples(text)
-            return _wrapped({"lark_grammar": text})
+            return {"lark_grammar": text}
 
 
 def refused(reason: str) -> InvalidRequest:
@@ -59,8 +67,8 @@ def refused(reason: str) -> InvalidRequest:
     return InvalidRequest(f"'format' cannot be followed: {reason}", hint=_HINT)
 
 
-def _wrapped(grammar: dict[str, Any]) -> str:
-    return json.dumps({"grammars": [grammar]}, ensure_ascii=False)
+def _text(*grammars: dict[str, Any]) -> str:
+    return json.dumps({"grammars": grammars}, ensure_ascii=False)
 
 
 def _schema(text: str) -> dict[str, Any]:

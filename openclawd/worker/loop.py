@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from openclawd.backends.base import Backend
     from openclawd.engine.speculation import Drafter
+    from openclawd.worker.answer import AnswerParser
     from openclawd.worker.tokenizer import PreparedRequest, Tokenizer
 
 EXIT_MODEL_FAILED: Final = 1
@@ -120,22 +121,31 @@ class EngineLoop:
             return
         try:
             sequences = _sequences(start, prepared)
-            done = self._resume(sequences, start.continuation)
+            reading = prepared.reading
+            parsers = [reading.parser() if reading else None for _ in sequences]
+            done = self._resume(sequences, start.continuation, parsers)
             self._add(sequence for sequence in sequences if sequence.state is not State.ENDED)
         except Problem as refusal:
             ended = refused(start.rid, refusal, num_sequences=len(prepared.prompts) * start.n)
             self._refused.append(ended)
             return
-        self._requests.open(start.rid, sequences)
+        self._requests.open(start.rid, sequences, parsers)
         self._effects += done
 
-    def _resume(self, sequences: list[Sequence], parts: list[Continuation]) -> list[Ended]:
+    def _resume(
+        self,
+        sequences: list[Sequence],
+        parts: list[Continuation],
+        parsers: list[AnswerParser | None],
+    ) -> list[Ended]:
         """Bring sequences to where another worker had them; the ends of those that were done."""
         ends = []
         for part in parts:
             sequence = sequences[part.index]
             sequence.num_cached_tokens = part.cached_tokens
-            if ended := sequence.resume(part.tokens(), self._backend):
+            parser = parsers[part.index]
+            on_text = parser.feed if parser else None
+            if ended := sequence.resume(part.tokens(), self._backend, on_text=on_text):
                 ends.append(ended)
         return ends
 
@@ -217,6 +227,7 @@ def _sequences(start: Start, prepared: PreparedRequest) -> list[Sequence]:
             max_tokens=start.max_tokens if is_generation else 0,
             sampling=replace(sampling, seed=seed_of(sampling.seed, index)),
             text=OutputText(start.stop),
+            shown=prepared.reading.shown if prepared.reading else {},
             priority=start.priority,
             domain=start.domain,
             adapter=start.adapter,

@@ -235,7 +235,8 @@ class Refused:
 class Output:
     """What one step added to one sequence: sampled tokens, or the vector of an embedding.
 
-    `logprobs` has a record of each token, where they were asked for.
+    `logprobs` has a record of each token, where they were asked for. Of a chat, `text` is what the
+    answer says, and `reasoning` what comes before it.
     `cached_tokens` of its prompt were not computed, in the first worker that had it.
     """
 
@@ -246,6 +247,7 @@ class Output:
     embedding: bytes | None = None
     cached_tokens: int = 0
     logprobs: list[TokenLogprob] | None = None
+    reasoning: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -385,6 +387,7 @@ def _output(source: Fields) -> Output:
         embedding=source.binary_or_none("embedding"),
         cached_tokens=_count(source, "cached_tokens"),
         logprobs=decode_logprobs(source),
+        reasoning=source.text("reasoning"),
     )
 
 

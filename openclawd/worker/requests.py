@@ -14,6 +14,7 @@ from openclawctl.wire.errors import ModelFailed, Problem
 from openclawctl.wire.tokens import LOWEST_LOGPROB, TokenLogprob
 from openclawd.engine.batch import BatchKind
 from openclawd.engine.sequence import Effect, Embedded, Ended, Finish, Sampled, Sequence
+from openclawd.worker.answer import Pieces
 from openclawd.worker.messages import Ended as RequestEnded
 from openclawd.worker.messages import Output, error_fields
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
     from openclawd.engine.batch import TokenOutput
+    from openclawd.worker.answer import AnswerParser
 
 
 class Vocabulary(Protocol):
@@ -35,6 +37,7 @@ class Vocabulary(Protocol):
 class _Request:
     num_prompt_tokens: int
     finish_by_index: list[Finish | None]
+    parsers: list[AnswerParser | None]
     num_completion_tokens: int = 0
     num_cached_tokens: int = 0
     num_guessed_tokens: int = 0
@@ -63,14 +66,15 @@ class StepOutputs:
     def put(
         self,
         sequence: Sequence,
-        text: str,
+        pieces: Pieces,
         token_ids: Iterable[int] = (),
         logprob: TokenLogprob | None = None,
     ) -> None:
         before = self.of(sequence)
         self.outputs[sequence.rid, sequence.index] = replace(
             before,
-            text=before.text + text,
+            text=before.text + pieces.content,
+            reasoning=before.reasoning + pieces.reasoning,
             token_ids=[*before.token_ids, *token_ids],
             logprobs=[*(before.logprobs or []), logprob] if logprob else before.logprobs,
         )
@@ -83,10 +87,14 @@ class Requests:
         self._vocabulary = vocabulary
         self._open: dict[int, _Request] = {}
 
-    def open(self, rid: int, sequences: Collection[Sequence]) -> None:
+    def open(
+        self, rid: int, sequences: Collection[Sequence], parsers: list[AnswerParser | None]
+    ) -> None:
+        """A request has started. Of each sequence, the parser that takes its text apart."""
         self._open[rid] = _Request(
             num_prompt_tokens=sum(map(_num_own_prompt_tokens, sequences)),
             finish_by_index=[None] * len(sequences),
+            parsers=parsers,
             num_completion_tokens=sum(sequence.num_completion_tokens for sequence in sequences),
         )
 
@@ -97,14 +105,16 @@ class Requests:
             match effect:
                 case Sampled(sequence, output, text):
                     self._open[sequence.rid].num_completion_tokens += 1
-                    step.put(sequence, text, [output.token], self._logprob(output))
+                    pieces = self._read(sequence, text)
+                    step.put(sequence, pieces, [output.token], self._logprob(output))
                 case Embedded(sequence, vector):
                     step.outputs[sequence.rid, sequence.index] = Output(
                         sequence.rid, sequence.index, embedding=vector
                     )
                 case Ended(sequence, finish, text, own_failure):
-                    if text:
-                        step.put(sequence, text)
+                    pieces = self._read(sequence, text, is_last=True)
+                    if pieces != Pieces():
+                        step.put(sequence, pieces)
                     if finish is Finish.ERROR:
                         problem = ModelFailed(own_failure) if own_failure else _failed(failure)
                         self._open[sequence.rid].problem = problem
@@ -112,6 +122,16 @@ class Requests:
                 case _:
                     assert_never(effect)
         return step
+
+    def _read(self, sequence: Sequence, text: str, *, is_last: bool = False) -> Pieces:
+        """What some more text of a sequence means."""
+        parser = self._open[sequence.rid].parsers[sequence.index]
+        if parser is None:
+            return Pieces(text)
+        pieces = parser.feed(text)
+        if is_last:
+            pieces.add(parser.finish())
+        return pieces
 
     def _logprob(self, output: TokenOutput) -> TokenLogprob | None:
         if output.logprob is None:

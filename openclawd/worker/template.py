@@ -19,14 +19,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import jinja2
+import jinja2.ext
+import jinja2.meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from openclawctl.wire.errors import InvalidRequest, LimitExceeded, Problem, Unsupported
+from openclawd.worker.reasoning import history_field, marks_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from openclawctl.wire.completion import ChatMessage
+    from openclawctl.wire.chat import ChatMessage
     from openclawd.backends.base import ChatFormat
 
 _SPARE_CHARS: Final = 1024 * 1024
@@ -60,41 +63,56 @@ class _Refusal(Exception):
 
 
 class ChatTemplate:
-    """A model's template, compiled once. `problem` says why it has none that works."""
+    """A model's template, compiled once. `problem` says why it has none that works, `variables` are
+    those it asks for, `reasoning` are the marks that it mentions."""
 
     def __init__(self, chat_format: ChatFormat, control_texts: Iterable[str]) -> None:
         self._format = chat_format
         self._pattern = _control_pattern(control_texts)
         self._template: jinja2.Template | None = None
+        self._history_field = history_field(chat_format.template or "")
+        self.reasoning = marks_of(chat_format.template or "")
+        self.variables: frozenset[str] = frozenset()
         self.problem = ""
         if chat_format.template is None:
             self.problem = "its file has no chat template"
             return
+        environment = _environment()
         try:
-            self._template = _environment().from_string(chat_format.template)
+            self._template = environment.from_string(chat_format.template)
+            parsed = environment.parse(chat_format.template)
         except jinja2.TemplateError as error:
             self.problem = f"its chat template does not compile: {error}"
+        else:
+            self.variables = frozenset(jinja2.meta.find_undeclared_variables(parsed))
 
     @property
     def is_usable(self) -> bool:
         return self._template is not None
 
-    def render(self, messages: Sequence[ChatMessage]) -> list[Span]:
-        """The prompt that asks for the next turn. Raises a `Problem` if there is none."""
+    def render(self, messages: Sequence[ChatMessage], **switches: Any) -> list[Span]:
+        """The prompt that asks for the next turn; `switches` are variables of the template. Raises
+        a `Problem` if there is none."""
         if self._template is None:
             raise Unsupported(f"this model cannot chat: {self.problem}", hint=_USE_GENERATE)
         guard = self._guard(messages)
-        turns = [{"role": turn.role, "content": guard.cover(turn.content)} for turn in messages]
-        limit = _SPARE_CHARS + _GROWTH * sum(len(turn["content"]) for turn in turns)
-        text = _render(self._template, self._variables(turns), limit)
+        turns = [self._turn(message, guard) for message in messages]
+        limit = _SPARE_CHARS + _GROWTH * sum(len(text) for turn in turns for text in turn.values())
+        text = _render(self._template, {**self._variables(turns), **switches}, limit)
         return guard.cut(self._without_added(text))
 
     def _guard(self, messages: Sequence[ChatMessage]) -> _Guard:
         """One that covers nothing, unless there is something to cover."""
-        contents = [turn.content for turn in messages]
+        contents = [text for turn in messages for text in (turn.content, turn.reasoning)]
         if self._pattern is None or not any(map(self._pattern.search, contents)):
             return _Guard(None)
         return _Guard(re.compile(f"{self._pattern.pattern}|[{_BEGIN}{_END}]"))
+
+    def _turn(self, message: ChatMessage, guard: _Guard) -> dict[str, str]:
+        turn = {"role": message.role, "content": guard.cover(message.content)}
+        if message.reasoning:
+            turn[self._history_field] = guard.cover(message.reasoning)
+        return turn
 
     def _variables(self, turns: list[dict[str, str]]) -> dict[str, Any]:
         return {
@@ -202,12 +220,22 @@ def _environment() -> ImmutableSandboxedEnvironment:
     """As transformers 5 makes it (`utils/chat_template_utils.py`), which is what templates are
     written against."""
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation]
     )
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = _strftime_now
     return environment
+
+
+class _Generation(jinja2.ext.Extension):
+    """`{% generation %}` marks an assistant's words for training; here they are just words."""
+
+    tags = {"generation"}  # noqa: RUF012 - jinja2 declares it so
+
+    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
 def _to_json(value: Any, indent: int | None = None) -> str:

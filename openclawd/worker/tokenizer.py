@@ -13,7 +13,8 @@ import queue
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from openclawctl.wire.completion import ChatMessage, ChatParams, GenerateParams
+from openclawctl.wire.chat import ChatMessage
+from openclawctl.wire.completion import ChatParams, GenerateParams
 from openclawctl.wire.errors import (
     Internal,
     InvalidRequest,
@@ -31,6 +32,7 @@ from openclawctl.wire.operations import (
 from openclawd.backends.base import GrammarFailed
 from openclawd.engine.batch import BatchKind
 from openclawd.engine.prefixes import num_same
+from openclawd.worker.chats import AnswerReading, Chats
 from openclawd.worker.grammar import grammar_of, refused
 from openclawd.worker.messages import Answer, Drop, Prepare, Prepared, Refused, error_fields
 from openclawd.worker.template import ChatTemplate, Span
@@ -62,12 +64,14 @@ _log = logging.getLogger(__name__)
 @dataclass(frozen=True, slots=True)
 class PreparedRequest:
     """The tokens of each prompt of a request, and the grammar that the answers follow. `text` is
-    that of a prompt given in tokens, where the answer is to begin with it."""
+    that of a prompt given in tokens, where the answer is to begin with it. `reading` is how the
+    answers of a chat are read."""
 
     kind: BatchKind
     prompts: list[list[int]]
     grammar: str = ""
     text: str | None = None
+    reading: AnswerReading | None = None
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -83,6 +87,7 @@ class Tokenizer:
         self._inbox: queue.SimpleQueue[Prepare | Drop] = queue.SimpleQueue()
         self._prepared: dict[int, PreparedRequest] = {}
         self.template = ChatTemplate(backend.chat_format, backend.control_texts)
+        self._chats = Chats(self.template, backend)
 
     def submit(self, message: Prepare | Drop) -> None:
         self._inbox.put(message)
@@ -140,20 +145,24 @@ class Tokenizer:
 
     def _chat(self, params: ChatParams) -> PreparedRequest:
         self._check_generation(params)
-        return self._generation(self._tokens_of(self.template.render(params.messages)), params)
+        spans, reading = self._chats.render(params)
+        return replace(
+            self._generation(self._tokens_of(spans), params, reading.lark_before()), reading=reading
+        )
 
     def _generation(
-        self, tokens: list[int], params: GenerateParams | ChatParams
+        self, tokens: list[int], params: GenerateParams | ChatParams, before: str = ""
     ) -> PreparedRequest:
         if not tokens:
             raise InvalidRequest("the prompt is empty", hint="give at least one word")
-        return PreparedRequest(BatchKind.GENERATION, [tokens], self._grammar(params.format))
+        grammar = self._grammar(params.format, before)
+        return PreparedRequest(BatchKind.GENERATION, [tokens], grammar)
 
-    def _grammar(self, output_format: OutputFormat | None) -> str:
+    def _grammar(self, output_format: OutputFormat | None, before: str) -> str:
         """Checked: what is wrong with it is said before the request is queued."""
         if output_format is None:
             return ""
-        grammar = grammar_of(output_format)
+        grammar = grammar_of(output_format, before=before)
         try:
             self._backend.check_grammar(grammar)
         except GrammarFailed as failure:

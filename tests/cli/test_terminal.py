@@ -14,7 +14,7 @@ import time
 import pytest
 
 from openclawctl import PromptTooLong
-from openclawctl.wire.messages import Cancel
+from openclawctl.wire.messages import Cancel, Delta
 
 PROGRAM = [sys.executable, "-m", "openclawctl"]
 TIMEOUT_S = 30
@@ -170,6 +170,21 @@ def test_pipes_get_the_text_as_it_is(peer):
     process = start("generate", "x")
     out, _ = process.communicate(timeout=TIMEOUT_S)
     assert out == attack.encode()
+
+
+def think_first(connection, request):
+    for text in ("Well, ", "let me see."):
+        connection.send(Delta(request.id, reasoning=text))
+    connection.complete(request, "Yes.")
+
+
+def test_reasoning_is_shown_on_a_terminal_and_is_no_part_of_the_text(peer):
+    peer(handler=think_first)
+    with Terminal("generate", "--system", "", "x") as terminal:
+        text = terminal.read_to_end()
+    assert text == "Well, let me see.\r\n\r\nYes.\r\n"
+    process = start("generate", "--system", "", "x")
+    assert process.communicate(timeout=TIMEOUT_S) == (b"Yes.\n", b"")
 
 
 def test_long_load_shows_progress_on_a_terminal_only(peer):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from openclawctl import Client
-from openclawctl.wire import completion, formats, framing, operations, results, scheduling
+from openclawctl.wire import chat, completion, formats, framing, operations, results, scheduling
 from openclawctl.wire import messages as m
 from openclawctl.wire.connection import MAY_SEND, Role, State
 from openclawctl.wire.errors import CODES, Kind, RemoteProtocolError
@@ -78,7 +78,7 @@ EXAMPLES = [
     m.Cancel(1),
     m.Welcome(1, "s", "p"),
     m.Event(1, "k"),
-    m.Delta(1, embedding=b"", logprobs=[]),
+    m.Delta(1, embedding=b"", logprobs=[], reasoning="r"),
     m.Done(1),
     m.Error(1, "c", "k", "m", "h", 1.0),
     m.Goaway("r"),
@@ -174,9 +174,10 @@ def test_choices():
     priority = next(cells[2] for cells in table("parameter") if name(cells[0]) == "priority")
     assert names(priority) == list(scheduling.PRIORITIES)
     assert [level.name.lower() for level in Priority] == list(scheduling.PRIORITIES)
-    assert set(completion.CHAT_ROLES) <= set(names(rows["chat", "messages"]))
+    assert set(chat.CHAT_ROLES) <= set(names(rows["chat", "messages"]))
     assert f"at most {completion.MAX_PROMPT_IDS}," in rows["generate", "prompt"]
     assert f"1 to {operations.MAX_EMBED_INPUTS} texts" in rows["embed", "input"]
+    assert names(rows["chat", "reasoning"]) == list(completion.REASONING_MODES)
     finish = paragraph("`finish_reason` is")
     assert {reason.value for reason in FinishReason} <= set(names(finish))
     states = next(cells[2] for cells in table("field of a model") if name(cells[0]) == "state")

@@ -7,6 +7,7 @@ import math
 from typing import TYPE_CHECKING
 
 import pytest
+from harness import running_daemon
 
 from openclawctl import (
     Client,
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from harness import Daemon
+    from models.library import ModelLibrary
 
 
 @pytest.fixture
@@ -91,6 +93,31 @@ def test_stop_strings_do_not_count_among_the_first_tokens(client: Client) -> Non
     late = client.generate("The capital of France is", stop=stop, min_tokens=8, **options)
     assert late.finish_reason == "stop"
     assert late.text == free[: free.index(stop[1], 8)]
+
+
+def test_reasoning_comes_apart_from_the_answer(models: ModelLibrary) -> None:
+    """With a template that opens it, as many do; SmolLM2 itself never closes it."""
+    template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "<|im_start|>assistant\n<think>\n{# </think> #}"
+    )
+    path = models.smollm2_with("opens", {"tokenizer.chat_template": template})
+    messages = [{"role": "user", "content": "Why?"}]
+    options = {"max_tokens": 8, "temperature": 0}
+    with running_daemon("--models", f"opens={path}") as daemon, Client(daemon.socket) as client:
+        daemon.wait_ready()
+        with client.chat(messages, stream=True, **options) as stream:
+            deltas = list(stream)
+        result = stream.result
+        assert "".join(delta.reasoning or "" for delta in deltas) == result.reasoning != ""
+        assert (stream.text, result.text) == ("", "")
+        assert result.message["reasoning"] == result.as_dict()["reasoning"] == result.reasoning
+        raw = client.chat(messages, reasoning="raw", **options)
+        assert raw.text.strip() == result.reasoning.strip()
+        assert "reasoning" not in raw.message
+        client.chat([*messages, result.message, {"role": "user", "content": "So?"}], **options)
+        with pytest.raises(Unsupported, match="no switch"):
+            client.chat(messages, reasoning="off")
 
 
 def test_an_answer_has_the_shape_that_was_asked_for(client: Client) -> None:

@@ -54,10 +54,37 @@ def read_keys(path: Path) -> dict[str, Any]:
     return {reader.string(): reader.value(reader.unpack("<I")[0]) for _ in range(num_keys)}
 
 
+def copy_with_keys(source: Path, target: Path, keys: Mapping[str, Value]) -> None:
+    """The same model with other keys, or more of them; its tensors stay as they are."""
+    data = source.read_bytes()
+    reader = _Reader(data)
+    magic, version, num_tensors, num_keys = reader.unpack("<4sIQQ")
+    kept = {}
+    for _ in range(num_keys):
+        start, name = reader.position, reader.string()
+        reader.value(reader.unpack("<I")[0])
+        kept[name] = data[start : reader.position]
+    infos = reader.position
+    for _ in range(num_tensors):
+        reader.string()
+        (num_dimensions,) = reader.unpack("<I")
+        reader.unpack(f"<{num_dimensions}QIQ")
+    changed = {name: _bare(_STRING, name) + _typed(value) for name, value in keys.items()}
+    pairs = kept | changed
+    header = struct.pack("<4sIQQ", magic, version, num_tensors, len(pairs))
+    head = header + b"".join(pairs.values()) + data[infos : reader.position]
+    tensors = reader.position + -reader.position % _ALIGNMENT
+    target.write_bytes(_padded(head) + data[tensors:])
+
+
 class _Reader:
     def __init__(self, data: bytes) -> None:
         self._data = data
         self._position = 0
+
+    @property
+    def position(self) -> int:
+        return self._position
 
     def unpack(self, layout: str) -> tuple[Any, ...]:
         values = struct.unpack_from(layout, self._data, self._position)

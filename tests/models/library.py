@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING
 
 import llama_cpp
 from harness import smollm2_path
+from models.gguf_writer import copy_with_keys
 from models.tiny import WRITERS, write_adapter, write_full, write_smollm2_adapter
 
 from openclawd.backends import llama_log
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
+
+    from models.gguf_writer import Value
 
 _DRAFT_NOISE = 0.005  # the same likeliest token at nine of ten positions
 
@@ -41,6 +44,11 @@ class ModelLibrary:
         """A LoRA adapter for SmolLM2; another one for each seed."""
         name = f"smollm2-adapter-{seed}.gguf"
         return self._made(name, lambda path: write_smollm2_adapter(path, seed=seed))
+
+    def smollm2_with(self, name: str, keys: Mapping[str, Value]) -> Path:
+        """SmolLM2 with other keys in its file, such as another chat template."""
+        file = f"smollm2-{name}.gguf"
+        return self._made(file, lambda path: copy_with_keys(smollm2_path(), path, keys))
 
     def smollm2_draft(self) -> Path:
         """SmolLM2 quantised once more: no faster, but of another opinion now and then."""

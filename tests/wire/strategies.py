@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from hypothesis import strategies as st
 
-from openclawctl.wire import completion, formats, results, sampling, scheduling, tokens
+from openclawctl.wire import chat, completion, formats, results, sampling, scheduling, tokens
 from openclawctl.wire import messages as m
 from openclawctl.wire import operations as ops
 from openclawctl.wire.errors import Code, Kind
@@ -63,6 +63,7 @@ deltas = st.builds(
     id=ids,
     index=ids,
     text=texts,
+    reasoning=maybe(texts),
     token_ids=token_ids,
     embedding=maybe(st.binary(max_size=50)),
     logprobs=maybe(logprobs),
@@ -124,7 +125,10 @@ _completion = {
     "sampling": samplings,
 }
 chat_messages = st.builds(
-    completion.ChatMessage, role=st.sampled_from(completion.CHAT_ROLES), content=texts
+    chat.ChatMessage,
+    role=st.sampled_from(chat.CHAT_ROLES),
+    content=texts,
+    reasoning=texts,
 )
 model_params = st.builds(ops.ModelParams, model=maybe(texts))
 
@@ -140,6 +144,7 @@ params = {
     ops.Op.CHAT: st.builds(
         completion.ChatParams,
         messages=st.lists(chat_messages, min_size=1, max_size=5),
+        reasoning=st.sampled_from(completion.REASONING_MODES),
         **_completion,
     ),
     ops.Op.EMBED: st.builds(

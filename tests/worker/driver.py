@@ -54,6 +54,11 @@ class Outcome:
         return self.texts.get(0, "")
 
     @property
+    def reasoning(self) -> str:
+        steps = (output for step in self.steps for output in step.outputs)
+        return "".join(output.reasoning for output in steps if output.index == 0)
+
+    @property
     def end(self) -> Ended:
         assert self.ended is not None
         return self.ended

@@ -6,7 +6,7 @@ import datetime
 
 import pytest
 
-from openclawctl.wire.completion import ChatMessage
+from openclawctl.wire.chat import ChatMessage
 from openclawctl.wire.errors import InvalidRequest, LimitExceeded, Problem, Unsupported
 from openclawd.backends.base import ChatFormat
 from openclawd.worker.template import ChatTemplate, Span
@@ -52,6 +52,26 @@ def test_text_of_control_tokens_is_cut_out_where_it_stands() -> None:
     assert "".join(span.text for span in spans) == expected
     trusted = "".join(span.text for span in spans if span.is_template)
     assert trusted.count("<|im_end|>") == 1
+
+
+def test_earlier_reasoning_is_told_under_the_name_that_the_template_wants() -> None:
+    text = "{% for m in messages %}[{{ m.reasoning_content }}]{{ m.content }}{% endfor %}"
+    turns = [ChatMessage("user", "a"), ChatMessage("assistant", "b", "hm <s>")]
+    spans = template(text).render(turns)
+    assert "".join(span.text for span in spans) == "[]a[hm <s>]b"
+    assert untrusted(spans) == ["<s>"]
+
+
+def test_words_that_are_marked_for_training_are_words() -> None:
+    text = "{% for m in messages %}{% generation %}<{{ m.content }}>{% endgeneration %}{% endfor %}"
+    assert whole(text, "a", "b") == "<a><b>"
+
+
+def test_switches_reach_the_template() -> None:
+    chat = template("{{ enable_thinking }}{{ messages[0].content }}")
+    assert "enable_thinking" in chat.variables
+    (span,) = chat.render([ChatMessage("user", "a")], enable_thinking=False)
+    assert span.text == "Falsea"
 
 
 @pytest.mark.parametrize("cut", range(1, len("<|im_start|>")))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from openclawctl.wire.completion import ChatMessage
+from openclawctl.wire.chat import ChatMessage
 from openclawd.backends import llama
 from openclawd.backends.base import LoadSpec
 from openclawd.worker.messages import Prepare, Prepared, Refused

@@ -35,6 +35,7 @@ class Engine:
         self.scheduler = Scheduler(_limits(backend, limits), backend)
         self.sequences: list[Sequence] = []
         self.vectors: dict[int, bytes] = {}
+        self.siblings: dict[tuple[int, int], Sequence] = {}
         self.finishes: dict[int, Finish] = {}
         self.num_preempted = 0
         for owner in range(backend.info.parallel + backend.limits.num_prefix_tags):
@@ -54,14 +55,22 @@ class Engine:
             assert self.scheduler.add(sequence) is None
         return rid
 
+    def add_choice(self, rid: int, index: int) -> None:
+        """One more answer to the prompt of a request, chosen alike."""
+        first = self.sequences[rid]
+        prompt = first.tokens[: first.num_prompt_tokens]
+        sequence = Sequence(rid, index, prompt, first.max_tokens, sampling=first.sampling)
+        self.siblings[rid, index] = sequence
+        assert self.scheduler.add(sequence) is None
+
     def embed(self, ask: Ask) -> int:
         return self.ask(ask, 0)
 
     def abort(self, rid: int) -> None:
         self._take(self.scheduler.abort(rid))
 
-    def answer(self, rid: int) -> list[int]:
-        sequence = self.sequences[rid]
+    def answer(self, rid: int, index: int = 0) -> list[int]:
+        sequence = self.siblings[rid, index] if index else self.sequences[rid]
         return sequence.tokens[sequence.num_prompt_tokens :]
 
     def has_ended(self, rid: int) -> bool:
@@ -103,6 +112,8 @@ class Engine:
     def _take(self, effects: Iterable[Effect]) -> None:
         for effect in effects:
             rid = effect.sequence.rid
+            if effect.sequence.index:
+                continue
             assert rid not in self.finishes, "something came after the end"
             match effect:
                 case Embedded(vector=vector):

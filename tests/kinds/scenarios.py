@@ -183,6 +183,24 @@ def resubmitted(world: World) -> Answers:
     return _finished(second, rids)
 
 
+def of_several_choices(world: World) -> Answers:
+    """The last of three answers to each prompt; they share it, where they can, and what was there
+    of it before the first one began."""
+    engine, rids = world.engine(), []
+    for ask in world.asks:
+        rids.append(engine.ask(ask, NUM_TOKENS))
+        for index in (1, 2):
+            engine.add_choice(rids[-1], index)
+    engine.steps(9)
+    engine.preempt()
+    engine.run()
+    assert engine.scheduler.num_used_tokens == 0
+    if world.backend.limits.num_prefix_tags:
+        for rid, ask in enumerate(world.asks):
+            assert engine.siblings[rid, 2].num_cached_tokens == len(ask.tokens) - 1
+    return [engine.answer(rid, 2) for rid in rids]
+
+
 def between_embeddings(world: World) -> Answers:
     engine, rids = world.engine(), []
     for turn, ask in enumerate(world.asks):
@@ -206,6 +224,7 @@ SCENARIOS: Final[tuple[Callable[[World], Answers], ...]] = (
     in_a_full_cache,
     beside_others_that_are_cancelled,
     resubmitted,
+    of_several_choices,
     between_embeddings,
 )
 

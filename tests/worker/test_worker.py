@@ -89,6 +89,27 @@ def test_seeds(warm_worker: WorkerProcess) -> None:
     assert len({text(seed) for seed in (1, 2, 2**63 - 1)}) == 3
 
 
+def test_choices_are_one_request_whose_prompt_counts_once(warm_worker: WorkerProcess) -> None:
+    rid = warm_worker.prepare("generate", prompt=STORY)
+    warm_worker.send(Start(rid, 6, {"temperature": 1.5, "seed": 5}, n=3))
+    (outcome,) = warm_worker.finish(rid)
+    assert outcome.end.finish_reasons == ["length"] * 3
+    assert outcome.end.prompt_tokens == len(STORY.split())
+    assert outcome.end.cached_tokens == 0
+    assert outcome.end.completion_tokens == 18
+    assert [len(outcome.token_ids[index]) for index in range(3)] == [6, 6, 6]
+    assert len({tuple(ids) for ids in outcome.token_ids.values()}) == 3
+    (alone,) = warm_worker.finish(start_again(warm_worker))
+    assert joined_ids(alone)[:2] == joined_ids(outcome)[:2]
+
+
+def start_again(worker: WorkerProcess) -> int:
+    """The same as the first of the choices."""
+    rid = worker.prepare("generate", prompt=STORY)
+    worker.send(Start(rid, 6, {"temperature": 1.5, "seed": 5}))
+    return rid
+
+
 def test_an_end_token_stops_and_counts(warm_worker: WorkerProcess) -> None:
     outcome = warm_worker.run("generate", prompt=STORY, sampling={"logit_bias": [[2, 1000.0]]})
     assert outcome.end.finish_reasons == ["stop"]

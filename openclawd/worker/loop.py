@@ -143,6 +143,7 @@ class EngineLoop:
         for part in parts:
             sequence = sequences[part.index]
             sequence.num_cached_tokens = part.cached_tokens
+            sequence.mu = part.mu
             parser = parsers[part.index]
             on_text = parser.feed if parser else None
             if ended := sequence.resume(part.tokens(), self._backend, on_text=on_text):

@@ -47,6 +47,9 @@ SAVE_S: Final = 10.0
 """How long a worker that is stopped may write prefixes before it ends."""
 
 _MAX_ID: Final = 2**63 - 1
+_MAX_MU: Final = 1e12
+"""Far more than `mirostat_tau` times the tokens of any answer."""
+
 _TOKEN: Final = "I"
 """How `array` names an unsigned integer of 32 bits, which no vocabulary needs more of."""
 
@@ -104,15 +107,19 @@ class Prepare:
 class Continuation:
     """What a worker that died had told of one sequence: its tokens, or (`token_ids` empty) its
     vector. `token_ids` are packed, for a long answer has more of them than a frame may have items.
+    `mu` is the last `Output.mu` of it.
     """
 
     index: int
     cached_tokens: int
     token_ids: bytes
+    mu: float | None = None
 
     @classmethod
-    def of(cls, index: int, *, cached_tokens: int, token_ids: Iterable[int]) -> Continuation:
-        return cls(index, cached_tokens, array(_TOKEN, token_ids).tobytes())
+    def of(
+        cls, index: int, *, cached_tokens: int, token_ids: Iterable[int], mu: float | None = None
+    ) -> Continuation:
+        return cls(index, cached_tokens, array(_TOKEN, token_ids).tobytes(), mu)
 
     def tokens(self) -> array[int]:
         return array(_TOKEN, self.token_ids)
@@ -237,7 +244,8 @@ class Output:
 
     `logprobs` has a record of each token, where they were asked for. Of a chat, `text` is what the
     answer says, and `reasoning` what comes before it.
-    `cached_tokens` of its prompt were not computed, in the first worker that had it.
+    `cached_tokens` of its prompt were not computed, in the first worker that had it. `mu` is what
+    mirostat has come to, which another worker needs to go on from here.
     """
 
     rid: int
@@ -248,6 +256,7 @@ class Output:
     cached_tokens: int = 0
     logprobs: list[TokenLogprob] | None = None
     reasoning: str = ""
+    mu: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -388,6 +397,7 @@ def _output(source: Fields) -> Output:
         cached_tokens=_count(source, "cached_tokens"),
         logprobs=decode_logprobs(source),
         reasoning=source.text("reasoning"),
+        mu=source.number_or_none("mu", low=-_MAX_MU, high=_MAX_MU),
     )
 
 

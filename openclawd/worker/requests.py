@@ -77,6 +77,7 @@ class StepOutputs:
             reasoning=before.reasoning + pieces.reasoning,
             token_ids=[*before.token_ids, *token_ids],
             logprobs=[*(before.logprobs or []), logprob] if logprob else before.logprobs,
+            mu=sequence.mu,
         )
 
 

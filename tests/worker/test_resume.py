@@ -88,3 +88,21 @@ def test_one_that_only_lacked_its_end_gets_it(warm_worker: WorkerProcess) -> Non
     assert (rest.text, rest.token_ids) == ("", {})
     assert rest.end.completion_tokens == NUM_TOKENS
     assert rest.end.finish_reasons == ["length"]
+
+
+def test_mirostat_goes_on_from_where_it_had_come_to(warm_worker: WorkerProcess) -> None:
+    sampling = {"temperature": 1.0, "seed": 3, "mirostat": 2, "mirostat_eta": 0.5}
+    whole = warm_worker.run("generate", prompt=STORY, max_tokens=NUM_TOKENS, sampling=sampling)
+    tokens, mus = whole.token_ids[0], mus_of(whole)
+    cut = 8
+    assert abs(mus[cut] - 10.0) > 1  # what it would begin with
+    told = {"cached_tokens": 0, "token_ids": tokens[:cut]}
+    part = Continuation.of(0, **told, mu=mus[cut - 1])
+    rest = resume(warm_worker, "generate", [part], sampling=sampling, prompt=STORY)
+    assert rest.token_ids[0][0] == tokens[cut]
+    assert abs(mus_of(rest)[0] - mus[cut]) < 0.2  # the same but for rounding
+
+
+def mus_of(outcome: Outcome) -> list[float]:
+    found = [output.mu for step in outcome.steps for output in step.outputs]
+    return [mu for mu in found if mu is not None]

@@ -30,11 +30,12 @@ class Ask:
 @dataclass(slots=True)
 class Answer:
     """What came, and when. One time for each token; tokens that came together have the same one.
-    A count that the server does not tell is None."""
+    A count that the server does not tell is None; `token_ids` are empty where it tells none."""
 
     sent_s: float
     end_s: float = 0.0
     token_times_s: list[float] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
     text: str = ""
     prompt_tokens: int | None = None
     cached_tokens: int | None = None
@@ -47,6 +48,12 @@ class Answer:
     @property
     def ttft_s(self) -> float:
         return self.token_times_s[0] - self.sent_s
+
+    @property
+    def decode_rate(self) -> float:
+        """Tokens per second from the first one on."""
+        times_s = self.token_times_s
+        return (len(times_s) - 1) / (times_s[-1] - times_s[0])
 
     @property
     def gaps_s(self) -> list[float]:
@@ -66,6 +73,12 @@ def check(answers: Iterable[Answer], *, server: str, prompt_tokens: int, tokens:
 def total_s(answers: Sequence[Answer]) -> float:
     """From the first request sent to the last one done."""
     return max(each.end_s for each in answers) - min(each.sent_s for each in answers)
+
+
+def decode_rate(answers: Iterable[Answer]) -> float:
+    """Tokens per second of several at once, from the first token of any on."""
+    times_s = sorted(time_s for each in answers for time_s in each.token_times_s)
+    return (len(times_s) - 1) / (times_s[-1] - times_s[0])
 
 
 def ttfts_s(answers: Iterable[Answer]) -> list[float]:

@@ -92,7 +92,9 @@ def _take_message(answer: Answer, message: dict[str, Any], time_s: float) -> Non
     match message["type"]:
         case "delta":
             answer.text += message.get("text") or ""
-            answer.token_times_s += [time_s] * len(message.get("token_ids") or ())
+            token_ids = message.get("token_ids") or []
+            answer.token_ids += token_ids
+            answer.token_times_s += [time_s] * len(token_ids)
         case "done":
             result = message["result"]
             usage = result["usage"]

@@ -41,6 +41,8 @@ SCENARIOS: Final = (
     "long_prompt",
     "interactive",
     "schema",
+    "speculation",
+    "open_loop",
     "status_latency",
     "cli_startup",
     "idle",

@@ -152,7 +152,11 @@ def openclawd(
         path=path,
         worker_hook=worker_hook,
     ) as daemon:
-        yield Server("openclawd", "openclawd", str(daemon.socket), lambda: _num_requests(daemon))
+        yield as_server(daemon)
+
+
+def as_server(daemon: Daemon) -> Server:
+    return Server("openclawd", "openclawd", str(daemon.socket), lambda: _num_requests(daemon))
 
 
 def _num_requests(daemon: Daemon) -> int:

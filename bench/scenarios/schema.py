@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final
 
+import answers
 import jsonschema
 from answers import Ask
 from live import BENCH
@@ -22,8 +23,6 @@ from prompts import Prompts
 from servers import llama_server, openclawd, traffic
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from answers import Answer
     from servers import Server, Traffic
 
@@ -94,13 +93,13 @@ def _measure(
 ) -> None:
     shaped = [load.ask(server, ask)[0] for ask in asks]
     free = [load.ask(server, _free(*pair))[0] for pair in zip(asks, shaped, strict=True)]
-    rates = [_rate(answer) for answer in shaped]
+    rates = [answer.decode_rate for answer in shaped]
     samples.rates += rates
-    quotients = [rate / _rate(answer) for rate, answer in zip(rates, free, strict=True)]
+    quotients = [rate / answer.decode_rate for rate, answer in zip(rates, free, strict=True)]
     samples.alone.append(statistics.median(quotients))
     shaped_many = load.burst(server, many)
     free_many = load.burst(server, [_free(*pair) for pair in zip(many, shaped_many, strict=True)])
-    samples.at_once.append(_rate_together(shaped_many) / _rate_together(free_many))
+    samples.at_once.append(answers.decode_rate(shaped_many) / answers.decode_rate(free_many))
     for ask, answer in zip([*asks, *many], [*shaped, *shaped_many], strict=True):
         _judge(ask, answer, samples)
 
@@ -108,17 +107,6 @@ def _measure(
 def _free(ask: Ask, shaped: Answer) -> Ask:
     """The same without a schema, and as long."""
     return replace(ask, schema=None, ignore_eos=True, max_tokens=len(shaped.token_times_s))
-
-
-def _rate(answer: Answer) -> float:
-    times_s = answer.token_times_s
-    return (len(times_s) - 1) / (times_s[-1] - times_s[0])
-
-
-def _rate_together(answers: Sequence[Answer]) -> float:
-    """Of several at once, from the first token of any on."""
-    times_s = sorted(time_s for each in answers for time_s in each.token_times_s)
-    return (len(times_s) - 1) / (times_s[-1] - times_s[0])
 
 
 def _judge(ask: Ask, answer: Answer, samples: Samples) -> None:

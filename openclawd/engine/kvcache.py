@@ -212,6 +212,7 @@ class KvCache:
         self._tree.unlock(holding.anchor)
         holding.anchor = insertion.node
         holding.num_shared = len(computed)
+        self._evict_surplus()  # it may have been the last user of what lies beyond the parting
 
     def release(self, slot: int, *, for_siblings: bool = False) -> None:
         """Give back a slot and its cells; those that were kept stay with the tree. Short ones that
@@ -222,10 +223,7 @@ class KvCache:
         heapq.heappush(self._free_slots, slot)
         if not for_siblings:
             self._ops += self._tree.drop_short(holding.anchor, min_tokens=self.min_kept_tokens)
-        while self._tree.num_cells - self._tree.num_locked_cells > self._max_kept_cells:
-            ops = self._tree.evict()
-            assert ops is not None, "cells that nobody uses are in leaves, or lead to such"
-            self._ops += ops
+        self._evict_surplus()
 
     def make_room(self, num_tokens: int) -> None:
         """Evict kept prefixes until a batch of this many tokens fits."""
@@ -258,6 +256,13 @@ class KvCache:
         for holding in self._held.values():
             assert holding.sequence.parked is None
             assert 0 <= holding.num_shared <= holding.sequence.num_computed_tokens
+
+    def _evict_surplus(self) -> None:
+        """Nobody's prefixes take `max_kept_cells` at most."""
+        while self._tree.num_cells - self._tree.num_locked_cells > self._max_kept_cells:
+            ops = self._tree.evict()
+            assert ops is not None, "cells that nobody uses are in leaves, or lead to such"
+            self._ops += ops
 
     def _match(self, sequence: Sequence, owner: Owner) -> Match:
         is_open = self._may_share(sequence) and sequence.parked is None

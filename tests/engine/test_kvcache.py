@@ -58,6 +58,21 @@ def test_a_node_is_split_where_two_sequences_part() -> None:
     assert cache.num_used_cells == 6
 
 
+def test_what_lies_beyond_a_parting_is_nobodys_when_its_last_user_has_parted() -> None:
+    cache = KvCache(num_slots=2, num_cells=100, num_tags=8, max_kept_cells=5)
+    first = Sequence(1, 0, list(range(1, 11)), max_tokens=1)
+    second = Sequence(2, 0, [1, 2, 3, 99, 99, 99], max_tokens=1)
+    cache.acquire(first)
+    first.num_computed_tokens = 10
+    cache.keep(0)
+    cache.acquire(second)  # uses three of the first one's ten cells
+    cache.release(0)
+    second.num_computed_tokens = 6
+    cache.keep(1)
+    cache.check()
+    assert cache.num_used_cells == 6
+
+
 def test_a_pinned_node_that_was_split_is_joined_again_when_tags_are_short() -> None:
     cache = KvCache(num_slots=1, num_cells=100, num_tags=4, max_kept_cells=0)
 

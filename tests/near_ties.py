@@ -3,7 +3,8 @@
 Batches of other shapes round differently, so two tokens whose logits are almost the same may change
 places from one run to the next. A test that compares answers allows just that: it counts the
 answers that part, and checks at each parting that the model liked both tokens almost equally. The
-logits come from a context of its own, which computes the prompt and the common part in one piece.
+logits come from a context of its own, which computes the prompt and the common part in one piece
+and rounds as little as llama.cpp can.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ _NUM_SHIFTED: Final = 64
 class Parting:
     """Two answers differ at `position`, counted from the start of the answer. There, the logit of
     the one they chose that the model likes less lies `gap` below the best of all: 0 were a tie.
-    Of drawn tokens, `gap` is by how much logits must be shifted to draw now the one, now the other.
+    Of tokens that were drawn, or chosen by more than their logits, `gap` is by how much those must
+    be shifted to get now the one, now the other.
     """
 
     position: int
@@ -124,7 +126,7 @@ class NearTies:
         tokens = self.tokens(prompt) if isinstance(prompt, str) else list(prompt)
         tokens += ours[:position]
         chosen = {ours[position], theirs[position]}
-        if sampling is None or sampling.is_greedy:
+        if sampling in (None, SamplingParams(temperature=0)):
             logits = self.logits(tokens)
             gap = float(logits.max() - min(logits[list(chosen)]))
         else:
@@ -159,17 +161,42 @@ class NearTies:
         sampler.close()
         return answer
 
+    def is_clear(
+        self, prompt: Sequence[int], answer: Sequence[int], sampling: SamplingParams | None = None
+    ) -> bool:
+        """Is there no near tie in this answer? Then it can be expected word for word."""
+        params = sampling or SamplingParams(temperature=0)
+        tokens = [*prompt, *answer]
+        with self._context(len(tokens)) as context:
+            self._decode(context, prompt)
+            for position in range(len(prompt), len(tokens)):
+                best, second = np.sort(self._logits(context))[[-1, -2]]
+                if params == SamplingParams(temperature=0):
+                    is_clear = best - second > self.most_gap
+                else:
+                    opening = Opening(0, tuple(tokens[:position]), len(prompt), params)
+                    is_clear = len(self._drawn(context, opening, self.most_gap)) == 1
+                if not is_clear:
+                    return False
+                self._decode(context, tokens[position : position + 1])
+        return True
+
     def _least_shift(self, opening: Opening, chosen: set[int]) -> float:
         """By how much logits must be shifted, at random, for every chosen token to be drawn."""
         with self._context(len(opening.tokens)) as context:
-            likeliest = np.argsort(self._decode(context, opening.tokens))[-_NUM_SHIFTED:]
+            self._decode(context, opening.tokens)
             for shift in self.most_gap / 8, self.most_gap / 4, self.most_gap / 2, self.most_gap:
-                random = np.random.default_rng(1)
-                shifts = random.uniform(-shift, shift, (_NUM_DRAWS, _NUM_SHIFTED))
-                drawn = {self._draw(context, opening, likeliest, each) for each in shifts}
-                if chosen <= drawn:
+                if chosen <= self._drawn(context, opening, shift):
                     return shift
         return float("inf")
+
+    def _drawn(self, context: Any, opening: Opening, most_shift: float) -> set[int]:
+        """What may be drawn next when logits are shifted at random."""
+        likeliest = np.argsort(self._logits(context))[-_NUM_SHIFTED:]
+        shifts = np.random.default_rng(1).uniform(
+            -most_shift, most_shift, (_NUM_DRAWS, len(likeliest))
+        )
+        return {self._draw(context, opening, likeliest, each) for each in shifts}
 
     def _draw(
         self,
@@ -199,6 +226,8 @@ class NearTies:
         params.n_ctx = params.n_batch = params.n_ubatch = num_tokens
         params.n_threads = params.n_threads_batch = 1  # several wait for each other
         params.swa_full = False
+        params.type_k = params.type_v = llama_cpp.GGML_TYPE_F32
+        params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED  # it rounds to 16 bits
         context = llama_cpp.llama_init_from_model(self._model, params)
         assert context
         if self._lora is not None:
@@ -214,5 +243,9 @@ class NearTies:
         array = (ctypes.c_int32 * len(tokens))(*tokens)
         batch = llama_cpp.llama_batch_get_one(array, len(tokens))
         assert llama_cpp.llama_decode(context, batch) == 0
+        return self._logits(context)
+
+    def _logits(self, context: Any) -> npt.NDArray[np.float32]:
+        """After the last token that was decoded."""
         logits = llama_cpp.llama_get_logits_ith(context, -1)
         return np.ctypeslib.as_array(logits, shape=(self._vocab.size,)).copy()

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from openclawd.backends.base import Backend
     from openclawd.engine.sequence import Effect
+    from openclawd.engine.speculation import Drafter
 
 GREEDY = SamplingParams(temperature=0)
 
@@ -30,14 +31,13 @@ class Ask:
 class Engine:
     """Takes over a backend that no other engine uses any more. `limits` replace the usual ones."""
 
-    def __init__(self, backend: Backend, **limits: Any) -> None:
+    def __init__(self, backend: Backend, drafter: Drafter | None = None, **limits: Any) -> None:
         self.backend = backend
-        self.scheduler = Scheduler(_limits(backend, limits), backend)
+        self.scheduler = Scheduler(_limits(backend, limits), backend, drafter)
         self.sequences: list[Sequence] = []
         self.vectors: dict[int, bytes] = {}
         self.siblings: dict[tuple[int, int], Sequence] = {}
         self.finishes: dict[int, Finish] = {}
-        self.num_preempted = 0
         for owner in range(backend.info.parallel + backend.limits.num_prefix_tags):
             backend.copy_cells_in(owner, b"")  # drops what another engine left there
 
@@ -86,7 +86,7 @@ class Engine:
         result = self.backend.forward(batch)
         assert not isinstance(result, DecodeFailed), result
         if isinstance(result, NoFreeCells):
-            self.preempt()
+            self.preempt(result.lost)
         else:
             self._take(self.scheduler.update(batch, result))
         self.scheduler.check()
@@ -103,10 +103,9 @@ class Engine:
         assert self.scheduler.is_idle
         assert len(self.finishes) == len(self.sequences)
 
-    def preempt(self) -> None:
+    def preempt(self, lost: Iterable[int] = ()) -> None:
         """As if the backend had had no cell left."""
-        self.num_preempted += 1
-        self._take(self.scheduler.preempt())
+        self._take(self.scheduler.preempt(lost))
         self.scheduler.check()
 
     def _take(self, effects: Iterable[Effect]) -> None:

@@ -6,17 +6,21 @@ others; it gives the answers. To add one is to add a function to the table at th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
 
 from kinds.driver import Ask, Engine
 
 from openclawd.engine.sampling import SamplingParams
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
+
+    from near_ties import NearTies
 
     from openclawd.backends.base import Backend
+
+Answers = list[list[int]]
 
 NUM_TOKENS: Final = 24
 """Of each answer."""
@@ -25,37 +29,55 @@ NUM_COMMON: Final = 60
 """Most requests begin alike for so long, beyond a window."""
 
 
-@dataclass(frozen=True)
+_TEXT: Final = """
+A lighthouse stands where the river meets the sea. Its keeper, an old woman who had been a captain,
+writes down each evening what has passed: ships and their names, birds, the colour of the water. In
+the winter of the long storm she wrote nothing for nine days, and people in the village said that
+the light had gone out. It had not. She had run out of ink, and after that of paper, and so she kept
+the book in her head, one line for every hour, and when spring came she dictated the whole of it to
+a boy who had learned to write at school. He asked why she wanted to remember hours in which there
+was only wind. "Because," she said, "I have been asked to say what was there, not what I liked." The
+book is kept in the town hall now. Visitors may read it if their hands are clean. Most of them look
+for the nine days, and find the same words again and again, with small changes, as the sea has them.
+"""
+
+
 class World:
-    """A loaded backend, `asks` to answer, and `text`: some hundred tokens to make others of."""
+    """A loaded backend, `asks`, and what plain llama.cpp answers to each `alone`."""
 
-    backend: Backend
-    asks: list[Ask]
-    text: tuple[int, ...]
+    def __init__(self, backend: Backend, judge: NearTies) -> None:
+        """Requests short and longer than a window, with a common beginning, one of them drawn."""
+        self.backend = backend
+        self._judge = judge
+        self._text = tuple(judge.tokens(_TEXT))
+        self.asks: list[Ask] = []
+        self.alone: list[list[int]] = []
+        text, common = self._text, self._text[:NUM_COMMON]
+        self._add(lambda offset: Ask((*common, *text[150 + offset : 160 + offset])))
+        self._add(lambda offset: Ask(text[100 + offset : 105 + offset]))
+        self._add(lambda offset: Ask((*common, *text[180 + offset : 250 + offset])))
+        self._add(lambda offset: Ask(common[: NUM_COMMON - offset]))
+        drawn = SamplingParams(temperature=0.8, top_k=20)
+        tail = text[120:150]
+        self._add(lambda offset: Ask((*common, *tail), replace(drawn, seed=offset)))
 
-    @classmethod
-    def of(cls, backend: Backend, text: list[int]) -> World:
-        """Short and longer than a window, with a common beginning, one of them drawn."""
-        common = text[:NUM_COMMON]
-        drawn = SamplingParams(temperature=1.0, top_k=20, seed=3)
-        asks = [
-            Ask((*common, *text[150:160])),
-            Ask(tuple(text[100:105])),
-            Ask((*common, *text[200:270])),
-            Ask(tuple(common)),
-            Ask((*common, *text[120:150]), drawn),
-        ]
-        return cls(backend, asks, tuple(text))
+    def _add(self, make: Callable[[int], Ask]) -> None:
+        """A request to whose answer no near tie belongs, so that it is the same word for word."""
+        for offset in range(NUM_COMMON // 2):
+            ask = make(offset)
+            answer = self._judge.answer(ask.tokens, NUM_TOKENS, ask.sampling)
+            if self._judge.is_clear(ask.tokens, answer, ask.sampling):
+                self.asks.append(ask)
+                self.alone.append(answer)
+                return
+        raise AssertionError("near ties in every answer")
 
-    def engine(self, **limits: object) -> Engine:
-        return Engine(self.backend, **limits)
+    def engine(self, **values: Any) -> Engine:
+        return Engine(self.backend, **values)
 
     def long_ask(self, start: int) -> Ask:
         """Another request; 250 tokens, unlike those of `asks` from the first one on."""
-        return Ask(self.text[start : start + 250])
-
-
-Answers = list[list[int]]
+        return Ask(self._text[1 + start : 251 + start])
 
 
 def one_by_one(world: World) -> Answers:
@@ -108,7 +130,7 @@ def in_used_slots(world: World) -> Answers:
 def behind_a_kept_prefix(world: World) -> Answers:
     """What the requests have in common was computed for another before."""
     engine = world.engine(min_kept_tokens=16, kept_share=0.5)
-    engine.ask(Ask((*world.asks[0].tokens[:NUM_COMMON], *world.text[40:80])), 10)
+    engine.ask(Ask((*world.asks[0].tokens[:NUM_COMMON], *world.long_ask(40).tokens[:40])), 10)
     engine.run()
     answers = _all_at_once(world, engine)
     cached = [engine.sequences[1 + rid].num_cached_tokens for rid in range(len(world.asks))]
@@ -121,7 +143,7 @@ def behind_a_kept_prefix(world: World) -> Answers:
 
 def behind_a_prefix_that_is_being_read(world: World) -> Answers:
     engine = world.engine(min_kept_tokens=16, kept_share=0.5, batch_tokens=8)
-    engine.ask(Ask((*world.asks[0].tokens[:NUM_COMMON], *world.text[40:80])), 10)
+    engine.ask(Ask((*world.asks[0].tokens[:NUM_COMMON], *world.long_ask(40).tokens[:40])), 10)
     engine.steps(2)
     return _all_at_once(world, engine)
 
@@ -139,12 +161,25 @@ def evicted(world: World) -> Answers:
 
 def preempted(world: World) -> Answers:
     """Taken out of their slots while prompts are read, and while answers are written."""
+    return _preempted(world, world.engine())
+
+
+def preempted_and_computed_again(world: World) -> Answers:
+    """The same, when there is no room in the host's memory."""
+    return _preempted(world, world.engine(parked_share=0.0))
+
+
+def preempted_by_higher_priorities(world: World) -> Answers:
+    """Every turn some that are more urgent than all before want every slot."""
     engine = world.engine()
     rids = [engine.ask(ask, NUM_TOKENS) for ask in world.asks]
-    for num_steps in (1, 4, 1, 7, 5):
-        engine.steps(num_steps)
-        if engine.scheduler.num_running > 1:  # one that is alone would end
-            engine.preempt()
+    for turn in range(1, 4):
+        engine.steps(4)
+        waiting = engine.scheduler.num_waiting
+        for slot in range(4):
+            engine.ask(world.long_ask(3 * turn + slot), 3, priority=turn)
+        engine.step()
+        assert engine.scheduler.num_waiting > waiting
     return _finished(engine, rids)
 
 
@@ -201,6 +236,16 @@ def of_several_choices(world: World) -> Answers:
     return [engine.answer(rid, 2) for rid in rids]
 
 
+def guessed_ahead(world: World) -> Answers:
+    """Right guesses and wrong ones, of every length; only where a model can drop cells."""
+    oracle = _Oracle(world)
+    engine = world.engine(drafter=oracle, max_guesses=6)
+    answers = _all_at_once(world, engine)
+    num_accepted = sum(sequence.guessing.num_accepted for sequence in engine.sequences)
+    assert bool(num_accepted) is bool(world.backend.limits.num_prefix_tags)
+    return answers
+
+
 def between_embeddings(world: World) -> Answers:
     engine, rids = world.engine(), []
     for turn, ask in enumerate(world.asks):
@@ -221,12 +266,44 @@ SCENARIOS: Final[tuple[Callable[[World], Answers], ...]] = (
     behind_a_prefix_that_is_being_read,
     evicted,
     preempted,
+    preempted_and_computed_again,
+    preempted_by_higher_priorities,
     in_a_full_cache,
     beside_others_that_are_cancelled,
     resubmitted,
     of_several_choices,
+    guessed_ahead,
     between_embeddings,
 )
+
+
+class _Oracle:
+    """Guesses what each request is answered alone, but for every fourth token."""
+
+    def __init__(self, world: World) -> None:
+        pairs = zip(world.asks, world.alone, strict=True)
+        self._texts = [(*ask.tokens, *answer) for ask, answer in pairs]
+
+    def propose(self, wanted: Mapping[int, tuple[list[int], int]]) -> dict[int, list[int]]:
+        guesses = {slot: self._follow(tokens, length) for slot, (tokens, length) in wanted.items()}
+        return {slot: tokens for slot, tokens in guesses.items() if tokens}
+
+    def forget(self, slot: int) -> None:
+        del slot
+
+    def _follow(self, tokens: list[int], length: int) -> list[int]:
+        start, end = len(tokens), len(tokens) + length
+        text = next((each for each in self._texts if each[:start] == tuple(tokens)), ())
+        return [token ^ (position % 4 == 3) for position, token in enumerate(text)][start:end]
+
+
+def _preempted(world: World, engine: Engine) -> Answers:
+    rids = [engine.ask(ask, NUM_TOKENS) for ask in world.asks]
+    for num_steps in (1, 4, 1, 7, 5):
+        engine.steps(num_steps)
+        if engine.scheduler.num_running > 1:  # one that is alone would end
+            engine.preempt()
+    return _finished(engine, rids)
 
 
 def _all_at_once(world: World, engine: Engine) -> Answers:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from models.gguf_writer import Value
 
-_DRAFT_NOISE = 0.005  # the same likeliest token at nine of ten positions
+_DRAFT_NOISE = 0.01  # the same likeliest token at nine of ten positions
 
 
 class ModelLibrary:

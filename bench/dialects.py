@@ -116,6 +116,7 @@ class HttpExchange:
     def __init__(self, ask: Ask) -> None:
         self._ask = ask
         self._reads: list[tuple[float, bytes]] = []
+        self._head: bytes | None = b""  # until it is complete
         self._tail = b""
         self._num_missing: int | None = None  # of an answer that is not chunked
 
@@ -130,13 +131,16 @@ class HttpExchange:
 
     def feed(self, time_s: float, data: bytes) -> bool:
         self._reads.append((time_s, data))
-        if len(self._reads) == 1:
-            head, _, rest = data.partition(b"\r\n\r\n")
+        if self._head is not None:
+            self._head += data
+            head, separator, data = self._head.partition(b"\r\n\r\n")
+            if not separator:
+                return False
+            self._head = None
             if b"chunked" not in head.lower():
                 length = head.lower().partition(b"content-length:")[2].split(b"\r\n")[0]
-                self._num_missing = int(length or 0) - len(rest)
-                return self._num_missing <= 0
-        elif self._num_missing is not None:
+                self._num_missing = int(length or 0)
+        if self._num_missing is not None:
             self._num_missing -= len(data)
             return self._num_missing <= 0
         self._tail = (self._tail + data)[-len(_LAST_CHUNK) :]

@@ -1,10 +1,11 @@
 """Results as a page shows them: tables in Markdown, plots as SVG.
 
-    python bench/publish.py RESULTS.json     put them into docs/performance.md and docs/plots/
+    python bench/publish.py RESULTS.json …   put them into docs/performance.md and docs/plots/
 
 Owns the layout. `run.py` writes the same beside its results. In the page, what stands between
 `<!-- bench NAME -->` and `<!-- end -->` is replaced by the tables of that scenario, or of all
-targets for the name `targets`; the words around them are written by people.
+targets for the name `targets`; the words around them are written by people. Of several files, the
+last that has a scenario counts.
 """
 
 from __future__ import annotations
@@ -48,8 +49,24 @@ def targets(results: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def write(results: dict[str, Any], folder: Path) -> None:
+def scenarios_of(run: dict[str, Any]) -> dict[str, Any]:
+    """The results by scenario, each with a line about the run it comes from."""
+    machine, results = run["machine"], {}
+    for name, result in run["scenarios"].items():
+        line = (
+            f"{machine['date']}, commit {machine['commit']}, {machine['cores']} cores of "
+            f"{machine['cpu']}, {run['threads']} threads, {run['rounds']} rounds"
+        )
+        if "seconds" in result:
+            line += f"; {result['seconds']:.0f} s, {result['others_cpu_share']:.1%} of the CPU"
+            line += " time used by others"
+        results[name] = {**result, "run": f"{line}."}
+    return results
+
+
+def write(run: dict[str, Any], folder: Path) -> None:
     """`tables.md` and the plots of a run, into its folder."""
+    results = scenarios_of(run)
     parts = ["## Targets", "", markdown(targets(results))]
     for name, result in results.items():
         if "rows" in result:
@@ -75,7 +92,7 @@ def _line(cells: Iterable[str]) -> str:
 
 
 def _section(name: str, result: dict[str, Any], plots: str = "") -> str:
-    parts = [markdown(result["rows"])]
+    parts = [markdown(result["rows"]), f"{result['run']}\n"]
     parts += [f"{remark}\n" for remark in result["remarks"]]
     parts += [
         f"![{plot['title']}]({plots}{_plot_name(name, place)})\n"
@@ -98,7 +115,7 @@ def _plot_name(scenario: str, place: int) -> str:
 def main(arguments: Sequence[str]) -> int:
     results = {}
     for path in arguments:
-        results |= json.loads(Path(path).read_text(encoding="utf-8"))["scenarios"]
+        results |= scenarios_of(json.loads(Path(path).read_text(encoding="utf-8")))
     if not results:
         print(__doc__, file=sys.stderr)
         return 2

@@ -148,7 +148,7 @@ def _save(results: dict[str, Any]) -> None:
     folder = BENCH / "results" / time.strftime("%Y%m%d-%H%M%S")
     folder.mkdir(parents=True)
     (folder / "results.json").write_text(json.dumps(results, indent=1))
-    publish.write(results["scenarios"], folder)
+    publish.write(results, folder)
     console.print(f"\nevery measurement: {folder.relative_to(BENCH.parent)}", style="dim")
 
 

@@ -36,7 +36,9 @@ def test_a_resumed_sequence_goes_on_as_the_first_would_have(tokens: list[int], c
         seen.append(whole.append(token, Pieces()))
         if seen[-1][1] is not None:
             break
-    ended = resumed.resume(told[:cut], Pieces())
+    replayed: list[str] = []
+    ended = resumed.resume(told[:cut], Pieces(), on_text=replayed.append)
+    assert replayed == [text for text, _ in seen[:cut]]
     assert [resumed.append(token, Pieces()) for token in told[cut:]] == seen[cut:]
     assert (resumed.tokens, resumed.num_prompt_tokens) == (whole.tokens, 3)
     assert resumed.text.finish() == whole.text.finish()

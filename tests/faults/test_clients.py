@@ -151,6 +151,26 @@ def test_a_client_that_never_reads_disturbs_nobody(own_daemon: Daemon) -> None:
         wait_until(lambda: busy(other) == 0, what="the end of its requests")
 
 
+def test_a_client_that_reads_late_gets_all_of_it_in_fewer_deltas(own_daemon: Daemon) -> None:
+    """Half a megabyte of probabilities, more than socket and buffer hold."""
+    options = {"max_tokens": 64, "ignore_eos": True, "logprobs": True, "top_logprobs": 20}
+    with RawClient(own_daemon.socket) as raw, Client(socket_path=str(own_daemon.socket)) as watcher:
+        raw.request(1, "generate", prompt="Once", n=8, stream=True, **options)
+        wait_until(lambda: busy(watcher), what="the start")
+        wait_until(lambda: not busy(watcher), timeout_s=60, what="the end")
+        deltas = []
+        while not isinstance(message := raw.next_of_any(Delta, Done), Done):
+            deltas.append(message)
+    assert len(deltas) < 8 * 64
+    for index in range(8):
+        mine = [delta for delta in deltas if delta.index == index]
+        ids = [token for delta in mine for token in delta.token_ids]
+        records = [record for delta in mine for record in delta.logprobs or ()]
+        assert [record.token_id for record in records] == ids
+        assert ids == message.result["choices"][index]["token_ids"]
+        assert "".join(delta.text for delta in mine) == message.result["choices"][index]["text"]
+
+
 def test_what_a_client_adds_to_a_request_never_reaches_the_worker(daemon: Daemon) -> None:
     """Packed by the daemon, small floats take twice the room they took in the client's frame."""
     pids = [worker.pid for worker in daemon.workers()]

@@ -18,7 +18,7 @@ from harness import smollm2_path
 from models.gguf_writer import read_keys, write_gguf
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from models.gguf_writer import Value
@@ -51,15 +51,18 @@ _INNER: Final = 2 * LENGTH
 _EPSILON: Final = 1e-5
 
 
-def write_full(path: Path, *, seed: int = 1, noise: float = 0.0) -> None:
+def write_full(
+    path: Path, *, seed: int = 1, noise: float = 0.0, suppressed: Sequence[int] = ()
+) -> None:
     """Full attention: a llama. With the same seed and a little noise it is a draft model of
-    itself, which mostly agrees."""
+    itself, which mostly agrees. `suppressed` tokens are never to be sampled."""
     weights = _Weights("llama", seed, noise=noise)
     weights.keys["rope.dimension_count"] = HEAD_LENGTH
     for layer in range(NUM_LAYERS):
         weights.add_attention(layer)
         weights.add_feed_forward(layer)
-    weights.write(path)
+    more = {"tokenizer.ggml.suppress_tokens": list(suppressed)} if suppressed else {}
+    weights.write(path, more)
 
 
 def write_window(path: Path) -> None:
@@ -228,11 +231,11 @@ class _Weights:
         self.tensors[f"{stem}.ssm_a"] = np.tile(-np.arange(1.0, _STATE + 1), (_INNER, 1))
         self.tensors[f"{stem}.ssm_d"] = np.ones(_INNER, "<f4")
 
-    def write(self, path: Path) -> None:
+    def write(self, path: Path, more: Mapping[str, Any] | None = None) -> None:
         keys = {f"{self.architecture}.{name}": value for name, value in self.keys.items()}
         general = {"general.architecture": self.architecture, "general.name": f"tiny-{path.stem}"}
         tensors = {name: values.astype("<f4") for name, values in self.tensors.items()}
-        write_gguf(path, general | keys | _tokenizer_keys(), tensors)
+        write_gguf(path, general | keys | _tokenizer_keys() | dict(more or {}), tensors)
 
 
 def _tokenizer_keys() -> dict[str, Any]:

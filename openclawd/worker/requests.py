@@ -60,7 +60,7 @@ class StepOutputs:
         """The output of a sequence, made when it is first asked for."""
         key = (sequence.rid, sequence.index)
         if key not in self.outputs:
-            self.outputs[key] = Output(*key, cached_tokens=sequence.num_cached_tokens or 0)
+            self.outputs[key] = Output(*key, cached_tokens=_num_cached_tokens(sequence))
         return self.outputs[key]
 
     def put(
@@ -93,7 +93,7 @@ class Requests:
     ) -> None:
         """A request has started. Of each sequence, the parser that takes its text apart."""
         self._open[rid] = _Request(
-            num_prompt_tokens=sum(map(_num_own_prompt_tokens, sequences)),
+            num_prompt_tokens=sum(map(_num_prompt_tokens, sequences)),
             finish_by_index=[None] * len(sequences),
             parsers=parsers,
             num_completion_tokens=sum(sequence.num_completion_tokens for sequence in sequences),
@@ -149,8 +149,7 @@ class Requests:
     def _end(self, step: StepOutputs, sequence: Sequence, finish: Finish) -> None:
         request = self._open[sequence.rid]
         request.finish_by_index[sequence.index] = finish
-        if _num_own_prompt_tokens(sequence):
-            request.num_cached_tokens += sequence.num_cached_tokens or 0
+        request.num_cached_tokens += _num_cached_tokens(sequence)
         request.num_guessed_tokens += sequence.guessing.num_proposed
         request.num_accepted_tokens += sequence.guessing.num_accepted
         if request.has_ended:
@@ -158,10 +157,17 @@ class Requests:
             step.ended.append(_ended(sequence.rid, request))
 
 
-def _num_own_prompt_tokens(sequence: Sequence) -> int:
+def _owns_its_prompt(sequence: Sequence) -> bool:
     """Generations of one request have one prompt together; the first one stands for it."""
-    is_first = sequence.index == 0 or sequence.kind is BatchKind.EMBEDDING
-    return sequence.num_prompt_tokens if is_first else 0
+    return sequence.index == 0 or sequence.kind is BatchKind.EMBEDDING
+
+
+def _num_prompt_tokens(sequence: Sequence) -> int:
+    return sequence.num_prompt_tokens if _owns_its_prompt(sequence) else 0
+
+
+def _num_cached_tokens(sequence: Sequence) -> int:
+    return sequence.num_cached_tokens or 0 if _owns_its_prompt(sequence) else 0
 
 
 def refused(rid: int, problem: Problem, *, num_sequences: int = 1) -> RequestEnded:

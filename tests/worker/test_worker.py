@@ -97,6 +97,7 @@ def test_choices_are_one_request_whose_prompt_counts_once(warm_worker: WorkerPro
     assert outcome.end.prompt_tokens == len(STORY.split())
     assert outcome.end.cached_tokens == 0
     assert outcome.end.completion_tokens == 18
+    assert not any(output.cached_tokens for step in outcome.steps for output in step.outputs)
     assert [len(outcome.token_ids[index]) for index in range(3)] == [6, 6, 6]
     assert len({tuple(ids) for ids in outcome.token_ids.values()}) == 3
     (alone,) = warm_worker.finish(start_again(warm_worker))

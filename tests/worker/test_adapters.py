@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from models.tiny import EXACT, NEAR_TIE
 from near_ties import NearTies
 from worker.driver import GREEDY, running_worker
 
@@ -33,7 +34,9 @@ def worker(
     models: ModelLibrary, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[WorkerProcess]:
     with running_worker(tmp_path_factory.mktemp("worker")) as running:
-        loaded = running.load(models.tiny("full"), adapters=adapters(models), batch_tokens=32)
+        loaded = running.load(
+            models.tiny("full"), adapters=adapters(models), batch_tokens=32, options=EXACT
+        )
         assert isinstance(loaded, Loaded), loaded
         yield running
 
@@ -48,11 +51,9 @@ def test_they_run_together_and_do_not_mix(worker: WorkerProcess, models: ModelLi
     assert any(len(step.outputs) == 2 for step in outcomes[1].steps)  # those with the same one
     paths = {"": None, "one": models.tiny_adapter(1), "two": models.tiny_adapter(2)}
     for prompt, name, outcome in zip(prompts, names, outcomes, strict=True):
-        with NearTies(models.tiny("full"), 0.01, adapter=paths[name]) as judge:
-            tokens = list(judge.tokens(prompt))
-            for _ in range(NUM_TOKENS):
-                tokens.append(int(judge.logits(tokens).argmax()))
-            judge.check(prompt, outcome.token_ids[0], tokens[-NUM_TOKENS:])
+        with NearTies(models.tiny("full"), NEAR_TIE, adapter=paths[name]) as judge:
+            wanted = judge.answer(judge.tokens(prompt), NUM_TOKENS)
+            judge.check(prompt, outcome.token_ids[0], wanted)
 
 
 def test_a_vector_is_made_with_the_adapter(worker: WorkerProcess) -> None:

@@ -71,13 +71,15 @@ class BatchLimits:
     """The largest batches `forward` takes. `splits_prompts` False: a prompt must come in one.
 
     `num_prefix_tags`: sequence ids beside the slots, from `parallel` on, under which cells can be
-    kept for others; 0 when the model's memory cannot share part of a sequence.
+    kept for others; 0 when the model's memory cannot share part of a sequence. `can_drop_last`: the
+    cells of a batch's last tokens can be dropped after it, as wrong guesses must be.
     """
 
     batch_tokens: int
     embedding_batch_tokens: int
     splits_prompts: bool
     num_prefix_tags: int = 0
+    can_drop_last: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ of them, and their buffer stays: 128 tokens of a vocabulary of 128k are 64 MiB."
 MAX_PREFIX_TAGS: Final = 128
 """Most kept prefixes: far more than a cache of today's sizes can hold of useful length."""
 
-_UBATCH_TOKENS: Final = 512
+UBATCH_TOKENS: Final = 512
 """llama.cpp's own default for what it computes at once."""
 
 _ALL_LAYERS: Final = -1
@@ -143,6 +143,7 @@ def _with_context(spec: LoadSpec, model: Any, params: Any, adapters: Adapters) -
         embedding_batch_tokens=min(EMBEDDING_BATCH_TOKENS, spec.kv_tokens),
         splits_prompts=True,
         num_prefix_tags=_num_prefix_tags(spec, model),
+        can_drop_last=not _has_state(model),
     )
     context = _make_context(spec, model, params, limits)
     is_encoder = _is_encoder(context)
@@ -163,19 +164,30 @@ def _with_context(spec: LoadSpec, model: Any, params: Any, adapters: Adapters) -
 def _num_prefix_tags(spec: LoadSpec, model: Any) -> int:
     """How many prefixes can be kept. None where a part of a sequence is not enough to go on from: a
     recurrent state is only that of the last token, a sliding window has forgotten the first."""
-    is_recurrent = llama_cpp.llama_model_is_recurrent(model)
-    is_hybrid = llama_cpp.llama_model_is_hybrid(model)
-    has_window = llama_cpp.llama_model_n_swa(model) > 0
-    if is_recurrent or is_hybrid or has_window:
+    if _has_state(model) or _has_window(model):
         return 0
     most: int = llama_cpp.llama_max_parallel_sequences()
     return min(MAX_PREFIX_TAGS, most - spec.parallel)
 
 
+def _has_state(model: Any) -> bool:
+    """That of the last token alone; nothing leads back from it."""
+    is_recurrent: bool = llama_cpp.llama_model_is_recurrent(model)
+    return is_recurrent or llama_cpp.llama_model_is_hybrid(model)
+
+
+def _has_window(model: Any) -> bool:
+    size: int = llama_cpp.llama_model_n_swa(model)
+    return size > 0
+
+
 def _make_context(spec: LoadSpec, model: Any, params: Any, limits: BatchLimits) -> Any:
     largest = max(limits.batch_tokens, limits.embedding_batch_tokens)
     params.n_batch = largest
-    params.n_ubatch = min(largest, _UBATCH_TOKENS) if limits.splits_prompts else largest
+    # Between two pieces of a batch llama.cpp gives away cells that guesses have pushed out of the
+    # window, and which are in it again when those are dropped: windows need a batch in one piece.
+    is_whole = not limits.splits_prompts or _has_window(model)
+    params.n_ubatch = largest if is_whole else min(largest, UBATCH_TOKENS)
     # One output per sequence, or per token of an embedding; llama.cpp's default reserves logits for
     # every token of the largest batch.
     params.n_outputs_max = max(spec.parallel, limits.embedding_batch_tokens)

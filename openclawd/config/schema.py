@@ -335,7 +335,7 @@ class ModelConfig(_Section):
     speculation: Annotated[Speculation, BeforeValidator(values.empty_if_nil)] = _key(
         Speculation(),
         meaning="Guess tokens ahead and check several in one step. Changes no answer, up to near"
-        " ties; models whose memory cannot drop single tokens do without.",
+        " ties; recurrent and hybrid models, which cannot take back a token, do without.",
         allowed="a map",
     )
     system_prompts: Annotated[list[str], AfterValidator(values.system_prompts)] = _key(

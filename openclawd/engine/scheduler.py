@@ -50,8 +50,8 @@ class Limits:
 
     Sequences that were preempted take as much of the host's memory as `parked_share` of the cache
     at most. One that waits for cells may be passed `max_skips` times by others that need fewer. At
-    most `max_guesses` tokens are guessed ahead for a sequence; only where cells can be shared,
-    since those of wrong guesses must be dropped one by one.
+    most `max_guesses` tokens are guessed ahead for a sequence; none where those that were wrong
+    cannot be dropped again (`can_drop_last`).
     """
 
     num_slots: int
@@ -65,6 +65,7 @@ class Limits:
     parked_share: float = 0.5
     max_skips: int = 16
     max_guesses: int = 0
+    can_drop_last: bool = False
 
     def __post_init__(self) -> None:
         assert 0 < self.num_slots <= self.batch_tokens, "a step must hold one token of every slot"
@@ -111,7 +112,7 @@ class Scheduler:
     ) -> None:
         self._limits = limits
         self._vocabulary = vocabulary
-        self._drafter = drafter if limits.num_prefix_tags else None
+        self._drafter = drafter if limits.can_drop_last else None
         self._pace = Pace()
         self._kv = KvCache(
             limits.num_slots,

@@ -42,6 +42,7 @@ def make_drafter(
         return NgramDrafter()
     draft = load_draft()
     _check_vocabulary(backend, draft)
+    _check_memory(draft)
     return ModelDrafter(draft)
 
 
@@ -128,5 +129,14 @@ def _check_vocabulary(backend: Backend, draft: Backend) -> None:
             f"the draft model has another vocabulary ({draft.info.vocab_size} tokens; the model "
             f"itself has {size})",
             hint="choose a draft model of the same family, or speculation with method ngram",
+            permanent=True,
+        )
+
+
+def _check_memory(draft: Backend) -> None:
+    if not draft.limits.can_drop_last:
+        raise CannotLoad(
+            "the draft model is recurrent or hybrid, so it cannot take back what it guessed wrong",
+            hint="choose a draft model with attention alone, or speculation with method ngram",
             permanent=True,
         )

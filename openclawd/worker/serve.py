@@ -68,7 +68,8 @@ _NOT_PINNED: Final = (
 )
 
 _NOT_SPECULATING: Final = (
-    "speculation is off: this model's memory cannot drop the tokens that were guessed wrong"
+    "speculation is off: this model is recurrent or hybrid, so it cannot take back the tokens that"
+    " were guessed wrong"
 )
 
 _log = logging.getLogger(__name__)
@@ -134,7 +135,7 @@ class Worker:
         info = _describe(backend, tokenizer, load_s=load_s, num_pinned_tokens=num_pinned)
         if self._load.system_prompts and not num_pinned:
             info["warnings"].append(_NOT_PINNED)
-        if self._load.guess_method != "off" and not backend.limits.num_prefix_tags:
+        if self._load.guess_method != "off" and not backend.limits.can_drop_last:
             info["warnings"].append(_NOT_SPECULATING)
         self._tokenizer, self._loop = tokenizer, loop
         status = self._serve(loop, info)

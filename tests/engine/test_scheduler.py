@@ -802,7 +802,7 @@ class Foreseer:
 
 def make_guessing(*guesses: int, **limits: Any) -> Scheduler:
     defaults = {"num_slots": 2, "kv_tokens": 100, "batch_tokens": 8, "embedding_batch_tokens": 8}
-    defaults |= {"num_prefix_tags": 8, "max_guesses": 4}
+    defaults |= {"num_prefix_tags": 8, "max_guesses": 4, "can_drop_last": True}
     return Scheduler(Limits(**{**defaults, **limits}), Letters(), Foreseer(*guesses))
 
 
@@ -852,8 +852,8 @@ def test_no_more_is_guessed_than_may_come() -> None:
     assert scheduler.is_idle
 
 
-def test_nothing_is_guessed_where_cells_cannot_be_dropped_one_by_one() -> None:
-    scheduler = make_guessing(3, 4, num_prefix_tags=0)
+def test_nothing_is_guessed_where_it_cannot_be_taken_back() -> None:
+    scheduler = make_guessing(3, 4, can_drop_last=False)
     scheduler.add(generation(1, 3, max_tokens=3))
     step(scheduler)
     assert shape(step(scheduler)[0]) == [(0, 1)]
@@ -929,6 +929,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         parked_share=st.sampled_from([0.0, 0.5]),
         max_skips=st.integers(0, 2),
         max_guesses=st.sampled_from([0, 3]),
+        can_drop_last=st.booleans(),
     )
     def start(
         self, num_slots: int, spare: int, pins: list[tuple[int, list[int]]], **limits: Any

@@ -131,5 +131,6 @@ def _limits(backend: Backend, values: dict[str, Any]) -> Limits:
         "embedding_batch_tokens": backend.limits.embedding_batch_tokens,
         "splits_prompts": backend.limits.splits_prompts,
         "num_prefix_tags": backend.limits.num_prefix_tags,
+        "can_drop_last": backend.limits.can_drop_last,
     }
     return Limits(**{**usual, **values})

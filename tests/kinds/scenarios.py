@@ -237,12 +237,12 @@ def of_several_choices(world: World) -> Answers:
 
 
 def guessed_ahead(world: World) -> Answers:
-    """Right guesses and wrong ones, of every length; only where a model can drop cells."""
-    oracle = _Oracle(world)
+    """Right guesses and wrong ones, of every length; only where a model can drop them."""
+    oracle = Oracle(world)
     engine = world.engine(drafter=oracle, max_guesses=6)
     answers = _all_at_once(world, engine)
     num_accepted = sum(sequence.guessing.num_accepted for sequence in engine.sequences)
-    assert bool(num_accepted) is bool(world.backend.limits.num_prefix_tags)
+    assert bool(num_accepted) is world.backend.limits.can_drop_last
     return answers
 
 
@@ -277,7 +277,7 @@ SCENARIOS: Final[tuple[Callable[[World], Answers], ...]] = (
 )
 
 
-class _Oracle:
+class Oracle:
     """Guesses what each request is answered alone, but for every fourth token."""
 
     def __init__(self, world: World) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 MAX_FORMAT_CHARS: Final = 64 * 1024
 """Longest schema, pattern or grammar. Other requests wait while a worker compiles it: two seconds
-for the worst of this length (measured 2026-11-24)."""
+for the worst of this length (measured 2026-11-23)."""
 
 FORMAT_TEXTS: Final[dict[str, str]] = {
     "json_schema": "schema",

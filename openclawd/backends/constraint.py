@@ -38,7 +38,7 @@ _LIMITS: Final = {
 """What one grammar may cost its worker. With llguidance's own limits an ambiguous one of a line
 takes 90 ms a token, with these 20; a schema of 4,000 properties 1.5 s to compile, with these it is
 refused after 0.2; a regex may fill 500 MB with its states. About 120 optional properties of one
-object, or 2,000 required ones, are within them (measured 2026-11-24 with 49,152 tokens)."""
+object, or 2,000 required ones, are within them (measured 2026-11-23 with 49,152 tokens)."""
 
 _NUM_STEPS_TRIED: Final = 3
 
@@ -63,7 +63,7 @@ class Grammars:
     """The grammars of one model. May be used from any thread.
 
     Its tables are made for the first grammar (0.2 s and 25 MB at 49,152 tokens, measured
-    2026-11-24): most workers never see one.
+    2026-11-23): most workers never see one.
     """
 
     def __init__(self, vocabulary: Vocabulary, vocab_size: int) -> None:

@@ -24,11 +24,11 @@ models write it. Were it without end, some would write nothing else."""
 _MAX_MULTIPLES: Final = 100_000
 """The product of all `multipleOf` of a schema. llguidance makes an automaton of so many states of
 them, without a limit of its own: 0.6 s for this many, 18 s for ten times as many (measured
-2026-11-24)."""
+2026-11-23)."""
 
 _MAX_GBNF_RULES: Final = 1000
 """llguidance's translator takes the square of their number, two seconds for this many (measured
-2026-11-24)."""
+2026-11-23)."""
 
 _MULTIPLE: Final = re.compile(r'"multipleOf"\s*:\s*([-+.0-9eE]+)')
 _GBNF_CODE_POINT: Final = re.compile(

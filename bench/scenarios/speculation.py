@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 PARALLEL: Final = 8
 CONTEXT: Final = 512
-REPEATING_TOKENS: Final = 64
+REPEATING_TOKENS: Final = 120
 ORDINARY_TOKENS: Final = 48
 NEW_WORDS: Final = 6
 """At the beginning of each prompt, so that no cache knows it."""
@@ -84,7 +84,8 @@ def _tasks(prompts: Prompts, *, seed: int) -> dict[str, list[Ask]]:
         prompt = f"{prompts.fresh(NEW_WORDS)}.\n{text}"
         return Ask(num_tokens, prompt=prompt, temperature=temperature, seed=seed)
 
-    copies = (f"The text:\n{text}\n\nThe same text, word for word:\n" for text in PASSAGES)
+    texts = ("\n\n".join(pair) for pair in zip(PASSAGES[::2], PASSAGES[1::2], strict=True))
+    copies = (f"The text:\n{text}\n\nThe same text, word for word:\n" for text in texts)
     return {
         REPEATING: [ask(text, REPEATING_TOKENS) for text in copies],
         GREEDY: [ask(text, ORDINARY_TOKENS) for text in OPENINGS],

@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from openclawctl.wire.messages import Delta, Event
     from openclawctl.wire.results import Timings, Usage
     from openclawctl.wire.tokens import TokenLogprob
+    from openclawctl.wire.tools import ToolCall
 
 __version__: Final = "0.1.0"
 
@@ -75,6 +76,7 @@ _HOME: Final = {
     "Event": "openclawctl.wire.messages",
     "Stream": "openclawctl.client",
     "Timings": "openclawctl.wire.results",
+    "ToolCall": "openclawctl.wire.tools",
     "TokenLogprob": "openclawctl.wire.tokens",
     "Usage": "openclawctl.wire.results",
     **dict.fromkeys(_ERRORS.split(), "openclawctl.wire.errors"),
@@ -123,6 +125,7 @@ __all__ = [
     "TimeoutProblem",
     "Timings",
     "TokenLogprob",
+    "ToolCall",
     "Unavailable",
     "Unsupported",
     "Usage",

@@ -259,7 +259,7 @@ class Client:
         **options: Unpack[ChatOptions],
     ) -> Completion | Stream:
         """The assistant's next turn. `messages` are maps with `role` and `content`; for `options`
-        see `ChatOptions`: those of `generate`, and `reasoning`."""
+        see `ChatOptions`: those of `generate`, `reasoning`, `tools` and `tool_choice`."""
         from openclawctl.options import chat_params
 
         self._target.set_default_model(options)

@@ -82,9 +82,13 @@ class GenerateOptions(CompletionOptions, total=False):
 
 class ChatOptions(CompletionOptions, total=False):
     """What `chat` has beside them. `reasoning` is what becomes of what the model thinks first:
-    `split` from the answer (the default), left in it `raw`, or switched `off`."""
+    `split` from the answer (the default), left in it `raw`, or switched `off`. `tools` are the
+    functions that it may call, as OpenAI's chat completions have them, and `tool_choice` is `auto`
+    (the default), `none`, `required`, or `{"name": …}` for the one that it must call."""
 
     reasoning: str | None
+    tools: Iterable[Mapping[str, object]] | None
+    tool_choice: str | Mapping[str, str] | None
 
 
 def generate_params(
@@ -99,8 +103,10 @@ def generate_params(
 def chat_params(
     messages: Iterable[Mapping[str, Any]], options: ChatOptions, *, is_streamed: bool
 ) -> dict[str, Any]:
-    turns = [dict(message) for message in messages]
-    return _checked(Op.CHAT, {"messages": turns, **_completion(options, is_streamed=is_streamed)})
+    raw = _completion(options, is_streamed=is_streamed)
+    if (tools := options.get("tools")) is not None:
+        raw["tools"] = [dict(tool) for tool in tools]
+    return _checked(Op.CHAT, {"messages": [dict(message) for message in messages], **raw})
 
 
 def embed_params(

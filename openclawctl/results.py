@@ -17,6 +17,7 @@ from openclawctl.wire.fields import Fields
 from openclawctl.wire.framing import MAX_ITEMS
 from openclawctl.wire.results import InferenceResult, Timings, Usage
 from openclawctl.wire.tokens import MAX_TOKEN_ID, TokenLogprob, encode_logprobs
+from openclawctl.wire.tools import ToolCall, decode_tool_calls
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -63,6 +64,12 @@ class Completion:
         nothing."""
         reasoning = self.message.get("reasoning")
         return reasoning if isinstance(reasoning, str) else ""
+
+    @property
+    def tool_calls(self) -> list[ToolCall]:
+        """The tools that the model calls, in the first choice of `chat`; mostly none."""
+        source = Fields(self.message, where="the daemon's result", error=ProtocolError)
+        return decode_tool_calls(source)
 
     @property
     def message(self) -> dict[str, Any]:

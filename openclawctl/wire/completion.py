@@ -11,10 +11,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from openclawctl.wire.chat import ChatMessage, decode_messages
+from openclawctl.wire.fields import suggestion
 from openclawctl.wire.formats import OutputFormat, decode_format
 from openclawctl.wire.sampling import Sampling
 from openclawctl.wire.scheduling import decode_scheduling
 from openclawctl.wire.tokens import MAX_TOKEN_ID
+from openclawctl.wire.tools import Tool, ToolChoice, decode_tools
 
 if TYPE_CHECKING:
     from openclawctl.wire.fields import Fields
@@ -71,6 +73,7 @@ class GenerateParams:
 class ChatParams:
     """`chat`: the assistant's next turn, through the model's own chat template. `reasoning`: what
     becomes of what it thinks first (`split` from the answer, left in it `raw`, or switched `off`).
+    `tools` are what it may call, `tool_choice` whether it may or must.
     """
 
     messages: list[ChatMessage]
@@ -85,21 +88,44 @@ class ChatParams:
     n: int = 1
     adapter: str | None = None
     reasoning: str = "split"
+    tools: list[Tool] = field(default_factory=list)
+    tool_choice: ToolChoice = field(default_factory=ToolChoice)
 
     @classmethod
     def decode(cls, source: Fields) -> ChatParams:
-        return cls(
+        params = cls(
             messages=decode_messages(source),
             reasoning=source.choice("reasoning", REASONING_MODES, default="split"),
+            tools=decode_tools(source),
+            tool_choice=ToolChoice.decode(source),
             **_decode_completion(source),
         )
+        _check_tools(source, params)
+        return params
 
     def encode(self) -> dict[str, Any]:
         encoded = _encode_completion(self)
         encoded["messages"] = [message.encode() for message in self.messages]
         if self.reasoning != "split":
             encoded["reasoning"] = self.reasoning
+        if self.tools:
+            encoded["tools"] = [tool.encode() for tool in self.tools]
+        if self.tool_choice != ToolChoice():
+            encoded["tool_choice"] = self.tool_choice.encode()
         return encoded
+
+
+def _check_tools(source: Fields, params: ChatParams) -> None:
+    choice, names = params.tool_choice, [tool.name for tool in params.tools]
+    if choice.name and choice.name not in names:
+        raise source.fail(
+            f"'tool_choice' names {choice.name!r}, which is none of the 'tools'"
+            + suggestion(choice.name, names)
+        )
+    if choice.mode == "required" and not names:
+        raise source.fail("'tool_choice' is required, but there are no 'tools'")
+    if params.format is not None and names and choice.mode != "none":
+        raise source.fail("'format' and 'tools' exclude each other: an answer has one shape")
 
 
 def _decode_prompt(source: Fields) -> str | list[int]:

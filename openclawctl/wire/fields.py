@@ -37,6 +37,10 @@ class Fields:
         """Is the value a list, whatever it holds?"""
         return isinstance(self._values.get(name), list)
 
+    def is_map(self, name: str) -> bool:
+        """Is the value a map, whatever it holds?"""
+        return isinstance(self._values.get(name), dict)
+
     def is_text(self, name: str) -> bool:
         """Is the value a string?"""
         return isinstance(self._values.get(name), str)

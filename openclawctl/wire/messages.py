@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 from openclawctl.wire.errors import Problem, RemoteProtocolError, problem_from_wire
 from openclawctl.wire.fields import Fields
 from openclawctl.wire.tokens import TokenLogprob, decode_logprobs, decode_token_ids, encode_logprobs
+from openclawctl.wire.tools import ToolCall, decode_tool_calls, encode_tool_calls
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -82,7 +83,7 @@ class Delta:
     """A piece of a result. `token_ids` are the tokens sampled since the last delta of this index;
     their text may come later (half a character, the start of a stop string). `logprobs` has a
     record of each, where they were asked for. `reasoning` is text, too, of what comes before the
-    answer."""
+    answer. `tool_calls` are whole."""
 
     type: ClassVar[str] = "delta"
     id: int
@@ -92,6 +93,7 @@ class Delta:
     embedding: bytes | None = None
     logprobs: list[TokenLogprob] | None = None
     reasoning: str | None = None
+    tool_calls: list[ToolCall] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +149,8 @@ def encode(message: Message) -> dict[str, Any]:
             fields[name] = value
     if (logprobs := fields.get("logprobs")) is not None:
         fields["logprobs"] = encode_logprobs(logprobs)
+    if (calls := fields.get("tool_calls")) is not None:
+        fields["tool_calls"] = encode_tool_calls(calls)
     return fields
 
 
@@ -218,6 +222,7 @@ def _delta(fields: Fields) -> Delta:
         embedding=fields.binary_or_none("embedding"),
         logprobs=decode_logprobs(fields),
         reasoning=fields.text_or_none("reasoning"),
+        tool_calls=decode_tool_calls(fields) if fields.has("tool_calls") else None,
     )
 
 

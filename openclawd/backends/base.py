@@ -85,13 +85,15 @@ class BatchLimits:
 @dataclass(frozen=True, slots=True)
 class ChatFormat:
     """What rendering a chat needs from the model file. The texts are empty when the model has no
-    such token; `adds_bos` and `adds_eos` say that `tokenize(add_special=True)` adds them."""
+    such token; `adds_bos` and `adds_eos` say that `tokenize(add_special=True)` adds them.
+    `tool_template` is for chats with tools, where it is another one."""
 
     template: str | None
     bos_text: str
     eos_text: str
     adds_bos: bool
     adds_eos: bool
+    tool_template: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,6 +46,7 @@ class LlamaVocab:
             eos_text=self._text(self.eos),
             adds_bos=llama_cpp.llama_vocab_get_add_bos(self._vocab),
             adds_eos=llama_cpp.llama_vocab_get_add_eos(self._vocab),
+            tool_template=_chat_template(model, b"tool_use"),
         )
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
@@ -125,6 +126,6 @@ class LlamaVocab:
         return tuple(text for text in texts if text)
 
 
-def _chat_template(model: Any) -> str | None:
-    template: bytes | None = llama_cpp.llama_model_chat_template(model, None)
+def _chat_template(model: Any, name: bytes | None = None) -> str | None:
+    template: bytes | None = llama_cpp.llama_model_chat_template(model, name)
     return template.decode("utf-8", "replace") if template else None

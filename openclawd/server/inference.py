@@ -39,6 +39,7 @@ from openclawd.server.recording import reserve, settle
 from openclawd.worker.messages import Answer, Ended, Output, Prepared, Start
 
 if TYPE_CHECKING:
+    from openclawctl.wire.tools import ToolCall
     from openclawd.fleet.link import Call, Link
     from openclawd.fleet.model import Model
     from openclawd.server.peer import Exchange
@@ -91,17 +92,19 @@ class _Part:
 
     texts: list[str] = field(default_factory=list)
     reasoning: list[str] = field(default_factory=list)
+    tool_calls: list[ToolCall] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
 
     def take(self, output: Output) -> None:
         self.texts.append(output.text)
         self.reasoning.append(output.reasoning)
+        self.tool_calls += output.tool_calls
         self.token_ids += output.token_ids
 
     def message(self) -> dict[str, Any]:
         """The assistant's turn, as the next request of the chat takes it."""
         content, reasoning = "".join(self.texts), "".join(self.reasoning)
-        return ChatMessage("assistant", content, reasoning).encode()
+        return ChatMessage("assistant", content, reasoning, self.tool_calls).encode()
 
 
 @dataclass(slots=True, eq=False)
@@ -275,6 +278,7 @@ class Inference:
                     output.embedding,
                     output.logprobs,
                     output.reasoning or None,
+                    output.tool_calls or None,
                 )
             )
 
@@ -384,6 +388,6 @@ def _longest_inputs(params: InferenceParams) -> list[str]:
         case GenerateParams(prompt=prompt):
             return [prompt] if isinstance(prompt, str) else []
         case ChatParams(messages=messages):
-            return [text for turn in messages for text in (turn.content, turn.reasoning)]
+            return [message.content for message in messages]
         case EmbedParams(input=texts):
             return [max(texts, key=len)]

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
 
     from openclawctl.wire.tokens import TokenLogprob
+    from openclawctl.wire.tools import ToolCall
 
 logger = logging.getLogger(__name__)
 
@@ -97,6 +98,7 @@ class _Merged:
 
     texts: list[str] = field(default_factory=list)
     reasoning: list[str] = field(default_factory=list)
+    tool_calls: list[ToolCall] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     num_chars: int = 0
@@ -105,10 +107,12 @@ class _Merged:
         """Take in a delta; how many characters it counts for."""
         self.texts.append(delta.text)
         self.reasoning.append(delta.reasoning or "")
+        self.tool_calls += delta.tool_calls or ()
         self.token_ids += delta.token_ids
         self.logprobs += delta.logprobs or ()
         records = (num_items(1, num_top=len(each.top)) for each in delta.logprobs or ())
         num_chars = 1 + len(delta.text) + len(self.reasoning[-1])
+        num_chars += sum(len(call.arguments) for call in delta.tool_calls or ())
         num_chars += _CHARS_OF_ITEM * (len(delta.token_ids) + sum(records))
         self.num_chars += num_chars
         return num_chars
@@ -121,6 +125,7 @@ class _Merged:
             self.token_ids,
             logprobs=self.logprobs or None,
             reasoning="".join(self.reasoning) or None,
+            tool_calls=self.tool_calls or None,
         )
 
 

@@ -27,23 +27,25 @@ class WrittenCall:
 
 @dataclass(frozen=True, slots=True)
 class CallMarks:
-    """What begins and ends a model's tool calls; without a `close` they go on to the end. `parse`
-    takes what is between, and gives None for what are no calls. With `is_whole` a call is the whole
-    answer, and `open` its first character."""
+    """What begins and ends a model's tool calls; those of `first` only where the answer begins.
+    Without a `close` they go on to the end. `parse` takes what is between, with `keeps_first` the
+    mark of `first` included, and whether it was closed; it gives None for what are no calls."""
 
     opens: tuple[str, ...]
+    first: tuple[str, ...]
     close: str
-    parse: Callable[[str], list[WrittenCall] | None]
-    is_whole: bool = False
+    parse: Callable[[str, bool], list[WrittenCall] | None]
+    keeps_first: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class AnswerMarks:
     """What stands between the parts of a model's answers. Reasoning comes first if at all: its mark
-    in the middle of a text is text. `dropped` mean nothing."""
+    in the middle of a text is text. `reasoning_again` opens it, too. `dropped` mean nothing."""
 
     reasoning_open: str = ""
     reasoning_close: str = ""
+    reasoning_again: str = ""
     dropped: tuple[str, ...] = ()
     calls: CallMarks | None = None
 
@@ -140,14 +142,15 @@ class AnswerParser:
     def _enter(self, part: _Part, mark: str) -> None:
         self._opened = self._blanks + mark
         self._part, self._blanks, self._is_after_mark = part, "", True
-        if part is _Part.CALLS and self._calls is not None and self._calls.is_whole:
+        if self._calls is not None and self._calls.keeps_first and mark in self._calls.first:
             self._held, self._opened = mark + self._held, self._opened.removesuffix(mark)
 
     def _end_calls(self, pieces: Pieces, body: str, *, close: str) -> None:
         """What cannot be read as calls was content."""
         assert self._calls is not None
         self._part = _Part.CONTENT
-        calls = self._calls.parse(body)
+        is_closed = close == self._calls.close
+        calls = self._calls.parse(body, is_closed)
         self._is_after_mark = calls is not None
         if calls is None:
             self._put(pieces, self._opened + body + close)
@@ -177,15 +180,18 @@ class AnswerParser:
 def _ways(marks: AnswerMarks) -> dict[_Part, dict[str, _Part]]:
     """In each part, the marks that mean something there, and the part after them."""
     calls = marks.calls
-    opens = dict.fromkeys(calls.opens, _Part.CALLS) if calls else {}
-    reasoning = {marks.reasoning_open: _Part.REASONING} if marks.reasoning_open else {}
+    opens = dict.fromkeys(calls.opens if calls else (), _Part.CALLS)
+    first = dict.fromkeys(calls.first if calls else (), _Part.CALLS)
+    reasoning = [mark for mark in (marks.reasoning_open, marks.reasoning_again) if mark]
     return {
-        _Part.START: {**reasoning, **opens, **dict.fromkeys(marks.dropped, _Part.START)},
-        _Part.REASONING: {marks.reasoning_close: _Part.START},
-        _Part.CONTENT: {
-            **({} if calls and calls.is_whole else opens),
-            **dict.fromkeys(marks.dropped, _Part.CONTENT),
+        _Part.START: {
+            **dict.fromkeys(reasoning, _Part.REASONING),
+            **opens,
+            **first,
+            **dict.fromkeys(marks.dropped, _Part.START),
         },
+        _Part.REASONING: {marks.reasoning_close: _Part.START},
+        _Part.CONTENT: {**opens, **dict.fromkeys(marks.dropped, _Part.CONTENT)},
         _Part.CALLS: {calls.close: _Part.CONTENT} if calls and calls.close else {},
     }
 

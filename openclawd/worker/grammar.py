@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, Final
 from openclawctl.wire.errors import InvalidRequest, LimitExceeded
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from openclawctl.wire.formats import OutputFormat
 
 WHITESPACE: Final = r" |\n[ \t]{0,20}"
@@ -42,8 +44,24 @@ def grammar_of(output_format: OutputFormat, *, before: str = "") -> str:
     rule `before`. Raises a `Problem` for what is no schema or grammar at all."""
     answer = _grammar(output_format)
     if not before:
-        return _text(answer)
-    return _text({"lark_grammar": f"start: before @answer\n{before}"}, {"name": "answer", **answer})
+        return grammar_text(answer)
+    whole = {"lark_grammar": f"start: before @answer\n{before}"}
+    return grammar_text(whole, {"name": "answer", **answer})
+
+
+def grammar_text(*grammars: dict[str, Any]) -> str:
+    """llguidance's form of grammars, of which the first is the whole."""
+    return json.dumps({"grammars": grammars}, ensure_ascii=False)
+
+
+def lark_text(text: str, tokens: Mapping[str, int]) -> str:
+    """A text in Lark. Control tokens are named by their ids, for their texts would not do."""
+    if not tokens:
+        return json.dumps(text)
+    parts = re.split(f"({'|'.join(map(re.escape, tokens))})", text)
+    return " ".join(
+        f"<[{tokens[part]}]>" if part in tokens else json.dumps(part) for part in parts if part
+    )
 
 
 def _grammar(output_format: OutputFormat) -> dict[str, Any]:
@@ -58,36 +76,32 @@ def _grammar(output_format: OutputFormat) -> dict[str, Any]:
         case "gbnf":
             return {"lark_grammar": _lark_of_gbnf(text)}
         case _:
-            _check_multiples(text)
+            check_multiples(text)
             return {"lark_grammar": text}
 
 
-def refused(reason: str) -> InvalidRequest:
-    """The problem of a format that cannot be followed."""
-    return InvalidRequest(f"'format' cannot be followed: {reason}", hint=_HINT)
-
-
-def _text(*grammars: dict[str, Any]) -> str:
-    return json.dumps({"grammars": grammars}, ensure_ascii=False)
+def refused(reason: str, *, field: str = "format") -> InvalidRequest:
+    """The problem of a format, or of tools, that cannot be followed."""
+    return InvalidRequest(f"{field!r} cannot be followed: {reason}", hint=_HINT)
 
 
 def _schema(text: str) -> dict[str, Any]:
     schema: dict[str, Any] = json.loads(text)
-    _check_multiples(json.dumps(schema))
+    check_multiples(json.dumps(schema))
     options = schema.get("x-guidance")
     given = options if isinstance(options, dict) else {}
     spacing = {} if "whitespace_flexible" in given else {"whitespace_pattern": WHITESPACE}
     return {**schema, "x-guidance": {**spacing, **given}}
 
 
-def _check_multiples(text: str) -> None:
+def check_multiples(text: str, *, field: str = "format") -> None:
     """Raise `LimitExceeded` when the numbers of a schema would take its worker too long."""
     found = _MULTIPLE.findall(_without_escapes(text))
     product = math.prod({_numerator(number) for number in found})
     if product > _MAX_MULTIPLES:
         raise LimitExceeded(
-            f"'format' is too complex: its values of multipleOf have the product {product}; at most"
-            f" {_MAX_MULTIPLES}",
+            f"{field!r} is too complex: its values of multipleOf have the product {product}; at"
+            f" most {_MAX_MULTIPLES}",
             hint="leave out multipleOf and check the numbers afterwards",
         )
 

@@ -24,6 +24,7 @@ from openclawctl.wire.fields import Fields
 from openclawctl.wire.framing import MAX_FRAME_BYTES, MAX_ITEMS, MOST_FRAME_BYTES
 from openclawctl.wire.messages import LONGEST_S
 from openclawctl.wire.tokens import TokenLogprob, decode_logprobs
+from openclawctl.wire.tools import ToolCall, decode_tool_calls
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -243,7 +244,7 @@ class Output:
     """What one step added to one sequence: sampled tokens, or the vector of an embedding.
 
     `logprobs` has a record of each token, where they were asked for. Of a chat, `text` is what the
-    answer says, and `reasoning` what comes before it.
+    answer says, `reasoning` what comes before it, and `tool_calls` are whole.
     `cached_tokens` of its prompt were not computed, in the first worker that had it. `mu` is what
     mirostat has come to, which another worker needs to go on from here.
     """
@@ -256,6 +257,7 @@ class Output:
     cached_tokens: int = 0
     logprobs: list[TokenLogprob] | None = None
     reasoning: str = ""
+    tool_calls: list[ToolCall] = field(default_factory=list)
     mu: float | None = None
 
 
@@ -335,9 +337,13 @@ def _plain(record: Any) -> dict[str, Any]:
     for entry in fields(record):
         value = getattr(record, entry.name)
         if isinstance(value, list) and value and hasattr(value[0], "__dataclass_fields__"):
-            value = [_plain(item) for item in value]
+            value = [_item(item) for item in value]
         result[entry.name] = value
     return result
+
+
+def _item(record: Any) -> dict[str, Any]:
+    return record.encode() if isinstance(record, ToolCall) else _plain(record)
 
 
 def _loading(source: Fields) -> Loading:
@@ -397,6 +403,7 @@ def _output(source: Fields) -> Output:
         cached_tokens=_count(source, "cached_tokens"),
         logprobs=decode_logprobs(source),
         reasoning=source.text("reasoning"),
+        tool_calls=decode_tool_calls(source),
         mu=source.number_or_none("mu", low=-_MAX_MU, high=_MAX_MU),
     )
 

@@ -25,9 +25,21 @@ _KNOWN: Final = (
     AnswerMarks(  # gpt-oss: every part of a turn is in a channel of its own
         "<|channel|>analysis<|message|>",
         "<|end|>",
-        dropped=("<|start|>assistant", "<|channel|>final<|message|>"),
+        "<|start|>assistant<|channel|>analysis<|message|>",
+        dropped=(
+            "<|start|>assistant<|channel|>final<|message|>",
+            "<|channel|>final<|message|>",
+            "<|channel|>commentary<|message|>",
+        ),
     ),
 )
+
+HARMONY_CALLS: Final = (
+    "<|start|>assistant to=functions.",
+    "<|start|>assistant<|channel|>commentary to=functions.",
+    "<|channel|>commentary to=functions.",
+)
+"""How gpt-oss begins a call. Its template writes the first, or its end after the prompt's own."""
 
 _OFF: Final[dict[str, Any]] = {"enable_thinking": False, "thinking": False, "thinking_budget": 0}
 """Variables by which templates turn reasoning off, with the value that does."""

@@ -7,11 +7,14 @@ Invariant: every request that was opened has exactly one `Ended`, when its last 
 
 from __future__ import annotations
 
+import secrets
+import string
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Protocol, assert_never
+from typing import TYPE_CHECKING, Final, Protocol, assert_never
 
 from openclawctl.wire.errors import ModelFailed, Problem
 from openclawctl.wire.tokens import LOWEST_LOGPROB, TokenLogprob
+from openclawctl.wire.tools import ToolCall
 from openclawd.engine.batch import BatchKind
 from openclawd.engine.sequence import Effect, Embedded, Ended, Finish, Sampled, Sequence
 from openclawd.worker.answer import Pieces
@@ -23,7 +26,11 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
     from openclawd.engine.batch import TokenOutput
-    from openclawd.worker.answer import AnswerParser
+    from openclawd.worker.answer import AnswerParser, WrittenCall
+
+
+_ID_CHARS: Final = string.ascii_letters + string.digits
+_ID_LENGTH: Final = 9
 
 
 class Vocabulary(Protocol):
@@ -75,6 +82,7 @@ class StepOutputs:
             before,
             text=before.text + pieces.content,
             reasoning=before.reasoning + pieces.reasoning,
+            tool_calls=[*before.tool_calls, *map(_tool_call, pieces.calls)],
             token_ids=[*before.token_ids, *token_ids],
             logprobs=[*(before.logprobs or []), logprob] if logprob else before.logprobs,
             mu=sequence.mu,
@@ -194,6 +202,12 @@ def _ended(rid: int, request: _Request) -> RequestEnded:
         guessed_tokens=request.num_guessed_tokens,
         accepted_tokens=request.num_accepted_tokens,
     )
+
+
+def _tool_call(call: WrittenCall) -> ToolCall:
+    """With an id as Mistral's templates want it: nine letters and digits."""
+    number = "".join(secrets.choice(_ID_CHARS) for _ in range(_ID_LENGTH))
+    return ToolCall(number, call.name, call.arguments)
 
 
 def _failed(failure: str) -> ModelFailed:

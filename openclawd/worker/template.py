@@ -25,11 +25,13 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from openclawctl.wire.errors import InvalidRequest, LimitExceeded, Problem, Unsupported
 from openclawd.worker.reasoning import history_field, marks_of
+from openclawd.worker.turns import Writing, turns_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from openclawctl.wire.chat import ChatMessage
+    from openclawctl.wire.tools import Tool
     from openclawd.backends.base import ChatFormat
 
 _SPARE_CHARS: Final = 1024 * 1024
@@ -90,39 +92,42 @@ class ChatTemplate:
     def is_usable(self) -> bool:
         return self._template is not None
 
-    def render(self, messages: Sequence[ChatMessage], **switches: Any) -> list[Span]:
-        """The prompt that asks for the next turn; `switches` are variables of the template. Raises
-        a `Problem` if there is none."""
+    def render(
+        self,
+        messages: Sequence[ChatMessage],
+        *,
+        tools: Sequence[Tool] = (),
+        writing: Writing | None = None,
+        asks: bool = True,
+        **switches: Any,
+    ) -> list[Span]:
+        """The prompt that asks for the next turn, or without `asks` the chat so far. `writing` is
+        how the template wants calls to be told; `switches` are variables of it. Raises a `Problem`
+        if there is none."""
         if self._template is None:
             raise Unsupported(f"this model cannot chat: {self.problem}", hint=_USE_GENERATE)
-        guard = self._guard(messages)
-        turns = [self._turn(message, guard) for message in messages]
-        limit = _SPARE_CHARS + _GROWTH * sum(len(text) for turn in turns for text in turn.values())
-        text = _render(self._template, {**self._variables(turns), **switches}, limit)
-        return guard.cut(self._without_added(text))
-
-    def _guard(self, messages: Sequence[ChatMessage]) -> _Guard:
-        """One that covers nothing, unless there is something to cover."""
-        contents = [text for turn in messages for text in (turn.content, turn.reasoning)]
-        if self._pattern is None or not any(map(self._pattern.search, contents)):
-            return _Guard(None)
-        return _Guard(re.compile(f"{self._pattern.pattern}|[{_BEGIN}{_END}]"))
-
-    def _turn(self, message: ChatMessage, guard: _Guard) -> dict[str, str]:
-        turn = {"role": message.role, "content": guard.cover(message.content)}
-        if message.reasoning:
-            turn[self._history_field] = guard.cover(message.reasoning)
-        return turn
-
-    def _variables(self, turns: list[dict[str, str]]) -> dict[str, Any]:
-        return {
-            "messages": turns,
-            "add_generation_prompt": True,
+        told = {
+            "messages": turns_of(messages, self._history_field, writing or Writing()),
+            # Templates ask `tools is not none`, which an undefined name passes.
+            "tools": [tool.encode() for tool in tools] or None,
+        }
+        guard = self._guard(told)
+        variables = {
+            **{name: guard.cover(value) for name, value in told.items()},
+            "add_generation_prompt": asks,
             "bos_token": self._format.bos_text,
             "eos_token": self._format.eos_text,
-            "tools": None,  # templates ask `tools is not none`, which an undefined name passes
             "documents": None,
+            **switches,
         }
+        limit = _SPARE_CHARS + _GROWTH * sum(map(len, _texts(told)))
+        return guard.cut(self._without_added(_render(self._template, variables, limit)))
+
+    def _guard(self, told: dict[str, Any]) -> _Guard:
+        """One that covers nothing, unless there is something to cover."""
+        if self._pattern is None or not any(map(self._pattern.search, _texts(told))):
+            return _Guard(None)
+        return _Guard(re.compile(f"{self._pattern.pattern}|[{_BEGIN}{_END}]"))
 
     def _without_added(self, text: str) -> str:
         """Without what the tokenizer adds around every prompt, or it would stand there twice."""
@@ -141,18 +146,26 @@ class _Guard:
         self._nonce = f"{secrets.randbelow(_NONCE_LIMIT):020d}"
         self._covered: list[str] = []
 
-    def cover(self, content: str) -> str:
-        """A message's text, with sentinels where control tokens would come out of it."""
-        return self._pattern.sub(self._sentinel, content) if self._pattern else content
+    def cover(self, value: Any) -> Any:
+        """What users wrote, with sentinels where control tokens would come out of it."""
+        match value:
+            case str():
+                return self._pattern.sub(self._sentinel, value) if self._pattern else value
+            case list():
+                return [self.cover(item) for item in value]
+            case dict():
+                return {self.cover(key): self.cover(item) for key, item in value.items()}
+            case _:
+                return value
 
     def cut(self, text: str) -> list[Span]:
         if not self._covered:
             return [Span(text, is_template=True)]
         parts = re.split(f"{_BEGIN}{self._nonce}([0-9]+){_END}", text)
-        if any(_BEGIN in part or _END in part for part in parts):
+        if any(mark in part for part in parts for mark in (_BEGIN, _END, self._nonce)):
             raise InvalidRequest(
                 "a message holds the text of a control token where the chat template cuts it",
-                hint="leave out text such as <|im_start|> from the messages",
+                hint="leave out text such as <|im_start|> from the messages and tools",
             )
         spans = [
             Span(self._covered[int(part)] if number % 2 else part, is_template=number % 2 == 0)
@@ -163,6 +176,20 @@ class _Guard:
     def _sentinel(self, match: re.Match[str]) -> str:
         self._covered.append(match[0])
         return f"{_BEGIN}{self._nonce}{len(self._covered) - 1}{_END}"
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in a value, keys included."""
+    match value:
+        case str():
+            yield value
+        case list():
+            for item in value:
+                yield from _texts(item)
+        case dict():
+            for key, item in value.items():
+                yield from _texts(key)
+                yield from _texts(item)
 
 
 def _control_pattern(control_texts: Iterable[str]) -> re.Pattern[str] | None:
@@ -238,9 +265,21 @@ class _Generation(jinja2.ext.Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
-def _to_json(value: Any, indent: int | None = None) -> str:
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,  # noqa: FBT001, FBT002 - templates pass these by place, too
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,  # noqa: FBT001, FBT002
+) -> str:
     """Unlike jinja2's own, which escapes for HTML."""
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+    return json.dumps(
+        value,
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
+    )
 
 
 def _raise_exception(message: str) -> NoReturn:

@@ -40,7 +40,6 @@ from openclawd.worker.template import ChatTemplate, Span
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from openclawctl.wire.formats import OutputFormat
     from openclawd.backends.base import Backend
     from openclawd.worker.messages import FromWorker
 
@@ -146,27 +145,27 @@ class Tokenizer:
     def _chat(self, params: ChatParams) -> PreparedRequest:
         self._check_generation(params)
         spans, reading = self._chats.render(params)
-        return replace(
-            self._generation(self._tokens_of(spans), params, reading.lark_before()), reading=reading
-        )
+        prepared = self._generation(self._tokens_of(spans), params, reading.before)
+        if reading.calls:
+            prepared = replace(prepared, grammar=self._checked(reading.calls, "tools"))
+        return replace(prepared, reading=reading)
 
     def _generation(
         self, tokens: list[int], params: GenerateParams | ChatParams, before: str = ""
     ) -> PreparedRequest:
         if not tokens:
             raise InvalidRequest("the prompt is empty", hint="give at least one word")
-        grammar = self._grammar(params.format, before)
+        grammar = ""
+        if params.format is not None:
+            grammar = self._checked(grammar_of(params.format, before=before), "format")
         return PreparedRequest(BatchKind.GENERATION, [tokens], grammar)
 
-    def _grammar(self, output_format: OutputFormat | None, before: str) -> str:
-        """Checked: what is wrong with it is said before the request is queued."""
-        if output_format is None:
-            return ""
-        grammar = grammar_of(output_format, before=before)
+    def _checked(self, grammar: str, field: str) -> str:
+        """What is wrong with a grammar is said before the request is queued."""
         try:
             self._backend.check_grammar(grammar)
         except GrammarFailed as failure:
-            raise refused(str(failure)) from None
+            raise refused(str(failure), field=field) from None
         return grammar
 
     def _embed(self, params: EmbedParams) -> PreparedRequest:

@@ -14,6 +14,7 @@ import pytest
 from openclawctl import Client
 from openclawctl.wire import chat, completion, formats, framing, operations, results, scheduling
 from openclawctl.wire import messages as m
+from openclawctl.wire import tools as wire_tools
 from openclawctl.wire.connection import MAY_SEND, Role, State
 from openclawctl.wire.errors import CODES, Kind, RemoteProtocolError
 from openclawctl.wire.operations import Op, param_names
@@ -78,7 +79,7 @@ EXAMPLES = [
     m.Cancel(1),
     m.Welcome(1, "s", "p"),
     m.Event(1, "k"),
-    m.Delta(1, embedding=b"", logprobs=[], reasoning="r"),
+    m.Delta(1, embedding=b"", logprobs=[], reasoning="r", tool_calls=[]),
     m.Done(1),
     m.Error(1, "c", "k", "m", "h", 1.0),
     m.Goaway("r"),
@@ -177,6 +178,8 @@ def test_choices():
     assert set(chat.CHAT_ROLES) <= set(names(rows["chat", "messages"]))
     assert f"at most {completion.MAX_PROMPT_IDS}," in rows["generate", "prompt"]
     assert f"1 to {operations.MAX_EMBED_INPUTS} texts" in rows["embed", "input"]
+    assert set(wire_tools.TOOL_CHOICES) <= set(names(rows["chat", "tool_choice"]))
+    assert f"at most {wire_tools.MAX_TOOLS} " in rows["chat", "tools"]
     assert names(rows["chat", "reasoning"]) == list(completion.REASONING_MODES)
     finish = paragraph("`finish_reason` is")
     assert {reason.value for reason in FinishReason} <= set(names(finish))

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from hypothesis import strategies as st
 
-from openclawctl.wire import chat, completion, formats, results, sampling, scheduling, tokens
+from openclawctl.wire import chat, completion, formats, results, sampling, scheduling, tokens, tools
 from openclawctl.wire import messages as m
 from openclawctl.wire import operations as ops
 from openclawctl.wire.errors import Code, Kind
@@ -39,6 +39,9 @@ _token = {
 _likeliest = st.lists(st.builds(tokens.TokenLogprob, **_token), max_size=3)
 logprobs = st.lists(st.builds(tokens.TokenLogprob, **_token, top=_likeliest), max_size=5)
 
+tool_names = st.text("abz019_.-", min_size=1, max_size=20)
+tool_calls = st.builds(tools.ToolCall, id=texts, name=tool_names, arguments=some_text)
+
 hellos = st.builds(
     m.Hello,
     version=st.integers(1, 2**63 - 1),
@@ -64,6 +67,7 @@ deltas = st.builds(
     index=ids,
     text=texts,
     reasoning=maybe(texts),
+    tool_calls=maybe(st.lists(tool_calls, max_size=2)),
     token_ids=token_ids,
     embedding=maybe(st.binary(max_size=50)),
     logprobs=maybe(logprobs),
@@ -129,8 +133,30 @@ chat_messages = st.builds(
     role=st.sampled_from(chat.CHAT_ROLES),
     content=texts,
     reasoning=texts,
+    tool_calls=st.lists(tool_calls, max_size=2),
+    tool_call_id=texts,
+    name=texts,
 )
 model_params = st.builds(ops.ModelParams, model=maybe(texts))
+
+tool_definitions = st.builds(
+    tools.Tool,
+    name=tool_names,
+    description=texts,
+    parameters=st.dictionaries(texts, st.integers(-(2**63), 2**63 - 1) | texts, max_size=3),
+)
+
+
+@st.composite
+def chats_with_tools(draw, asked):
+    """The same chat with tools, and with a choice that goes with them."""
+    offered = draw(st.lists(tool_definitions, min_size=1, max_size=3, unique_by=lambda t: t.name))
+    named = [tools.ToolChoice("required", tool.name) for tool in offered]
+    plain = [tools.ToolChoice(mode) for mode in tools.TOOL_CHOICES]
+    choice = draw(st.sampled_from(plain + named))
+    shape = asked.format if choice.mode == "none" else None
+    return replace(asked, tools=offered, tool_choice=choice, format=shape)
+
 
 params = {
     ops.Op.PING: st.builds(ops.NoParams),
@@ -146,7 +172,7 @@ params = {
         messages=st.lists(chat_messages, min_size=1, max_size=5),
         reasoning=st.sampled_from(completion.REASONING_MODES),
         **_completion,
-    ),
+    ).flatmap(lambda asked: st.just(asked) | chats_with_tools(asked)),
     ops.Op.EMBED: st.builds(
         ops.EmbedParams,
         input=st.lists(some_text, min_size=1, max_size=5),

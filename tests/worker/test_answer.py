@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from openclawd.worker.answer import AnswerMarks, AnswerParser, CallMarks, Pieces, WrittenCall
 
 
-def parse(body: str) -> list[WrittenCall] | None:
+def parse(body: str, is_closed: bool) -> list[WrittenCall] | None:
     """A test's calls: a JSON object with one name, which has the arguments."""
+    del is_closed
     try:
         ((name, arguments),) = json.loads(body).items()
     except (ValueError, AttributeError):
@@ -22,13 +23,16 @@ def parse(body: str) -> list[WrittenCall] | None:
 
 
 THINK = AnswerMarks("<think>", "</think>")
-TOOLS = AnswerMarks("<think>", "</think>", calls=CallMarks(("<call>",), "</call>", parse))
-OPEN_END = AnswerMarks(calls=CallMarks(("[CALL]",), "", parse))
-WHOLE = AnswerMarks(dropped=("<|python|>",), calls=CallMarks(("{",), "", parse, is_whole=True))
+TOOLS = AnswerMarks("<think>", "</think>", calls=CallMarks(("<call>",), (), "</call>", parse))
+OPEN_END = AnswerMarks(calls=CallMarks(("[CALL]",), (), "", parse))
+WHOLE = AnswerMarks(
+    dropped=("<|python|>",), calls=CallMarks((), ("{",), "", parse, keeps_first=True)
+)
 CHANNELS = AnswerMarks(
     "<|channel|>analysis<|message|>",
     "<|end|>",
-    dropped=("<|start|>assistant", "<|channel|>final<|message|>"),
+    "<|start|>assistant<|channel|>analysis<|message|>",
+    dropped=("<|start|>assistant<|channel|>final<|message|>", "<|channel|>final<|message|>"),
 )
 EVERY = (THINK, TOOLS, OPEN_END, WHOLE, CHANNELS)
 

@@ -12,7 +12,7 @@ from openclawctl.wire.formats import OutputFormat
 from openclawd.backends import llama
 from openclawd.backends.base import LoadSpec
 from openclawd.worker.answer import AnswerMarks
-from openclawd.worker.chats import AnswerReading
+from openclawd.worker.chats import AnswerReading, lark_before
 from openclawd.worker.grammar import grammar_of
 from openclawd.worker.messages import Continuation, Loaded, Start
 from openclawd.worker.reasoning import history_field, marks_of, off_switches
@@ -98,36 +98,28 @@ CONTROL = AnswerMarks("<issue_start>a<gh_stars>", "<issue_closed>", dropped=("<f
 TOKENS = ("<issue_start>", "<gh_stars>", "<issue_closed>", "<filename>")
 
 
-def reading(marks: AnswerMarks, tokens: dict[str, int], **values: Any) -> AnswerReading:
-    given = {"is_split": True, "is_reasoning": False, "may_reason": True, **values}
-    return AnswerReading(marks, tokens=tokens, **given)
-
-
 def test_a_shape_is_that_of_the_answer_after_the_reasoning(backend: LlamaBackend) -> None:
-    before = reading(THINK, {}).lark_before()
-    grammar = grammar_of(ANSWER, before=before)
+    grammar = grammar_of(ANSWER, before=lark_before(THINK, {}, is_reasoning=False))
     backend.check_grammar(grammar)
     assert follows(backend, grammar, "no")
     assert follows(backend, grammar, "<think>\nmaybe </thin k\n</think>\n\nyes")
     assert not follows(backend, grammar, "<think>maybe")
     assert not follows(backend, grammar, "maybe")
-    opened = grammar_of(ANSWER, before=reading(THINK, {}, is_reasoning=True).lark_before())
+    opened = grammar_of(ANSWER, before=lark_before(THINK, {}, is_reasoning=True))
     assert follows(backend, opened, "maybe\n</think>\n\nyes")
     assert not follows(backend, opened, "no")
-    assert reading(THINK, {}, may_reason=False).lark_before() == ""
-    assert reading(AnswerMarks(), {}, may_reason=False).lark_before() == ""
 
 
 def test_marks_of_control_tokens(backend: LlamaBackend) -> None:
     tokens = {text: tokens_of(backend, text, parse_special=True)[0] for text in TOKENS}
-    grammar = grammar_of(ANSWER, before=reading(CONTROL, tokens).lark_before())
+    grammar = grammar_of(ANSWER, before=lark_before(CONTROL, tokens, is_reasoning=False))
     backend.check_grammar(grammar)
     start, name = tokens["<issue_start>"], tokens["<gh_stars>"]
     closed, file = tokens["<issue_closed>"], tokens["<filename>"]
     assert follows(backend, grammar, start, "a", name, "hm", closed, file, "b", "yes")
     assert follows(backend, grammar, file, "b", "yes")
     assert not follows(backend, grammar, "<issue_start>a")
-    shown = reading(CONTROL, tokens).shown
+    shown = AnswerReading(CONTROL, is_reasoning=False, tokens=tokens).shown
     assert shown[closed] == b"<issue_closed>"
 
 

@@ -22,10 +22,11 @@ GREEDY = SamplingParams(temperature=0)
 
 @dataclass(frozen=True)
 class Ask:
-    """A request: these tokens, and how the answer is chosen."""
+    """A request: these tokens, how the answer is chosen, and with which adapter."""
 
     tokens: tuple[int, ...]
     sampling: SamplingParams = GREEDY
+    adapter: str = ""
 
 
 class Engine:
@@ -47,7 +48,8 @@ class Engine:
         """Add a request, which is known by the number it gets. `so_far` is what another engine had
         answered already."""
         rid = len(self.sequences)
-        sequence = Sequence(rid, 0, list(ask.tokens), num_tokens, sampling=ask.sampling, **fields)
+        fields |= {"sampling": ask.sampling, "adapter": ask.adapter}
+        sequence = Sequence(rid, 0, list(ask.tokens), num_tokens, **fields)
         self.sequences.append(sequence)
         if ended := sequence.resume(so_far, self.backend) if so_far else None:
             self._take([ended])
@@ -59,7 +61,14 @@ class Engine:
         """One more answer to the prompt of a request, chosen alike."""
         first = self.sequences[rid]
         prompt = first.tokens[: first.num_prompt_tokens]
-        sequence = Sequence(rid, index, prompt, first.max_tokens, sampling=first.sampling)
+        sequence = Sequence(
+            rid,
+            index,
+            prompt,
+            first.max_tokens,
+            sampling=first.sampling,
+            adapter=first.adapter,
+        )
         self.siblings[rid, index] = sequence
         assert self.scheduler.add(sequence) is None
 

@@ -6,78 +6,18 @@ others; it gives the answers. To add one is to add a function to the table at th
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-from kinds.driver import Ask, Engine
-
-from openclawd.engine.sampling import SamplingParams
+from kinds.driver import Ask
+from kinds.world import NUM_COMMON, NUM_TOKENS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from near_ties import NearTies
-
-    from openclawd.backends.base import Backend
+    from kinds.driver import Engine
+    from kinds.world import World
 
 Answers = list[list[int]]
-
-NUM_TOKENS: Final = 24
-"""Of each answer."""
-
-NUM_COMMON: Final = 60
-"""Most requests begin alike for so long, beyond a window."""
-
-
-_TEXT: Final = """
-A lighthouse stands where the river meets the sea. Its keeper, an old woman who had been a captain,
-writes down each evening what has passed: ships and their names, birds, the colour of the water. In
-the winter of the long storm she wrote nothing for nine days, and people in the village said that
-the light had gone out. It had not. She had run out of ink, and after that of paper, and so she kept
-the book in her head, one line for every hour, and when spring came she dictated the whole of it to
-a boy who had learned to write at school. He asked why she wanted to remember hours in which there
-was only wind. "Because," she said, "I have been asked to say what was there, not what I liked." The
-book is kept in the town hall now. Visitors may read it if their hands are clean. Most of them look
-for the nine days, and find the same words again and again, with small changes, as the sea has them.
-"""
-
-
-class World:
-    """A loaded backend, `asks`, and what plain llama.cpp answers to each `alone`."""
-
-    def __init__(self, backend: Backend, judge: NearTies) -> None:
-        """Requests short and longer than a window, with a common beginning, one of them drawn."""
-        self.backend = backend
-        self._judge = judge
-        self._text = tuple(judge.tokens(_TEXT))
-        self.asks: list[Ask] = []
-        self.alone: list[list[int]] = []
-        text, common = self._text, self._text[:NUM_COMMON]
-        self._add(lambda offset: Ask((*common, *text[150 + offset : 160 + offset])))
-        self._add(lambda offset: Ask(text[100 + offset : 105 + offset]))
-        self._add(lambda offset: Ask((*common, *text[180 + offset : 250 + offset])))
-        self._add(lambda offset: Ask(common[: NUM_COMMON - offset]))
-        drawn = SamplingParams(temperature=0.8, top_k=20)
-        tail = text[120:150]
-        self._add(lambda offset: Ask((*common, *tail), replace(drawn, seed=offset)))
-
-    def _add(self, make: Callable[[int], Ask]) -> None:
-        """A request to whose answer no near tie belongs, so that it is the same word for word."""
-        for offset in range(NUM_COMMON // 2):
-            ask = make(offset)
-            answer = self._judge.answer(ask.tokens, NUM_TOKENS, ask.sampling)
-            if self._judge.is_clear(ask.tokens, answer, ask.sampling):
-                self.asks.append(ask)
-                self.alone.append(answer)
-                return
-        raise AssertionError("near ties in every answer")
-
-    def engine(self, **values: Any) -> Engine:
-        return Engine(self.backend, **values)
-
-    def long_ask(self, start: int) -> Ask:
-        """Another request; 250 tokens, unlike those of `asks` from the first one on."""
-        return Ask(self._text[1 + start : 251 + start])
 
 
 def one_by_one(world: World) -> Answers:
@@ -135,7 +75,7 @@ def behind_a_kept_prefix(world: World) -> Answers:
     answers = _all_at_once(world, engine)
     cached = [engine.sequences[1 + rid].num_cached_tokens for rid in range(len(world.asks))]
     if world.backend.limits.num_prefix_tags:
-        assert [bool(num) for num in cached] == [True, False, True, True, True], cached
+        assert [bool(num) for num in cached] == [True, False, True, True, True, False], cached
     else:
         assert not any(cached), cached
     return answers

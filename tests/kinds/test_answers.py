@@ -12,7 +12,7 @@ from kinds.scenarios import SCENARIOS
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from kinds.scenarios import World
+    from kinds.world import World
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kinds.scenarios import NUM_TOKENS
+from kinds.world import NUM_TOKENS
 
 from openclawd.engine.sequence import Finish
 
 if TYPE_CHECKING:
-    from kinds.scenarios import World
+    from kinds.world import World
 
 numbers = st.integers(0, 1000)
 events = st.one_of(

@@ -36,9 +36,10 @@ class ModelLibrary:
         """A draft for the tiny model of full attention, which agrees with it mostly."""
         return self._made("draft.gguf", lambda path: write_full(path, noise=_DRAFT_NOISE))
 
-    def tiny_adapter(self, seed: int) -> Path:
-        """A LoRA adapter for the tiny model of full attention; another one for each seed."""
-        return self._made(f"adapter-{seed}.gguf", lambda path: write_adapter(path, seed=seed))
+    def tiny_adapter(self, seed: int, kind: str = "full") -> Path:
+        """A LoRA adapter for a tiny model; another one for each seed."""
+        name = f"{kind}-adapter-{seed}.gguf"
+        return self._made(name, lambda path: write_adapter(path, kind, seed=seed))
 
     def smollm2_adapter(self, seed: int) -> Path:
         """A LoRA adapter for SmolLM2; another one for each seed."""

@@ -52,12 +52,16 @@ def test_a_draft_agrees_mostly(models: ModelLibrary) -> None:
     assert 20 < sum(map(int.__eq__, likeliest, answer)) < 40
 
 
-def test_an_adapter_changes_more_than_rounding_does(models: ModelLibrary, model_path: Path) -> None:
-    tiny = [None, models.tiny_adapter(1), models.tiny_adapter(2)]
-    smollm2 = [None, models.smollm2_adapter(1), models.smollm2_adapter(2)]
-    for path, adapters in ((models.tiny("full"), tiny), (model_path, smollm2)):
-        for ours, theirs in combinations([_logits(path, adapter) for adapter in adapters], 2):
-            assert np.abs(ours - theirs).max() > 4 * SMOLLM2_NEAR_TIE
+@pytest.mark.parametrize("kind", [*WRITERS, "smollm2"])
+def test_an_adapter_changes_more_than_rounding_does(
+    models: ModelLibrary, model_path: Path, kind: str
+) -> None:
+    if kind == "smollm2":
+        path, adapters = model_path, [models.smollm2_adapter(1), models.smollm2_adapter(2)]
+    else:
+        path, adapters = models.tiny(kind), [models.tiny_adapter(seed, kind) for seed in (1, 2)]
+    for ours, theirs in combinations([_logits(path, each) for each in (None, *adapters)], 2):
+        assert np.abs(ours - theirs).max() > 4 * SMOLLM2_NEAR_TIE
 
 
 def _logits(path: Path, adapter: Path | None) -> npt.NDArray[np.float32]:

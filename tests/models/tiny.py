@@ -41,6 +41,12 @@ one, in fives and in 64s against all at once, 2026-11-23): answers are the same 
 NEAR_TIE: Final = 0.01
 """With these options."""
 
+_ARCHITECTURES: Final = {
+    "full": "llama",
+    "window": "gemma3",
+    "recurrent": "mamba",
+    "hybrid": "jamba",
+}
 _NUM_CONTROL_TOKENS: Final = 17
 _FEED_FORWARD: Final = 128
 _LOGIT_SCALE: Final = 6.0
@@ -56,7 +62,7 @@ def write_full(
 ) -> None:
     """Full attention: a llama. With the same seed and a little noise it is a draft model of
     itself, which mostly agrees. `suppressed` tokens are never to be sampled."""
-    weights = _Weights("llama", seed, noise=noise)
+    weights = _Weights(_ARCHITECTURES["full"], seed, noise=noise)
     weights.keys["rope.dimension_count"] = HEAD_LENGTH
     for layer in range(NUM_LAYERS):
         weights.add_attention(layer)
@@ -67,7 +73,7 @@ def write_full(
 
 def write_window(path: Path) -> None:
     """A sliding window in every other layer: a gemma3."""
-    weights = _Weights("gemma3", seed=2, embedding_scale=LENGTH**-0.5)
+    weights = _Weights(_ARCHITECTURES["window"], seed=2, embedding_scale=LENGTH**-0.5)
     weights.keys |= {
         "attention.key_length": HEAD_LENGTH,
         "attention.value_length": HEAD_LENGTH,
@@ -86,7 +92,7 @@ def write_window(path: Path) -> None:
 
 def write_recurrent(path: Path) -> None:
     """A state and no cells: a mamba."""
-    weights = _Weights("mamba", seed=3)
+    weights = _Weights(_ARCHITECTURES["recurrent"], seed=3)
     weights.keys |= _STATE_KEYS | {"feed_forward_length": 0, "attention.head_count": 0}
     for layer in range(NUM_LAYERS):
         weights.add_state(layer)
@@ -95,7 +101,7 @@ def write_recurrent(path: Path) -> None:
 
 def write_hybrid(path: Path) -> None:
     """States and cells by turns: a jamba."""
-    weights = _Weights("jamba", seed=4)
+    weights = _Weights(_ARCHITECTURES["hybrid"], seed=4)
     is_attention = [layer % 2 == 1 for layer in range(NUM_LAYERS)]
     weights.keys |= _STATE_KEYS
     weights.keys["attention.head_count_kv"] = [NUM_KV_HEADS * each for each in is_attention]
@@ -119,37 +125,54 @@ WRITERS: Final[dict[str, Callable[[Path], None]]] = {
 """By the name of the kind."""
 
 
-def write_adapter(
+def write_adapter(path: Path, kind: str, *, seed: int) -> None:
+    """A random LoRA for a tiny model, on queries, values and outputs of its attention and on what
+    goes into its states: strong enough that a greedy answer is another one within a few tokens."""
+    is_attention = {"full": [True], "window": [True], "recurrent": [False], "hybrid": [False, True]}
+    shapes: dict[str, tuple[int, int]] = {}
+    for layer in range(NUM_LAYERS):
+        if is_attention[kind][layer % len(is_attention[kind])]:
+            shapes |= _attention_shapes(layer, length=LENGTH, kv_length=KV_LENGTH)
+        else:
+            shapes[f"blk.{layer}.ssm_in"] = 2 * _INNER, LENGTH
+    _write_lora(path, _ARCHITECTURES[kind], shapes, seed=seed, strength=1.0)
+
+
+def write_smollm2_adapter(path: Path, *, seed: int) -> None:
+    """A random LoRA for SmolLM2-135M; any stronger, and it only stammers."""
+    shapes: dict[str, tuple[int, int]] = {}
+    for layer in range(30):
+        shapes |= _attention_shapes(layer, length=576, kv_length=192)
+    _write_lora(path, "llama", shapes, seed=seed, strength=0.6)
+
+
+def _attention_shapes(layer: int, *, length: int, kv_length: int) -> dict[str, tuple[int, int]]:
+    lengths = {"q": length, "v": kv_length, "output": length}
+    return {f"blk.{layer}.attn_{name}": (num_out, length) for name, num_out in lengths.items()}
+
+
+def _write_lora(
     path: Path,
+    architecture: str,
+    shapes: dict[str, tuple[int, int]],
     *,
     seed: int,
-    num_layers: int = NUM_LAYERS,
-    length: int = LENGTH,
-    kv_length: int = KV_LENGTH,
-    strength: float = 1.0,
+    strength: float,
 ) -> None:
-    """A random LoRA of rank 4 on a llama's queries, values and outputs: strong enough at 1 that a
-    greedy answer is another one within a few tokens."""
+    """Of rank 4. `shapes`: what comes out of each tensor, and what goes in."""
     random = np.random.default_rng(seed)
     rank, tensors = 4, {}
-    for layer in range(num_layers):
-        for name, num_out in (("q", length), ("v", kv_length), ("output", length)):
-            stem = f"blk.{layer}.attn_{name}.weight"
-            tensors[f"{stem}.lora_a"] = _normal(random, rank, length) * length**-0.5
-            tensors[f"{stem}.lora_b"] = _normal(random, num_out, rank) * rank**-0.5
+    for stem, (num_out, num_in) in shapes.items():
+        tensors[f"{stem}.weight.lora_a"] = _normal(random, rank, num_in) * num_in**-0.5
+        tensors[f"{stem}.weight.lora_b"] = _normal(random, num_out, rank) * rank**-0.5
     keys: dict[str, Value] = {
-        "general.architecture": "llama",
+        "general.architecture": architecture,
         "general.type": "adapter",
         "general.name": f"tiny-adapter-{seed}",
         "adapter.type": "lora",
         "adapter.lora.alpha": rank * strength,
     }
     write_gguf(path, keys, {name: values.astype("<f4") for name, values in tensors.items()})
-
-
-def write_smollm2_adapter(path: Path, *, seed: int) -> None:
-    """`write_adapter` for SmolLM2-135M; any stronger, and it only stammers."""
-    write_adapter(path, seed=seed, num_layers=30, length=576, kv_length=192, strength=0.6)
 
 
 _STATE_KEYS: Final[dict[str, Any]] = {

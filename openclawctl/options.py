@@ -75,8 +75,10 @@ class CompletionOptions(TypedDict, total=False):
 
 
 class GenerateOptions(CompletionOptions, total=False):
-    """What `generate` has beside them. With `echo` the text begins with the prompt."""
+    """What `generate` has beside them. With `echo` the text begins with the prompt; with `suffix`
+    it is what belongs between the prompt and that, for models that can fill in."""
 
+    suffix: str | None
     echo: bool | None
 
 

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 @click.option(
     "--system", "-s", metavar="TEXT", help="Answer as a chat with this system message (see above)."
 )
+@click.option("--suffix", metavar="TEXT", help="Fill in what belongs between PROMPT and TEXT.")
 @click.option("--token-ids", is_flag=True, help="PROMPT is token ids, as `tokenize` prints them.")
 @scheduling_options
 @shape_options
@@ -73,8 +74,8 @@ def generate_command(
     """
     text = _join_prompt(prompt)
     given_prompt = _parse_ids(text) if token_ids else text
-    if system is not None and (echo or token_ids):
-        raise click.UsageError("--echo and --token-ids need a prompt without --system")
+    if system is not None and (echo or token_ids or sampling["suffix"] is not None):
+        raise click.UsageError("--echo, --suffix and --token-ids need a prompt without --system")
     if system is None and sampling["reasoning"]:
         raise click.UsageError("--reasoning is of a chat: give --system, too")
     if sampling["logprobs"] and not shell.is_json:

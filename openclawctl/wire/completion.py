@@ -41,7 +41,8 @@ REASONING_MODES: Final = ("split", "raw", "off")
 @dataclass(frozen=True, slots=True)
 class GenerateParams:
     """`generate`: continue a prompt as it stands, without a chat template. Token ids are taken as
-    they are. `echo`: the answer begins with the prompt."""
+    they are. `echo`: the answer begins with the prompt. `suffix` is what comes after the answer,
+    for models that can fill in between."""
 
     prompt: str | list[int]
     model: str | None = None
@@ -55,18 +56,24 @@ class GenerateParams:
     n: int = 1
     echo: bool = False
     adapter: str | None = None
+    suffix: str | None = None
 
     @classmethod
     def decode(cls, source: Fields) -> GenerateParams:
         return cls(
             prompt=_decode_prompt(source),
+            suffix=source.text_or_none("suffix"),
             echo=source.boolean("echo", default=False),
             **_decode_completion(source),
         )
 
     def encode(self) -> dict[str, Any]:
-        echo = {"echo": True} if self.echo else {}
-        return {"prompt": self.prompt, **echo, **_encode_completion(self)}
+        encoded = {"prompt": self.prompt, **_encode_completion(self)}
+        if self.suffix is not None:
+            encoded["suffix"] = self.suffix
+        if self.echo:
+            encoded["echo"] = True
+        return encoded
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,6 +97,16 @@ class ChatFormat:
 
 
 @dataclass(frozen=True, slots=True)
+class InfillTokens:
+    """The tokens that a model wants before what precedes a gap, before what follows it, and before
+    what it fills in."""
+
+    prefix: int
+    suffix: int
+    middle: int
+
+
+@dataclass(frozen=True, slots=True)
 class NoFreeCells:
     """The batch was not computed, because the KV cache had no room for it. Nothing changed, except
     that its cache operations are done and its opened slots are set up. The slots in `lost` have no
@@ -150,6 +160,11 @@ class Backend(Protocol):
 
     @property
     def chat_format(self) -> ChatFormat: ...
+
+    @property
+    def infill_tokens(self) -> InfillTokens | None:
+        """None for models that cannot fill in a gap."""
+        ...
 
     @property
     def control_texts(self) -> tuple[str, ...]:

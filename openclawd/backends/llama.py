@@ -83,6 +83,7 @@ class LlamaBackend:
         self._is_embedding = False
 
         self.control_texts = self._vocab.control_texts
+        self.infill_tokens = self._vocab.infill_tokens
         self.max_token_bytes = self._vocab.max_token_bytes
         self.tokenize = self._vocab.tokenize
         self.detokenize = self._vocab.detokenize

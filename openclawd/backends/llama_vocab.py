@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import llama_cpp
 
-from openclawd.backends.base import ChatFormat
+from openclawd.backends.base import ChatFormat, InfillTokens
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,6 +38,7 @@ class LlamaVocab:
         self.max_token_bytes = self._read_max_token_bytes()
         self.control_texts = self._read_control_texts()
         self.end_tokens = self._read_end_tokens()
+        self.infill_tokens = self._read_infill_tokens()
         self.suppressed_tokens = self._read_suppressed_tokens()
         """Those that the model's file says are never to be sampled."""
         self.chat_format = ChatFormat(
@@ -106,6 +107,13 @@ class LlamaVocab:
             return 0
         text = llama_cpp.llama_vocab_get_text
         return max(len(text(self._vocab, token)) for token in range(self.size))
+
+    def _read_infill_tokens(self) -> InfillTokens | None:
+        prefix: int = llama_cpp.llama_vocab_fim_pre(self._vocab)
+        suffix: int = llama_cpp.llama_vocab_fim_suf(self._vocab)
+        middle: int = llama_cpp.llama_vocab_fim_mid(self._vocab)
+        has_all = _NO_TOKEN not in (prefix, suffix, middle)
+        return InfillTokens(prefix, suffix, middle) if has_all else None
 
     def _read_end_tokens(self) -> frozenset[int]:
         is_end = llama_cpp.llama_vocab_is_eog

@@ -385,8 +385,8 @@ def tell_loading(exchange: Exchange, progress: Loading) -> None:
 def _longest_inputs(params: InferenceParams) -> list[str]:
     """The texts that share one context, or the longest of those that do not."""
     match params:
-        case GenerateParams(prompt=prompt):
-            return [prompt] if isinstance(prompt, str) else []
+        case GenerateParams(prompt=prompt, suffix=suffix):
+            return [text for text in (prompt, suffix) if isinstance(text, str)]
         case ChatParams(messages=messages):
             return [message.content for message in messages]
         case EmbedParams(input=texts):

@@ -277,6 +277,7 @@ def _describe(
         "max_token_bytes": backend.max_token_bytes,
         "warnings": warnings,
         "chat_template": tokenizer.template.is_usable,
+        "infill": backend.infill_tokens is not None,
         "pinned_tokens": num_pinned_tokens,
         "load_s": round(load_s, 3),
     }

@@ -136,11 +136,11 @@ class Tokenizer:
 
     def _generate(self, params: GenerateParams) -> PreparedRequest:
         self._check_generation(params)
-        if isinstance(params.prompt, str):
-            return self._generation(self._plain(params.prompt), params)
-        self._check_token_ids(params.prompt)
-        text = self._detokenize(params.prompt) if params.echo else None
-        return replace(self._generation(params.prompt, params), text=text)
+        text = None
+        if not isinstance(params.prompt, str):
+            self._check_token_ids(params.prompt)
+            text = self._detokenize(params.prompt) if params.echo else None
+        return replace(self._generation(self._prompt_of(params), params), text=text)
 
     def _chat(self, params: ChatParams) -> PreparedRequest:
         self._check_generation(params)
@@ -215,6 +215,29 @@ class Tokenizer:
             for words in _UNLIKE
         )
         return first[: num_same(first, second, offset=0)]
+
+    def _prompt_of(self, params: GenerateParams) -> list[int]:
+        if params.suffix is None:
+            prompt = params.prompt
+            return self._plain(prompt) if isinstance(prompt, str) else prompt
+        return self._with_gap(params.prompt, params.suffix)
+
+    def _with_gap(self, prompt: str | list[int], suffix: str) -> list[int]:
+        """What precedes a gap and what follows it, in the order that llama.cpp's server uses."""
+        infill = self._backend.infill_tokens
+        if infill is None:
+            raise Unsupported(
+                "this model cannot fill in a gap: its vocabulary has no tokens for it",
+                hint="leave out 'suffix', or use a model for code that can",
+            )
+        before, after = (
+            self._backend.tokenize(text, add_special=False, parse_special=False)
+            if isinstance(text, str)
+            else text
+            for text in (prompt, suffix)
+        )
+        tokens = [infill.prefix, *before, infill.suffix, *after, infill.middle]
+        return self._with_added(tokens)
 
     def _plain(self, text: str) -> list[int]:
         """A prompt of a user: nothing in it becomes a control token."""

@@ -165,7 +165,11 @@ params = {
     ops.Op.LOAD: model_params,
     ops.Op.UNLOAD: model_params,
     ops.Op.GENERATE: st.builds(
-        completion.GenerateParams, prompt=texts | token_ids, echo=st.booleans(), **_completion
+        completion.GenerateParams,
+        prompt=texts | token_ids,
+        echo=st.booleans(),
+        suffix=maybe(texts),
+        **_completion,
     ),
     ops.Op.CHAT: st.builds(
         completion.ChatParams,

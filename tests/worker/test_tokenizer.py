@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from models.library import ModelLibrary
+
     from openclawd.backends.llama import LlamaBackend
     from openclawd.worker.messages import FromWorker
 
@@ -27,12 +29,14 @@ TURNS = [("system", "Be kind."), ("user", "Why?\n\n  Because </s> & <b>"), ("ass
 
 @pytest.fixture(scope="module")
 def backend(model_path: Path) -> Iterator[LlamaBackend]:
-    spec = LoadSpec(
-        str(model_path), parallel=1, context=512, kv_tokens=512, batch_tokens=64, threads=1
-    )
-    loaded = llama.load(spec, lambda _: True)
+    loaded = load(model_path)
     yield loaded
     loaded.close()
+
+
+def load(path: Path) -> LlamaBackend:
+    spec = LoadSpec(str(path), parallel=1, context=512, kv_tokens=512, batch_tokens=64, threads=1)
+    return llama.load(spec, lambda _: True)
 
 
 class Said:
@@ -120,3 +124,35 @@ def test_a_bug_ends_one_request_and_not_the_thread(
     assert isinstance(answer, Refused)
     assert answer.to_problem().code == "internal"
     assert "no-such-operation" in caplog.text
+
+
+@pytest.fixture(scope="module")
+def filler(models: ModelLibrary) -> Iterator[LlamaBackend]:
+    """SmolLM2 with three of its unused tokens for filling in."""
+    names = ("fim_pre", "fim_suf", "fim_mid")
+    keys = {f"tokenizer.ggml.{name}_token_id": 5 + number for number, name in enumerate(names)}
+    loaded = load(models.smollm2_with("filler", keys))
+    yield loaded
+    loaded.close()
+
+
+def test_a_gap_is_told_by_the_tokens_that_the_model_has_for_it(filler: LlamaBackend) -> None:
+    said = Said(filler)
+    before, after = "def add(a, b):\n    <filename>", "\n\n<file_sep>print(add(1, 2))"
+    tokens = said.tokens("generate", prompt=before, suffix=after)
+    assert tokens == [5, *said.tokens("generate", prompt=before), 6, *plain(filler, after), 7]
+    ids = plain(filler, before)
+    assert said.tokens("generate", prompt=ids, suffix=after) == tokens
+    assert said.tokens("generate", prompt="", suffix="") == [5, 6, 7]
+
+
+def plain(backend: LlamaBackend, text: str) -> list[int]:
+    return backend.tokenize(text, add_special=False, parse_special=False)
+
+
+def test_a_model_without_them_cannot_fill_in(backend: LlamaBackend) -> None:
+    answer = Said(backend).ask("generate", prompt="a", suffix="b")
+    assert isinstance(answer, Refused)
+    problem = answer.to_problem()
+    assert problem.code == "unsupported"
+    assert "cannot fill in a gap" in problem.message

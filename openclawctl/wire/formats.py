@@ -8,7 +8,6 @@ Invariant: `decode(encode(x)) == x`.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -66,6 +65,8 @@ def _decode_schema(source: Fields, name: str) -> str:
     and is taken as it stands."""
     if not source.is_text(name):
         return schema_text(source, name)
+    import json  # here and below: most commands of openclawctl need none of it, and start faster
+
     text = source.text(name, max_chars=MAX_FORMAT_CHARS)
     try:
         is_map = isinstance(json.loads(text), dict)
@@ -79,6 +80,8 @@ def _decode_schema(source: Fields, name: str) -> str:
 def schema_text(source: Fields, name: str) -> str:
     """The JSON text of a field that holds a schema as a map. Its keys keep their order: an answer
     has them in the same."""
+    import json
+
     if not source.has(name):
         raise source.fail(f"{name!r} is missing; it must be a JSON schema, a map")
     try:

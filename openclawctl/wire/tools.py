@@ -7,7 +7,6 @@ Invariant: `decode(encode(x)) == x`.
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
@@ -85,6 +84,8 @@ class ToolCall:
     @property
     def parsed(self) -> dict[str, Any] | None:
         """The arguments as a map; None when they are not the text of a JSON object."""
+        import json  # here: see `formats.py`
+
         try:
             arguments = json.loads(self.arguments)
         except (ValueError, RecursionError):

@@ -35,7 +35,7 @@ limits = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=20, deadline=None, derandomize=True)
+@settings(max_examples=12, deadline=None, derandomize=True)
 @given(limits, st.lists(events, min_size=5, max_size=40))
 def test_no_history_changes_an_answer(
     world: World, limits: dict[str, float], history: list[tuple[str, int]]

@@ -15,7 +15,13 @@ import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, assert_never
 
-from openclawctl.wire.errors import Internal, Problem, RemoteProtocolError, WorkerDied
+from openclawctl.wire.errors import (
+    Internal,
+    ModelFailed,
+    Problem,
+    RemoteProtocolError,
+    WorkerDied,
+)
 from openclawctl.wire.framing import MAX_RESULT_ITEMS, FrameReader, encode_frame
 from openclawd.worker.messages import (
     FROM_WORKER_FRAME_BYTES,
@@ -58,6 +64,17 @@ class Call:
     ended: asyncio.Future[Ended]
     on_output: Callable[[Output], None] | None = None
     is_started: bool = field(default=False)
+    has_output: bool = field(default=False)
+    is_survivor: bool = field(default=False)
+    """It was in flight when the worker before this one died, too."""
+    is_only_suspect: bool = field(default=False)
+    """When this worker died, it was the one survivor that had got nothing here, either."""
+
+    @property
+    def is_suspect(self) -> bool:
+        """Would its worker's death be the second one in a row, with nothing in between?"""
+        is_in_flight = self.is_started or not self.prepared.done()
+        return self.is_survivor and is_in_flight and not self.has_output
 
     def fail(self, problem: Problem) -> None:
         """End the call with a problem, wherever it is."""
@@ -81,12 +98,18 @@ class Link(asyncio.Protocol):
         self._on_lost = on_lost
         self._reader = FrameReader(max_bytes=FROM_WORKER_FRAME_BYTES, max_items=MAX_RESULT_ITEMS)
         self._transport: asyncio.WriteTransport | None = None
+        self.is_closed = False
+        self.has_delivered = False
         self._calls: dict[int, Call] = {}
         self._next_rid = 1
         self.gauges: dict[str, int] = {}
         self.num_steps = 0
 
     # ---- what the daemon asks ----
+
+    @property
+    def num_calls(self) -> int:
+        return len(self._calls)
 
     def send(self, message: ToWorker) -> None:
         """Queue a message for the worker; nothing happens when the link is closed already."""
@@ -110,19 +133,21 @@ class Link(asyncio.Protocol):
         """What became of `prepare`. Raises the worker's problem with it, or `WorkerDied`.
 
         A worker that says nothing for `PREPARE_TIMEOUT_S` is stuck (a hostile chat template, a
-        stopped process) and is given up: closing its pipe gets it killed and replaced.
+        stopped process) and is given up: closing its pipe gets it killed and replaced. Prompts are
+        read in turn, so the first that has waited too long is the one it is stuck on: that one gets
+        `ModelFailed`.
         """
         try:
             async with asyncio.timeout(PREPARE_TIMEOUT_S):
                 return await call.prepared
         except TimeoutError:
-            problem = WorkerDied(
+            problem = ModelFailed(
                 f"the model's worker did not read the prompt within {PREPARE_TIMEOUT_S:.0f} s and "
                 "is replaced",
                 hint="see the log of the daemon; if it happens again, try another model file",
             )
             logger.error("a worker is stuck and is killed: %s", problem.message)
-            self.close(problem)
+            self.close(WorkerDied("the model's worker was stuck and is replaced"))
             raise problem from None
 
     def start(self, call: Call, start: Start, on_output: Callable[[Output], None]) -> None:
@@ -144,8 +169,11 @@ class Link(asyncio.Protocol):
 
     def close(self, problem: Problem) -> None:
         """End every open call with `problem` and close the pipe."""
+        self.is_closed = True
         calls, self._calls = self._calls, {}
+        suspects = [call for call in calls.values() if call.is_suspect]
         for call in calls.values():
+            call.is_only_suspect = suspects == [call]
             call.fail(problem)
         if self._transport is not None:
             self._transport.close()
@@ -163,7 +191,7 @@ class Link(asyncio.Protocol):
                 self._handle(decode_from_worker(payload))
         except RemoteProtocolError as error:
             logger.error("a worker broke its protocol and is stopped: %s", error)
-            self.close(Internal("the model's worker broke its protocol", hint="see the log"))
+            self.close(WorkerDied("the model's worker broke its protocol", hint="see the log"))
 
     def connection_lost(self, exc: Exception | None) -> None:
         del exc  # a reset pipe and a closed one mean the same: the worker is gone
@@ -201,6 +229,7 @@ class Link(asyncio.Protocol):
         """Hand over one output. A bug in one request's delivery ends that request alone."""
         if call.on_output is None:
             return
+        self.has_delivered = call.has_output = True
         try:
             call.on_output(output)
         except Exception:

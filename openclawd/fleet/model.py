@@ -49,6 +49,10 @@ PATIENCE_S: Final = 5.0
 when to come back."""
 
 
+Files = tuple[tuple[int, int, int] | None, ...]
+"""What tells one state of a model's files from another."""
+
+
 class ModelState(enum.Enum):
     UNLOADED = "unloaded"
     LOADING = "loading"
@@ -104,6 +108,8 @@ class Model:
             max_waiting=max_waiting,
             max_skips=max_skips,
         )
+        self.one_suspect_at_a_time = asyncio.Lock()
+        self.loaded_files: Files = ()
         self._worker: WorkerProcess | None = None
         self._link: Link | None = None
         self._policy = RestartPolicy()
@@ -146,17 +152,18 @@ class Model:
         return self._link.num_steps if self._link else 0
 
     @contextlib.asynccontextmanager
-    async def lease(self, on_progress: Callable[[Loading], None]) -> AsyncIterator[Link]:
+    async def lease(self, on_progress: Callable[[Loading], None]) -> AsyncIterator[None]:
         """Hold the model loaded. Loads it first if need be, telling `on_progress` how far it is.
+        Should its worker die, a new one is started; `wait_link` gives the one there is.
 
         Raises `ModelFailed`, `NoMemory` or `ModelLoading` when it does not come.
         """
-        link = await self._wait_ready(on_progress)
+        await self.wait_link(on_progress)
         self._num_leases += 1
         self._idle.clear()
         self._stop_keep_alive()
         try:
-            yield link
+            yield
         finally:
             self._num_leases -= 1
             if self._num_leases == 0:
@@ -178,7 +185,7 @@ class Model:
         """Load now, whatever failed before. Raises like `lease()`."""
         if self.state in (ModelState.FAILED, ModelState.BACKOFF):
             self._forget_failure()
-        await self._wait_ready(on_progress)
+        await self.wait_link(on_progress)
         self._start_keep_alive()
 
     async def unload(self) -> None:
@@ -213,7 +220,7 @@ class Model:
             await self._wait_change()
 
     def abandon(self) -> None:
-        """Kill the worker now: its requests end with `worker-died`. For the end of the drain."""
+        """Kill the worker now. For the end of the drain: its requests are cancelled already."""
         if self._worker is not None:
             self._worker.kill()
 
@@ -232,6 +239,7 @@ class Model:
         """One worker from start to exit."""
         self.progress = Loading("start", 0.0)
         self._problem = None
+        self.loaded_files = self._file_signatures()
         self._set_state(ModelState.LOADING, "")
         self._link = link = Link(on_load_message=self._take_load_message, on_lost=self._on_lost)
         with self._cores.lend(self.spec.num_cores) as cores:
@@ -253,7 +261,9 @@ class Model:
         finally:
             self._worker = None
             self._link = None
-            link.close(self._died_problem(worker))
+            self._lose(link, worker)
+            if link.has_delivered:
+                self._policy.got_something_done()
         logger.info(
             "model %s: worker %d ended after %.1f s with status %d",
             self.name,
@@ -320,7 +330,7 @@ class Model:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(left):
                     await self._wait_change()
-        is_needed = self._is_kept_warm() or self._num_hopeful > 0
+        is_needed = self._is_kept_warm() or self._num_hopeful > 0 or self._num_leases > 0
         if not is_needed and self.state is ModelState.BACKOFF:
             self._wanted.clear()
             self._set_state(ModelState.UNLOADED, story)
@@ -348,24 +358,31 @@ class Model:
         """The pipe closed. The exit status follows; until then nothing new is started."""
         worker = self._worker
         if self._link is not None and worker is not None:
-            self._link.close(self._died_problem(worker))
+            self._lose(self._link, worker)
             worker.kill()  # a worker without its pipe is of no use, should it live on
 
-    def _died_problem(self, worker: WorkerProcess) -> Problem:
-        return WorkerDied(
-            f"the worker of model {self.name} (pid {worker.pid}) died while it computed this",
-            hint="the model is being restarted; send the request again",
-            retry_after_s=1.0,
-        )
+    def _lose(self, link: Link, worker: WorkerProcess) -> None:
+        if link.num_calls:
+            logger.warning(
+                "model %s: worker %d is gone; it had %d requests",
+                self.name,
+                worker.pid,
+                link.num_calls,
+            )
+        link.close(WorkerDied(f"the worker of model {self.name} (pid {worker.pid}) died"))
 
     # ---- waiting and telling ----
 
-    async def _wait_ready(self, on_progress: Callable[[Loading], None]) -> Link:
+    async def wait_link(
+        self, on_progress: Callable[[Loading], None], *, patience_s: float = PATIENCE_S
+    ) -> Link:
+        """The link to the worker that is ready, loading the model if need be. Raises like `lease`,
+        if the next try to load it is further off than `patience_s`."""
         told: Loading | None = None
         self._num_hopeful += 1
         try:
-            while self.state is not ModelState.READY:
-                self._check_hope()
+            while (link := self._ready_link()) is None:
+                self._check_hope(patience_s)
                 self._wanted.set()
                 if self.state is ModelState.LOADING and self.progress is not told:
                     told = self.progress
@@ -373,10 +390,14 @@ class Model:
                 await self._wait_change()
         finally:
             self._num_hopeful -= 1
-        assert self._link is not None
-        return self._link
+        return link
 
-    def _check_hope(self) -> None:
+    def _ready_link(self) -> Link | None:
+        """None, too, in the moments between the loss of the link and the worker's exit."""
+        is_ready = self.state is ModelState.READY and self._link and not self._link.is_closed
+        return self._link if is_ready else None
+
+    def _check_hope(self, patience_s: float) -> None:
         """Raise when waiting for the model is pointless."""
         if self.state is ModelState.FAILED:
             if self._file_signatures() == self._files_when_failed:
@@ -384,7 +405,7 @@ class Model:
             self._forget_failure()
         elif self.state is ModelState.BACKOFF:
             left = self._retry_at - time.monotonic()
-            if left > PATIENCE_S:
+            if left > patience_s:
                 problem = NoMemory if isinstance(self._problem, NoMemory) else ModelLoading
                 raise problem(
                     f"model {self.name} is not loaded: {self.reason}",
@@ -450,8 +471,7 @@ class Model:
             self._set_state(ModelState.DRAINING, f"idle for {self.spec.keep_alive_s:.0f} s")
             self._unwanted.set()
 
-    def _file_signatures(self) -> tuple[tuple[int, int, int] | None, ...]:
-        """What tells one state of the model's files from another."""
+    def _file_signatures(self) -> Files:
         load = self.spec.load
         adapters = [adapter["path"] for adapter in load.adapters.values()]
         return tuple(map(_signature, [load.path, load.draft_path, *adapters]))

@@ -3,6 +3,7 @@
 Rules (design, "Failure rules"): a load that failed for memory or driver reasons backs off 10 s
 doubling to 5 minutes; a crash restarts at once the first time, then backs off from half a second
 doubling to 30 s; `MAX_CRASHES` crashes within `CRASH_WINDOW_S` give up until somebody says `load`.
+A worker that got something done ends the count: whatever killed it, restarting is of use.
 """
 
 from __future__ import annotations
@@ -31,6 +32,10 @@ class RestartPolicy:
     def loaded(self) -> None:
         """The model loaded: the next load failure starts its backoff afresh."""
         self._failed_loads = 0
+
+    def got_something_done(self) -> None:
+        """A worker that is about to be counted as crashed had delivered something."""
+        self._crash_times.clear()
 
     def forget(self) -> None:
         """Somebody said `load`, or the file changed: start afresh."""

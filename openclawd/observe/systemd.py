@@ -10,7 +10,8 @@ import sdnotify
 from openclawd.observe.formats import printable
 
 _SEND_TIMEOUT_S: Final = 5.0
-"""systemd reads its socket all the time; should it ever not, the daemon goes on without it."""
+"""What must arrive may hold up the daemon for so long, when systemd does not read its socket.
+Everything else is dropped then; the next one says the same."""
 
 
 class Notifier:
@@ -22,7 +23,6 @@ class Notifier:
         if os.environ.get("NOTIFY_SOCKET"):
             notifier = sdnotify.SystemdNotifier()
             if notifier.socket is not None:  # None: the address leads nowhere
-                notifier.socket.settimeout(_SEND_TIMEOUT_S)
                 self._notifier = notifier
         os.environ.pop("NOTIFY_SOCKET", None)
 
@@ -33,14 +33,14 @@ class Notifier:
 
     def ready(self) -> None:
         """The start is over."""
-        self._send("READY=1")
+        self._send("READY=1", timeout_s=_SEND_TIMEOUT_S)
 
     def status(self, text: str) -> None:
         """The line `systemctl status` shows."""
         self._send(f"STATUS={printable(text)}")
 
     def stopping(self) -> None:
-        self._send("STOPPING=1")
+        self._send("STOPPING=1", timeout_s=_SEND_TIMEOUT_S)
 
     def extend_timeout(self, seconds: float) -> None:
         """Ask for this much more time to start or stop, from now on."""
@@ -51,7 +51,8 @@ class Notifier:
             self._notifier.socket.close()
             self._notifier = None
 
-    def _send(self, state: str) -> None:
+    def _send(self, state: str, *, timeout_s: float = 0.0) -> None:
         if self._notifier is not None:
+            self._notifier.socket.settimeout(timeout_s)
             # sdnotify encodes as Latin-1 and drops what does not fit; systemd wants UTF-8.
             self._notifier.notify(state.encode(errors="replace").decode("latin-1"))

@@ -34,14 +34,15 @@ from openclawd.admission.limits import (
     plan_completion,
 )
 from openclawd.admission.queue import Place, Priority
+from openclawd.fleet.submission import submit
 from openclawd.server.deadline import Stage, deadline
 from openclawd.server.recording import reserve, settle
 from openclawd.worker.messages import Answer, Ended, Output, Prepared, Start
 
 if TYPE_CHECKING:
     from openclawctl.wire.tools import ToolCall
-    from openclawd.fleet.link import Call, Link
     from openclawd.fleet.model import Model
+    from openclawd.fleet.submission import Submission
     from openclawd.server.peer import Exchange
     from openclawd.server.service import Service
     from openclawd.worker.messages import Loading
@@ -59,14 +60,16 @@ async def infer(service: Service, exchange: Exchange, params: InferenceParams) -
     inference = Inference(service, exchange, params, model)
     inference.check_size()  # before anything is loaded, with what is known of the model by then
     with deadline(exchange, params.deadline_s, lambda: inference.stage):
-        async with model.lease(inference.on_loading) as link:
+        async with submit(
+            model,
+            exchange.request.op,
+            params.encode(),
+            owner=f"request {inference.request_id} of {exchange.peer.principal.name}",
+            on_loading=inference.on_loading,
+        ) as submission:
             inference.load_s = inference.elapsed_s()
             inference.check_size()
-            call = link.prepare(exchange.request.op, params.encode())
-            try:
-                await inference.run(link, call)
-            finally:
-                link.drop(call)
+            await inference.run(submission)
     return inference.result()
 
 
@@ -75,12 +78,14 @@ async def ask_tokenizer(
 ) -> dict[str, Any]:
     """Serve `tokenize` or `detokenize`: no sequence, no queue, no ledger row."""
     model = service.fleet.resolve(params.model)
-    async with model.lease(lambda progress: tell_loading(exchange, progress)) as link:
-        call = link.prepare(exchange.request.op, params.encode())
-        try:
-            answer = await link.wait_prepared(call)
-        finally:
-            link.drop(call)
+    async with submit(
+        model,
+        exchange.request.op,
+        params.encode(),
+        owner=f"a {exchange.request.op} of {exchange.peer.principal.name}",
+        on_loading=lambda progress: tell_loading(exchange, progress),
+    ) as submission:
+        answer = await submission.prepare()
     if not isinstance(answer, Answer):
         raise Internal(f"the worker of model {model.name} gave no answer to {exchange.request.op}")
     return answer.result
@@ -159,11 +164,11 @@ class Inference:
         longest = self.model.info.get("max_token_bytes") or LONGEST_TOKEN_BYTES
         check_prompt_bytes(num_bytes, longest_token_bytes=longest, limits=self.limits)
 
-    async def run(self, link: Link, call: Call) -> None:
+    async def run(self, submission: Submission) -> None:
         """Everything between tokenising and the last token, recorded however it ends."""
         try:
             self.stage = Stage.PREPARING
-            self._plan(await link.wait_prepared(call))
+            self._plan(await submission.prepare())
             await reserve(self)
             self.is_reserved = True
             self.stage = Stage.QUEUED
@@ -172,7 +177,7 @@ class Inference:
                 self._on_queued, priority=self.priority, weight=self.num_choices
             ):
                 self.queue_s = self.elapsed_s() - self.queued_at_s
-                self.ended = await self._compute(link, call)
+                self.ended = await self._compute(submission)
             self._raise_if_cut_short(self.ended)
         except BaseException as error:
             self.total_s = self.elapsed_s()
@@ -203,15 +208,27 @@ class Inference:
         """The most that can come, over all choices."""
         return self.num_choices * self.max_tokens
 
-    async def _compute(self, link: Link, call: Call) -> Ended:
+    async def _compute(self, submission: Submission) -> Ended:
         self.stage = Stage.COMPUTING
-        self.exchange.on_cancel = lambda: link.abort(call)
+        self.exchange.on_cancel = submission.cancel
         self.exchange.event(
             "started", {"request_id": self.request_id, "prompt_tokens": self.prompt_tokens}
         )
         self._echo()
-        link.start(call, self._start_message(call.rid), self._on_output)
-        return await call.ended
+        ended = await submission.compute(self._start_message(), self._on_output)
+        return ended or self._cancelled(submission)
+
+    def _cancelled(self, submission: Submission) -> Ended:
+        """The end of what was cancelled while it waited for a new worker."""
+        params = self.params
+        num_sequences = len(params.input) if isinstance(params, EmbedParams) else params.n
+        return Ended(
+            rid=0,
+            finish_reasons=[FinishReason.CANCELLED.value] * num_sequences,
+            prompt_tokens=0 if self.ttft_s is None else self.prompt_tokens,
+            cached_tokens=submission.cached_tokens,
+            completion_tokens=submission.completion_tokens,
+        )
 
     def _echo(self) -> None:
         """Begin each choice with the prompt, if that was asked for."""
@@ -234,16 +251,17 @@ class Inference:
         if was_cancelled and problem is not None and problem.code != Code.CANCELLED.value:
             raise problem
 
-    def _start_message(self, rid: int) -> Start:
+    def _start_message(self) -> Start:
+        """What every worker is told that computes this; the seed is drawn once."""
         adapter = self.params.adapter or ""
         if isinstance(self.params, EmbedParams):
             return Start(
-                rid, max_tokens=0, sampling={}, priority=self.priority.value, adapter=adapter
+                rid=0, max_tokens=0, sampling={}, priority=self.priority.value, adapter=adapter
             )
         sampling = self.params.sampling.over(self.service.sampling_of(self.model)).encode()
         sampling.setdefault("seed", secrets.randbits(32))
         return Start(
-            rid,
+            rid=0,
             max_tokens=self.max_tokens,
             sampling=sampling,
             stop=self.params.stop,

@@ -148,6 +148,7 @@ class EngineLoop:
             on_text = parser.feed if parser else None
             if ended := sequence.resume(part.tokens(), self._backend, on_text=on_text):
                 ends.append(ended)
+                parsers[part.index] = None  # what it had held back was told with the end
         return ends
 
     def _add(self, sequences: Iterable[Sequence]) -> None:

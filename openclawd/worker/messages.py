@@ -48,11 +48,9 @@ SAVE_S: Final = 10.0
 """How long a worker that is stopped may write prefixes before it ends."""
 
 _MAX_ID: Final = 2**63 - 1
+_MAX_TOKEN: Final = 2**31 - 1
 _MAX_MU: Final = 1e12
 """Far more than `mirostat_tau` times the tokens of any answer."""
-
-_TOKEN: Final = "I"
-"""How `array` names an unsigned integer of 32 bits, which no vocabulary needs more of."""
 
 
 # ---- daemon → worker ----
@@ -120,18 +118,20 @@ class Continuation:
     def of(
         cls, index: int, *, cached_tokens: int, token_ids: Iterable[int], mu: float | None = None
     ) -> Continuation:
-        return cls(index, cached_tokens, array(_TOKEN, token_ids).tobytes(), mu)
+        return cls(index, cached_tokens, packed(token_ids).tobytes(), mu)
 
     def tokens(self) -> array[int]:
-        return array(_TOKEN, self.token_ids)
+        tokens = packed()
+        tokens.frombytes(self.token_ids)
+        return tokens
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
     """Compute a prepared request. `sampling` has no None left; `max_tokens` is 0 for `embed`.
     A generation has `n` sequences of the one prompt. Prefixes are shared with requests of the same
-    `domain` only. `continuation`: go on where a
-    worker that died was; sequences that are not in it begin afresh."""
+    `domain` only. `continuation`: go on where a worker that died was; sequences that are not in it
+    begin afresh."""
 
     type: ClassVar[str] = "start"
     rid: int
@@ -302,6 +302,11 @@ _TO_WORKER: Final[dict[str, type[ToWorker]]] = {
 }
 
 
+def packed(token_ids: Iterable[int] = ()) -> array[int]:
+    """Tokens in 32 bits each."""
+    return array("I", token_ids)
+
+
 def encode(message: ToWorker | FromWorker) -> dict[str, Any]:
     """The map of a message."""
     return {"type": message.type, **_plain(message)}
@@ -398,7 +403,7 @@ def _output(source: Fields) -> Output:
         rid=_count(source, "rid"),
         index=_count(source, "index"),
         text=source.text("text"),
-        token_ids=source.integers("token_ids", max_items=MAX_ITEMS, low=0, high=_MAX_ID),
+        token_ids=source.integers("token_ids", max_items=MAX_ITEMS, low=0, high=_MAX_TOKEN),
         embedding=source.binary_or_none("embedding"),
         cached_tokens=_count(source, "cached_tokens"),
         logprobs=decode_logprobs(source),

@@ -204,7 +204,7 @@ def test_requests_of_a_worker_that_hangs_are_ended_by_the_drain(folder: Path) ->
             raw.next_of(Delta)
             worker.suspend()
             daemon.process.send_signal(signal.SIGTERM)
-            assert raw.next_of(Error, 1).code == "worker-died"
+            assert raw.next_of(Error, 1).code == "shutting-down"
         assert daemon.process.wait(30) == 0
 
 

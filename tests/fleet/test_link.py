@@ -96,11 +96,35 @@ def test_a_worker_that_does_not_answer_is_given_up(monkeypatch: pytest.MonkeyPat
             stuck, waiting = link.prepare("chat", {}), link.prepare("chat", {})
             worker.say(Prepared(waiting.rid, prompt_tokens=1))
             await link.wait_prepared(waiting)
-            with pytest.raises(WorkerDied, match="did not read the prompt"):
+            with pytest.raises(ModelFailed, match="did not read the prompt"):
                 await link.wait_prepared(stuck)
             with pytest.raises(WorkerDied):
                 await waiting.ended
             await lost.wait()
+
+    asyncio.run(run())
+
+
+def test_who_may_have_killed_the_worker_is_known_when_it_is_lost() -> None:
+    """Not who only waits for its turn, who has just got something, or who is in this for the first
+    time."""
+
+    async def run() -> None:
+        async with linked() as (link, worker, _):
+            calls = [link.prepare("generate", {}) for _ in range(4)]
+            _, served, stuck, new = calls
+            for call in calls:
+                call.is_survivor = call is not new
+                worker.say(Prepared(call.rid, prompt_tokens=1))
+                await link.wait_prepared(call)
+            link.start(new, Start(new.rid, 1, {}), lambda output: None)
+            link.start(stuck, Start(stuck.rid, 1, {}), lambda output: None)
+            got_something = asyncio.Event()
+            link.start(served, Start(served.rid, 1, {}), lambda output: got_something.set())
+            worker.say(Step([Output(served.rid, 0, "a", [1])]))
+            await got_something.wait()
+            link.close(WorkerDied("it died"))
+            assert [call for call in calls if call.is_only_suspect] == [stuck]
 
     asyncio.run(run())
 

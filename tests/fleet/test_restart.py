@@ -47,3 +47,10 @@ def test_forgetting_starts_afresh() -> None:
         policy.delay_after_crash_s(now=1.0)
     policy.forget()
     assert policy.delay_after_crash_s(now=1.0) == 0
+
+
+def test_a_worker_that_got_something_done_is_no_crash_loop() -> None:
+    policy = RestartPolicy()
+    for number in range(3 * MAX_CRASHES):
+        policy.got_something_done()
+        assert policy.delay_after_crash_s(now=float(number)) == 0

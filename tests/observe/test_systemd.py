@@ -82,3 +82,10 @@ def test_an_address_that_leads_nowhere_is_no_systemd(monkeypatch, tmp_path):
 def test_a_systemd_that_went_away_is_no_error(systemd, notifier):
     systemd.close()
     notifier.ready()
+
+
+def test_a_systemd_that_does_not_read_holds_up_nothing(systemd, notifier):
+    for number in range(1000):  # the kernel keeps ten messages; the test would time out
+        notifier.status(f"{number}")
+    assert systemd.recv(4096) == b"STATUS=0"
+    notifier.ready()

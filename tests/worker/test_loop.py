@@ -7,12 +7,15 @@ A real backend has no honest way to fail here; what a failure looks like is the 
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from openclawd.backends.base import BatchLimits, DecodeFailed, ModelInfo, NoFreeCells
 from openclawd.engine.batch import BatchKind, Outputs, ParkSlot, ResumeSlot, TokenOutput
+from openclawd.worker.answer import AnswerMarks
+from openclawd.worker.chats import AnswerReading
 from openclawd.worker.loop import EXIT_MODEL_FAILED, EngineLoop
-from openclawd.worker.messages import EXIT_STOPPED, Abort, Start, Step, Stop
+from openclawd.worker.messages import EXIT_STOPPED, Abort, Continuation, Start, Step, Stop
 from openclawd.worker.tokenizer import PreparedRequest
 
 if TYPE_CHECKING:
@@ -63,10 +66,14 @@ class ScriptedBackend:
 
 
 class Prepared:
-    """In the place of the tokeniser: every request is prepared, with three tokens."""
+    """In the place of the tokeniser: every request is prepared, with three tokens. What they write
+    could be the beginning of a mark."""
 
     def take(self, rid: int) -> PreparedRequest | None:
-        return PreparedRequest(BatchKind.GENERATION, [[1, 2, 3]]) if rid else None
+        marks = AnswerMarks(reasoning_open="7777777", reasoning_close="8")
+        reading = AnswerReading(marks, is_reasoning=False, tokens={})
+        request = PreparedRequest(BatchKind.GENERATION, [[1, 2, 3]], reading=reading)
+        return request if rid else None
 
 
 def serve(script: list[ForwardResult | None], *messages: Any) -> tuple[int, list[Step], Any]:
@@ -138,3 +145,14 @@ def test_an_abort_for_an_unknown_request_says_nothing() -> None:
 def test_a_start_without_a_prepare_is_answered() -> None:
     _, steps, _ = serve([], start(0))
     assert ends(steps)[0].to_problem().code == "internal"
+
+
+def test_what_was_held_back_of_an_answer_is_told_with_its_end_and_never_again() -> None:
+    _, steps, _ = serve([], replace(start(1), n=2))
+    assert [output.text for output in steps[-1].outputs] == ["777", "777"]
+    done = Continuation.of(0, cached_tokens=0, token_ids=[7, 7, 7])
+    half = Continuation.of(1, cached_tokens=0, token_ids=[7, 7])
+    _, steps, _ = serve([], replace(start(1), n=2, continuation=[done, half]))
+    assert [(output.index, output.text) for output in steps[-1].outputs] == [(1, "777")]
+    assert ends(steps)[1].finish_reasons == ["length", "length"]
+    assert ends(steps)[1].completion_tokens == 6

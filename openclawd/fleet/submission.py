@@ -1,0 +1,270 @@
+"""One request at one model, whichever of its workers computes it.
+
+Owns what happens when a worker dies: the request goes on in the next one, with what was delivered
+as its continuation, so that its client sees a pause. Knows worker messages; knows nothing of
+clients, nor what a token means.
+
+Rules (design, "Failure rules"): a request that was in flight when two workers in a row died, with
+nothing delivered in between, is suspected of killing them, and ends with `worker-died`. If there
+are several, they come back one at a time, and the one whose worker dies a third time ends.
+
+Invariants: nothing is delivered twice; a token is computed again only if nobody was told of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Final
+
+from openclawctl.wire.errors import ModelFailed, Problem, WorkerDied
+from openclawd.fleet.model import PATIENCE_S
+from openclawd.worker.messages import Continuation, Prepared, packed
+
+if TYPE_CHECKING:
+    from array import array
+    from collections.abc import AsyncIterator, Callable
+
+    from openclawd.fleet.link import Call, Link
+    from openclawd.fleet.model import Files, Model
+    from openclawd.worker.messages import Answer, Ended, Loading, Output, Start
+
+logger = logging.getLogger(__name__)
+
+COMEBACK_PATIENCE_S: Final = 60.0
+"""How far off the next try to load the model may be for a request that had begun. It has more to
+lose than a new one, which is told to come again."""
+
+
+_SUSPICIOUS: Final = 2
+
+
+@dataclass(slots=True)
+class _Part:
+    """What was delivered of one sequence."""
+
+    cached_tokens: int
+    token_ids: array[int] = field(default_factory=packed)
+    mu: float | None = None
+
+    def continuation(self, index: int) -> Continuation:
+        return Continuation.of(
+            index, cached_tokens=self.cached_tokens, token_ids=self.token_ids, mu=self.mu
+        )
+
+
+@contextlib.asynccontextmanager
+async def submit(
+    model: Model,
+    op: str,
+    params: dict[str, Any],
+    *,
+    owner: str,
+    on_loading: Callable[[Loading], None],
+) -> AsyncIterator[Submission]:
+    """Hold the model loaded for one request. `owner` names it in the log. Raises like
+    `Model.lease`."""
+    async with model.lease(on_loading):
+        submission = Submission(model, op, params, owner=owner, on_loading=on_loading)
+        try:
+            yield submission
+        finally:
+            submission.drop()
+
+
+class Submission:
+    """Use `submit`. `prepare` comes first, then maybe `compute`."""
+
+    def __init__(
+        self,
+        model: Model,
+        op: str,
+        params: dict[str, Any],
+        *,
+        owner: str,
+        on_loading: Callable[[Loading], None],
+    ) -> None:
+        self._model = model
+        self._op = op
+        self._params = params
+        self._owner = owner
+        self._on_loading = on_loading
+        self._link: Link | None = None
+        self._call: Call | None = None
+        self._prompt_tokens = 0
+        self._on_output: Callable[[Output], None]
+        self._parts: dict[int, _Part] = {}
+        self._num_deaths = 0  # in a row, with nothing delivered in between
+        self._is_alone = False
+        self._files_at_start: Files = ()
+        self._was_started = False
+        self._waiting: asyncio.Timeout | None = None
+        self._is_cancelled = False
+
+    @property
+    def cached_tokens(self) -> int:
+        """Of the prompts of sequences that have begun, as the first worker said."""
+        return sum(part.cached_tokens for part in self._parts.values())
+
+    @property
+    def completion_tokens(self) -> int:
+        """Tokens that were delivered."""
+        return sum(len(part.token_ids) for part in self._parts.values())
+
+    # ---- the steps ----
+
+    async def prepare(self) -> Prepared | Answer:
+        """Have the request tokenised. Raises the worker's refusal, `WorkerDied`, and what
+        `Model.lease` raises."""
+        while True:
+            try:
+                await self._go_alone_if_suspected()
+                prepared = await self._prepare(self._on_loading, patience_s=PATIENCE_S)
+                self._clear()
+                return prepared
+            except WorkerDied as death:
+                self._outlive(death)
+            finally:
+                self._let_others_go()
+
+    async def compute(self, start: Start, on_output: Callable[[Output], None]) -> Ended | None:
+        """Compute what was prepared; None if it was cancelled while no worker had it.
+
+        `on_output` gets all that is new, and must neither wait nor raise. Raises `WorkerDied`, and
+        what `Model.lease` raises if no worker had begun yet.
+        """
+        self._on_output = on_output
+        try:
+            while await self._is_ready():
+                try:
+                    return await self._start(start)
+                except WorkerDied as death:
+                    self._outlive(death)
+            return None
+        except Problem as problem:
+            if self._was_started and not isinstance(problem, WorkerDied):
+                raise _given_up(problem) from None
+            raise
+        finally:
+            self._let_others_go()
+
+    def cancel(self) -> None:
+        """Make `compute` end soon, with what there is by then."""
+        self._is_cancelled = True
+        if self._waiting is not None:
+            self._waiting.reschedule(asyncio.get_running_loop().time())
+        elif self._link is not None and self._call is not None:
+            self._link.abort(self._call)
+
+    def drop(self) -> None:
+        """Have the worker forget it, in case it was prepared and not started."""
+        if self._link is not None and self._call is not None:
+            self._link.drop(self._call)
+
+    # ---- in one worker ----
+
+    async def _prepare(
+        self, on_loading: Callable[[Loading], None], *, patience_s: float
+    ) -> Prepared | Answer:
+        self._link = await self._model.wait_link(on_loading, patience_s=patience_s)
+        self._call = self._link.prepare(self._op, self._params)
+        self._call.is_survivor = self._num_deaths > 0
+        prepared = await self._link.wait_prepared(self._call)
+        if isinstance(prepared, Prepared):
+            self._prompt_tokens = prepared.prompt_tokens
+        return prepared
+
+    async def _start(self, start: Start) -> Ended:
+        assert self._link is not None
+        assert self._call is not None
+        self._was_started = True
+        self._files_at_start = self._model.loaded_files
+        told = [part.continuation(index) for index, part in self._parts.items()]
+        start = replace(start, rid=self._call.rid, continuation=told)
+        self._link.start(self._call, start, self._take)
+        return await self._call.ended
+
+    def _take(self, output: Output) -> None:
+        part = self._parts.setdefault(output.index, _Part(output.cached_tokens))
+        part.token_ids.extend(output.token_ids)
+        part.mu = output.mu
+        self._clear()
+        self._on_output(output)
+
+    # ---- from one worker to the next ----
+
+    def _outlive(self, death: WorkerDied) -> None:
+        """The worker that had it died. Raises `WorkerDied` if that looks like its doing."""
+        assert self._call is not None
+        self._let_others_go()
+        if self._is_cancelled:
+            return
+        self._num_deaths += 1
+        if self._num_deaths > _SUSPICIOUS or self._call.is_only_suspect:
+            raise self._suspected(death)
+
+    async def _is_ready(self) -> bool:
+        """See that a worker has it prepared. False if it is cancelled."""
+        while not self._is_cancelled and (self._link is None or self._link.is_closed):
+            try:
+                with contextlib.suppress(TimeoutError):  # that is how `cancel` ends the wait
+                    async with asyncio.timeout(None) as self._waiting:
+                        await self._come_back()
+            finally:
+                self._waiting = None
+        return not self._is_cancelled
+
+    async def _come_back(self) -> None:
+        """Have the next worker prepare it, and wait until it may start there."""
+        with contextlib.suppress(WorkerDied):  # not its doing: it has been prepared before
+            await self._prepare(lambda progress: None, patience_s=COMEBACK_PATIENCE_S)
+            await self._go_alone_if_suspected()
+        if self._was_started and self._model.loaded_files != self._files_at_start:
+            raise ModelFailed(
+                f"the files of model {self._model.name} have been changed meanwhile",
+                hint="send the request again",
+            )
+
+    def _suspected(self, death: WorkerDied) -> WorkerDied:
+        logger.error(
+            "%s (%d prompt tokens, %d delivered) was in flight when %d workers of model %s in a row"
+            " died, and got nothing in between: it is suspected of killing them, and ends",
+            self._owner,
+            self._prompt_tokens,
+            self.completion_tokens,
+            self._num_deaths,
+            self._model.name,
+        )
+        return WorkerDied(
+            f"{death.message}, as did the one before it; this request is suspected of killing them",
+            hint="it may do so again: ask the administrator, who finds it in the log of the daemon",
+        )
+
+    @property
+    def _is_suspected(self) -> bool:
+        return self._num_deaths >= _SUSPICIOUS
+
+    async def _go_alone_if_suspected(self) -> None:
+        if self._is_suspected and not self._is_alone:
+            await self._model.one_suspect_at_a_time.acquire()
+            self._is_alone = True
+
+    def _let_others_go(self) -> None:
+        if self._is_alone:
+            self._is_alone = False
+            self._model.one_suspect_at_a_time.release()
+
+    def _clear(self) -> None:
+        """It got somewhere, so it is not to blame for any death before."""
+        self._num_deaths = 0
+        self._let_others_go()
+
+
+def _given_up(problem: Problem) -> WorkerDied:
+    return WorkerDied(
+        f"the worker died while it computed this, and there is no other one: {problem.message}",
+        hint=problem.hint,
+        retry_after_s=problem.retry_after_s,
+    )

@@ -85,7 +85,8 @@ class Grammars:
 
     def start(self, grammar: str, tokens: Sequence[int]) -> Constraint:
         """A new sequence, of which `tokens` were sampled before. What is wrong with the grammar is
-        raised when the constraint is first asked."""
+        raised when the constraint is first asked. Raises `GrammarFailed` for a model without an
+        end."""
         matcher = self._compiled_copy(grammar)
         assert self._tokens is not None
         matcher.consume_tokens(list(tokens))
@@ -110,6 +111,8 @@ class Grammars:
 
         if self._tokens is None:
             self._tokens = _Tokens(self._vocabulary, self._vocab_size)
+        if not self._tokens.end_tokens:
+            raise GrammarFailed("this model has no token that ends a text")
         limits = LLParserLimits(**_LIMITS)  # type: ignore[arg-type]
         return LLMatcher(self._tokens.tokenizer(), grammar, log_level=0, limits=limits)
 
@@ -159,7 +162,7 @@ class _Tokens:
         ]
         self.special_token_ids = [token for token, piece in enumerate(pieces) if not piece]
         self.end_tokens = [token for token in range(vocab_size) if vocabulary.is_end(token)]
-        self.eos_token_id = self.end_tokens[0] if self.end_tokens else None
+        self.eos_token_id = self.end_tokens[0] if self.end_tokens else -1
         self.bos_token_id = None
         self._vocabulary = vocabulary
         self._tokenizer: LLTokenizer | None = None

@@ -23,9 +23,10 @@ import jinja2.ext
 import jinja2.meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from openclawctl.wire.chat import CHAT_ROLES
 from openclawctl.wire.errors import InvalidRequest, LimitExceeded, Problem, Unsupported
 from openclawd.worker.reasoning import history_field, marks_of
-from openclawd.worker.turns import Writing, turns_of
+from openclawd.worker.turns import FIELDS, Writing, turns_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -154,9 +155,15 @@ class _Guard:
             case list():
                 return [self.cover(item) for item in value]
             case dict():
-                return {self.cover(key): self.cover(item) for key, item in value.items()}
+                return {self._cover_key(key): self._cover_item(key, value[key]) for key in value}
             case _:
                 return value
+
+    def _cover_key(self, key: str) -> str:
+        return key if key in FIELDS else str(self.cover(key))
+
+    def _cover_item(self, key: str, item: Any) -> Any:
+        return item if key == "role" and item in CHAT_ROLES else self.cover(item)
 
     def cut(self, text: str) -> list[Span]:
         if not self._covered:

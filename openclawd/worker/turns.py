@@ -7,7 +7,7 @@ ways in which templates differ about tool calls.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from openclawctl.wire.errors import InvalidRequest
 
@@ -16,6 +16,13 @@ if TYPE_CHECKING:
 
     from openclawctl.wire.chat import ChatMessage
     from openclawctl.wire.tools import ToolCall
+
+
+FIELDS: Final = frozenset(
+    {"role", "content", "tool_calls", "tool_call_id", "id", "type", "function", "name", "arguments"}
+    | {"description", "parameters"}
+)
+"""What templates look for, in turns and tools; a template would not find it under another name."""
 
 
 @dataclass(frozen=True, slots=True)

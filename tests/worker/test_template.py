@@ -62,6 +62,13 @@ def test_earlier_reasoning_is_told_under_the_name_that_the_template_wants() -> N
     assert untrusted(spans) == ["<s>"]
 
 
+def test_a_control_token_may_be_called_like_a_role_or_a_field() -> None:
+    text = "{{ messages[0].role }}: {{ messages[0].content }}"
+    chat = ChatTemplate(ChatFormat(text, "", "", False, False), ("user", "content", "role"))  # noqa: FBT003
+    spans = chat.render([ChatMessage("user", "a user")])
+    assert spans == [Span("user: a ", is_template=True), Span("user", is_template=False)]
+
+
 def test_words_that_are_marked_for_training_are_words() -> None:
     text = "{% for m in messages %}{% generation %}<{{ m.content }}>{% endgeneration %}{% endfor %}"
     assert whole(text, "a", "b") == "<a><b>"

@@ -33,6 +33,7 @@ NEVER_END = {0: -1000.0, 2: -1000.0}
 
 SUBJECTS = ["a fox", "the sea", "old maps", "bread", "a train", "winter", "music", "two brothers"]
 PROMPTS = [f"Tell me a long story about {subject}." for subject in SUBJECTS]
+NAMED = "suspected of killing"
 NUM_KILLS = 10
 NUM_TOKENS = 64
 MOST_MORE_TOKENS = 24
@@ -301,17 +302,21 @@ def test_who_is_in_flight_when_two_workers_die_is_named_and_the_others_live(
             raw.next_of(Delta, number)
         raw.request(9, "generate", prompt=suspect, max_tokens=4)
         request_id = started_id(raw, 9)
-        for _ in range(2):
-            wait_until(lambda: is_reading(client, but_not=killed), what="the long prompt")
-            killed.append(kill_worker(own_daemon))
+        while not is_named(own_daemon):
+            wait_until(
+                lambda: is_named(own_daemon) or is_reading(client, but_not=killed),
+                what="the long prompt",
+            )
+            if not is_named(own_daemon):
+                killed.append(kill_worker(own_daemon))
         ends = [raw.next_of_any(Done, Error) for _ in range(4)]
         wait_idle(client)
     (error,) = [end for end in ends if isinstance(end, Error)]
     assert (error.id, error.code) == (9, "worker-died")
     assert "suspected" in error.message
     assert ledger_rows(own_daemon)[request_id][:2] == ("failed", "worker-died")
-    assert len(killed) == 2
-    (line,) = [line for line in own_daemon.log().splitlines() if "suspected of killing" in line]
+    assert len(killed) in (2, 3)  # three if the others had got nothing from the second, either
+    (line,) = [line for line in own_daemon.log().splitlines() if NAMED in line]
     assert request_id in line
     assert "smollm2" in line
     assert suspect[:20] not in own_daemon.log()
@@ -330,6 +335,10 @@ def test_of_several_that_can_have_done_it_one_is_tried_at_a_time(own_daemon: Dae
         wait_idle(client)
     (error,) = [end for end in ends if isinstance(end, Error)]
     assert error.code == "worker-died"
+
+
+def is_named(daemon: Daemon) -> bool:
+    return NAMED in daemon.log()
 
 
 def is_reading(client: Client, *, but_not: list[int]) -> bool:

@@ -316,7 +316,9 @@ def test_ten_thousand_hostile_frames(own_daemon: Daemon) -> None:
         except Exception as error:
             failures.append(error)
 
-    for _ in range(500):  # everything that is allocated once is allocated now
+    # What is allocated once is allocated now: of 30,000 frames the first 10,000 took 1.1 MB, the
+    # next 20,000 together 0.5 (measured 2026-11-23).
+    for _ in range(10_000):
         attack(path, hostile_bytes(random_))
     bystander = threading.Thread(target=innocent)
     bystander.start()

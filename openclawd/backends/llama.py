@@ -29,7 +29,7 @@ from openclawd.backends.base import (
 from openclawd.backends.constraint import Grammars
 from openclawd.backends.llama_candidates import Candidates
 from openclawd.backends.llama_load import Loaded, load_model
-from openclawd.backends.llama_sampler import DrySamplers, Sampler
+from openclawd.backends.llama_sampler import DrySamplers, NotNumbers, Sampler
 from openclawd.backends.llama_vocab import LlamaVocab
 from openclawd.engine.batch import (
     Batch,
@@ -126,7 +126,7 @@ class LlamaBackend:
         if status != _COMPUTED:
             return DecodeFailed(_failure(status))
         if batch.kind is BatchKind.EMBEDDING:
-            return Outputs(vectors=self._average(batch))
+            return self._average(batch)
         return self._sample(batch.chunks, outputs)
 
     def copy_cells_out(self, slot: int) -> bytes:
@@ -229,12 +229,14 @@ class LlamaBackend:
                 result.tokens[chunk.slot] = self._sample_chunk(chunk, outputs[chunk.slot])
             except GrammarFailed as reason:
                 result.failed[chunk.slot] = f"the output cannot follow its grammar: {reason}"
+            except NotNumbers:
+                result.garbage.add(chunk.slot)
         return result
 
     def _sample_chunk(self, chunk: Chunk, output: int) -> list[TokenOutput]:
         """The tokens that follow a chunk whose first output is `output` of the decode: of those
         that were guessed, the ones that would have been sampled, and the next. Raises
-        `GrammarFailed`."""
+        `GrammarFailed` and `NotNumbers`."""
         sampler = self._samplers[chunk.slot]
         num_guessed = chunk.num_outputs - 1
         position = chunk.position + len(chunk.tokens) - num_guessed
@@ -247,19 +249,21 @@ class LlamaBackend:
                 break
         return sampled
 
-    def _average(self, batch: Batch) -> dict[int, bytes]:
+    def _average(self, batch: Batch) -> Outputs:
         """Add the hidden states of the step to each sum; finish those that are complete."""
         shape = (batch.num_tokens, self.info.embedding_length)
         states = np.ctypeslib.as_array(llama_cpp.llama_get_embeddings(self._context), shape=shape)
-        vectors, start = {}, 0
+        result, start = Outputs(), 0
         for chunk in sorted(batch.chunks, key=_slot_of):
             end = start + len(chunk.tokens)
             total = self._sums[chunk.slot]
             total += states[start:end].sum(axis=0, dtype=np.float64)
-            if chunk.num_outputs:
-                vectors[chunk.slot] = _normalised(total)
+            if chunk.num_outputs and np.isfinite(total).all():
+                result.vectors[chunk.slot] = _normalised(total)
+            elif chunk.num_outputs:
+                result.garbage.add(chunk.slot)
             start = end
-        return vectors
+        return result
 
 
 class _BatchArrays:

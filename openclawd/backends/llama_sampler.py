@@ -57,6 +57,10 @@ _LOWEST_PROBABILITY: Final = 1e-45
 """Above 0, to which 32-bit floats may round one down."""
 
 
+class NotNumbers(Exception):
+    """Among the logits is one that is no number, or the highest is infinite."""
+
+
 class DrySamplers:
     """Makes DRY samplers for one model. Setting one up looks through the whole vocabulary (12 ms
     for 49,152 tokens, measured 2026-11-23), so the last ones are kept and cloned."""
@@ -130,7 +134,7 @@ class Sampler:
 
     def sample(self, context: Any, output: int, *, position: int) -> TokenOutput:
         """The token that stands at `position`, from the logits of output `output`. Raises
-        `GrammarFailed`."""
+        `GrammarFailed` and `NotNumbers`."""
         if self._forbids_end and not self._params.forbids_end(position - self._num_prompt_tokens):
             self._allow_end()
         if not self._params.is_greedy:
@@ -146,11 +150,15 @@ class Sampler:
         llama_cpp.llama_sampler_free(self._chain)  # frees the samplers in it, too
 
     def _choose(self, context: Any, output: int) -> int:
-        if self._constraint is None and self._is_plain:
-            # 6 us, where the chain takes 50 to 80 (49,152 tokens, measured 2026-11-23).
-            likeliest = int(self._logits(context, output).argmax())
-            if not (self._forbids_end and self._is_end(likeliest)):
-                return likeliest
+        logits = self._logits(context, output)
+        # 6 us, where the chain takes 50 to 80 (49,152 tokens, measured 2026-11-23). Of numbers
+        # among which one is none, the argmax is that one.
+        likeliest = int(logits.argmax())
+        if not math.isfinite(logits[likeliest]):
+            raise NotNumbers
+        is_forbidden = self._forbids_end and self._is_end(likeliest)
+        if self._constraint is None and self._is_plain and not is_forbidden:
+            return likeliest
         if self._constraint is None and self._mirostat is None:
             token: int = llama_cpp.llama_sampler_sample(self._chain, context, output)
             return token
@@ -159,7 +167,6 @@ class Sampler:
             allowed = self._constraint.allowed()
             if allowed is None:
                 return self._constraint.end_token
-        logits = self._logits(context, output)
         token, probability = self._candidates.choose(self._chain, logits, allowed=allowed)
         if self._constraint is not None:
             self._constraint.accept(token)

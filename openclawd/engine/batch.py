@@ -134,8 +134,10 @@ class Outputs:
     that was sampled instead of, or after, the last of them: 1 to `num_outputs` tokens in all.
 
     `failed` are the slots whose sequence cannot go on, and why, as a sentence; they have no tokens.
+    Nor have those in `garbage`: what the model computed for them is no number, or infinite.
     """
 
     tokens: dict[int, list[TokenOutput]] = field(default_factory=dict)
     vectors: dict[int, bytes] = field(default_factory=dict)
     failed: dict[int, str] = field(default_factory=dict)
+    garbage: set[int] = field(default_factory=set)

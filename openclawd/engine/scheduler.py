@@ -217,11 +217,13 @@ class Scheduler:
             sequence.num_computed_tokens += len(chunk.tokens) - num_guesses
             if not chunk.num_outputs:
                 continue
-            if was_in_prefill:
-                self._kv.keep(chunk.slot, for_siblings=self._has_waiting_sibling(sequence))
             if failure := outputs.failed.get(chunk.slot):
                 effects.append(self._end(sequence, Finish.ERROR, failure=failure))
-            elif batch.kind is BatchKind.EMBEDDING:
+                continue
+            sequence.is_sound = True
+            if was_in_prefill:
+                self._kv.keep(chunk.slot, for_siblings=self._has_waiting_sibling(sequence))
+            if batch.kind is BatchKind.EMBEDDING:
                 effects.append(Embedded(sequence, outputs.vectors[chunk.slot]))
                 effects.append(self._end(sequence, Finish.STOP))
             else:
@@ -251,6 +253,18 @@ class Scheduler:
     def fail(self, batch: Batch) -> list[Effect]:
         """A batch could not be computed: its sequences end, the others stay."""
         return self._end_all([self._running[chunk.slot] for chunk in batch.chunks], Finish.ERROR)
+
+    def blame(self, failure: str) -> list[Effect]:
+        """All that a batch gave was garbage, so that it may have spread from one sequence to the
+        others. End the one that it must have come from: the only one there is, or the only one
+        that nothing sound has come from. No other can be told."""
+        running = list(self._running.values())
+        suspects = [sequence for sequence in running if not sequence.is_sound]
+        if len(running) == 1:
+            suspects = running
+        if len(suspects) != 1:
+            return []
+        return [self._end(suspects[0], Finish.ERROR, failure=failure)]
 
     def check(self) -> None:
         """Raise `AssertionError` if an invariant does not hold."""

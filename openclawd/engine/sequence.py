@@ -62,7 +62,8 @@ class Sequence:
     another.
     `num_cached_tokens` of the prompt were there when it first ran. `mu` is that of the token
     sampled last (`TokenOutput.mu`). `parked` is where the cells of a preempted one are; `num_skips`
-    counts those that were admitted before it. `shown` are control tokens whose text counts."""
+    counts those that were admitted before it. `shown` are control tokens whose text counts.
+    `is_sound`: a token or vector has come of it."""
 
     rid: int
     index: int
@@ -81,6 +82,7 @@ class Sequence:
     slot: int | None = None
     parked: int | None = None
     num_skips: int = 0
+    is_sound: bool = False
     guessing: Guessing = field(default_factory=Guessing)
     state: State = State.WAITING
 

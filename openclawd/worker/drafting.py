@@ -87,7 +87,7 @@ class ModelDrafter:
         while len(following) < len(texts):
             batch = self._batch({s: text for s, text in texts.items() if s not in following})
             result = self._backend.forward(batch)
-            if not isinstance(result, Outputs):
+            if not isinstance(result, Outputs) or result.garbage:
                 self._has_failed = True
                 _log.error("the draft model failed; answers go on without its guesses")
                 return None

@@ -24,6 +24,7 @@ from openclawd.engine.stopping import OutputText
 from openclawd.worker.messages import EXIT_STOPPED, Abort, Continuation, Start, Step, Stop
 from openclawd.worker.messages import Ended as RequestEnded
 from openclawd.worker.requests import Requests, refused
+from openclawd.worker.warm_up import GARBAGE, trouble_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -55,11 +56,14 @@ class EngineLoop:
         backend: Backend,
         tokenizer: Tokenizer,
         *,
+        model: str,
         send: Callable[[Step], None],
         drafter: Drafter | None = None,
         **limits: int,
     ) -> None:
-        """`limits` are those of `Limits` that the backend does not know."""
+        """`model` is its name, for messages; `limits` are those of `Limits` that the backend does
+        not know."""
+        self._model = model
         self._backend = backend
         self._tokenizer = tokenizer
         self._send = send
@@ -183,13 +187,31 @@ class EngineLoop:
         match result:
             case Outputs():
                 duration_s = time.perf_counter() - started_s
-                return self._scheduler.update(batch, result, duration_s=duration_s)
+                return self._take_outputs(batch, result, duration_s)
             case NoFreeCells(lost):
                 _log.warning("the KV cache is full; the youngest sequence goes on later")
                 return self._scheduler.preempt(lost)
             case DecodeFailed(message):
                 self._failure = f"the model stopped working: {message}"
                 return self._scheduler.fail(batch)
+
+    def _take_outputs(self, batch: Batch, outputs: Outputs, duration_s: float) -> list[Effect]:
+        """Who gets garbage ends; whether the others can go on here depends on where it is. With a
+        KV cache for all and no flash attention, one sequence's not-a-number makes not-a-number of
+        every other's attention, at once and for good (seen with llama.cpp 0.3.36 on a CPU)."""
+        if not outputs.garbage:
+            return self._scheduler.update(batch, outputs, duration_s=duration_s)
+        sentence = f"model {self._model} computed garbage for this request: {GARBAGE}"
+        _log.error("%s", sentence)
+        is_mixed = bool(outputs.tokens or outputs.vectors or outputs.failed)
+        if not is_mixed and self._scheduler.num_running > 1:
+            self._failure = f"model {self._model} computed garbage for all there was"
+            return self._scheduler.blame(sentence)
+        outputs.failed.update(dict.fromkeys(outputs.garbage, sentence))
+        effects = self._scheduler.update(batch, outputs, duration_s=duration_s)
+        if not is_mixed and (trouble := trouble_of(self._backend)):
+            self._failure = f"model {self._model} does not work any more: {trouble}"
+        return effects
 
     def _gauges(self, batch: Batch | None, *, started_s: float) -> dict[str, int]:
         scheduler = self._scheduler

@@ -96,7 +96,7 @@ def _step(backend: Backend, scheduler: Scheduler) -> None:
     batch = scheduler.schedule()
     assert batch is not None, "there is room for it, and nothing else runs"
     result = backend.forward(batch)
-    if not isinstance(result, Outputs):
+    if not isinstance(result, Outputs) or result.garbage:
         raise CannotLoad(
             "the model was read, but its system prompts cannot be computed",
             hint="see the worker's log lines before this one",

@@ -15,13 +15,9 @@ from typing import TYPE_CHECKING, Any, Final
 from openclawd.backends.base import (
     AdapterSpec,
     CannotLoad,
-    DecodeFailed,
     LoadAborted,
     LoadSpec,
-    NoFreeCells,
 )
-from openclawd.engine.batch import Batch, BatchKind, Chunk, Opening
-from openclawd.engine.sampling import SamplingParams
 from openclawd.worker.drafting import make_drafter
 from openclawd.worker.loop import EngineLoop
 from openclawd.worker.messages import (
@@ -42,6 +38,7 @@ from openclawd.worker.pinning import check_room, num_distinct, pin, tokens_of_sy
 from openclawd.worker.pipe import DaemonGone
 from openclawd.worker.prefixes import PersistentPrefixes
 from openclawd.worker.tokenizer import Tokenizer
+from openclawd.worker.warm_up import GARBAGE, trouble_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -119,6 +116,7 @@ class Worker:
             loop = EngineLoop(
                 backend,
                 tokenizer,
+                model=self._load.name,
                 send=self._send,
                 drafter=make_drafter(self._load.guess_method, backend, self._load_draft),
                 max_guesses=self._load.max_guesses,
@@ -199,13 +197,11 @@ class Worker:
     def _warm_up(self, backend: Backend) -> None:
         """Compute something real: it pages the weights in, and shows that the model works."""
         self._send(Loading(_WARM_UP, 0.0))
-        result = backend.forward(_warm_up_batch(backend))
-        if isinstance(result, DecodeFailed | NoFreeCells):
-            reason = result.message if isinstance(result, DecodeFailed) else "no free KV cells"
+        if trouble := trouble_of(backend):
             raise CannotLoad(
-                f"{self._load.path} was read, but the model does not work: {reason}",
+                f"{self._load.path} was read, but the model does not work: {trouble}",
                 hint="see the worker's log lines before this one",
-                permanent=False,
+                permanent=trouble == GARBAGE,
             )
         self._send(Loading(_WARM_UP, 1.0))
 
@@ -233,19 +229,6 @@ class Worker:
         pin(prompts, backend, scheduler, go_on)
         prefixes.restore_others()
         return num_distinct(prompts)
-
-
-def _warm_up_batch(backend: Backend) -> Batch:
-    """A word in slot 0, which its next user will empty by opening it."""
-    can_generate = backend.info.can_generate
-    kind = BatchKind.GENERATION if can_generate else BatchKind.EMBEDDING
-    tokens = backend.tokenize("a", add_special=True, parse_special=False) or [0]
-    sampling = SamplingParams(temperature=0) if can_generate else None
-    return Batch(
-        kind,
-        chunks=[Chunk(slot=0, position=0, tokens=tokens, num_outputs=1)],
-        opened=[Opening(0, tuple(tokens), len(tokens), sampling)],
-    )
 
 
 def _import_backend() -> Callable[[LoadSpec, Callable[[float], bool]], Backend]:

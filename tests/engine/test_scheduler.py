@@ -226,6 +226,38 @@ def test_capacity_is_waited_for_in_the_order_of_arrival() -> None:
     assert [end.sequence.rid for end in ends] == [1, 3, 2]
 
 
+def test_what_failed_is_not_kept_for_others() -> None:
+    scheduler = make(num_prefix_tags=4)
+    scheduler.add(generation(1, 6))
+    batch = scheduler.schedule()
+    assert batch is not None
+    (ended,) = scheduler.update(batch, Outputs(failed={0: "it broke"}))
+    assert isinstance(ended, Ended)
+    assert (ended.finish, ended.failure) == (Finish.ERROR, "it broke")
+    assert scheduler.num_used_tokens == 0
+
+
+def test_garbage_everywhere_is_blamed_on_the_one_that_nothing_sound_came_from() -> None:
+    scheduler = make(batch_tokens=4)
+    scheduler.add(generation(1, 2))
+    scheduler.add(generation(2, 4))
+    step(scheduler)  # the second is still in its prefill
+    (ended,) = scheduler.blame("garbage")
+    assert isinstance(ended, Ended)
+    assert (ended.sequence.rid, ended.failure) == (2, "garbage")
+    assert [ended.sequence.rid for ended in scheduler.blame("garbage")] == [1]  # the only one
+    assert scheduler.is_idle
+
+
+def test_of_two_that_may_have_brought_garbage_neither_is_blamed() -> None:
+    scheduler = make()
+    scheduler.add(generation(1, 2))
+    scheduler.add(generation(2, 2))
+    scheduler.schedule()
+    assert scheduler.blame("garbage") == []
+    assert scheduler.num_running == 2
+
+
 def test_the_two_kinds_take_turns() -> None:
     scheduler = make(num_slots=2)
     scheduler.add(generation(1, 1, max_tokens=3))

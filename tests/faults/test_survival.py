@@ -4,6 +4,7 @@ twice. Whoever seems to kill them is named."""
 from __future__ import annotations
 
 import contextlib
+import json
 import random
 import signal
 import sqlite3
@@ -14,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from harness import RawClient, wait_until
+from harness import RawClient, running_daemon, wait_until
+from models.tiny import EXACT
 from near_ties import SMOLLM2_NEAR_TIE, NearTies
 
 from openclawctl import Client
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from harness import Daemon
+    from models.library import ModelLibrary
 
     from openclawctl.results import Completion
 
@@ -262,6 +265,40 @@ def test_a_prompt_is_told_as_cached_as_in_its_first_worker(own_daemon: Daemon) -
     usage = stream.result.usage
     assert usage.cached_tokens >= usage.prompt_tokens - 1
     assert usage.completion_tokens == 40
+
+
+def test_garbage_that_spreads_costs_the_others_a_pause(models: ModelLibrary, folder: Path) -> None:
+    """Without flash attention one sequence's not-a-number makes not-a-number of all."""
+    broken, story = 1000, list(range(100, 140))
+    config = folder / "c.yaml"
+    model = {
+        "path": str(models.tiny_broken(broken)),
+        "preload": True,
+        "context": 1024,
+        "options": EXACT,
+    }
+    config.write_text(json.dumps({"models": {"m": model}}))
+    with running_daemon("--config", str(config), folder=folder) as daemon:
+        daemon.wait_ready()
+        with RawClient(daemon.socket) as raw, client_of(daemon) as client:
+            params = {"max_tokens": 400, "temperature": 0}
+            for number in range(3):
+                raw.request(number, "generate", prompt=story[number:], stream=True, **params)
+                raw.next_of(Delta, number)
+            raw.request(3, "generate", prompt=[*story, broken], **params)
+            ends = [raw.next_of_any(Done, Error) for _ in range(4)]
+            by_id = {end.id: end for end in ends}
+            for number in range(3):
+                undisturbed = client.generate(story[number:], **params)
+                end = by_id[number]
+                assert isinstance(end, Done), end
+                assert end.result["choices"][0]["text"] == undisturbed.text
+        error = by_id[3]
+        assert isinstance(error, Error)
+        assert error.code == "model-failed"
+        assert "model m computed garbage" in error.message
+        assert "garbage for all there was" in daemon.log()
+        assert "it had 3 requests" in daemon.log()
 
 
 # ---- ends during the pause ----

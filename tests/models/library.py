@@ -36,6 +36,11 @@ class ModelLibrary:
         """A draft for the tiny model of full attention, which agrees with it mostly."""
         return self._made("draft.gguf", lambda path: write_full(path, noise=_DRAFT_NOISE))
 
+    def tiny_broken(self, *tokens: int) -> Path:
+        """The tiny model of full attention, where these tokens make not-a-number of everything."""
+        name = f"broken-{len(tokens)}-{min(tokens)}.gguf"
+        return self._made(name, lambda path: write_full(path, broken=tokens))
+
     def tiny_adapter(self, seed: int, kind: str = "full") -> Path:
         """A LoRA adapter for a tiny model; another one for each seed."""
         name = f"{kind}-adapter-{seed}.gguf"

@@ -58,11 +58,19 @@ _EPSILON: Final = 1e-5
 
 
 def write_full(
-    path: Path, *, seed: int = 1, noise: float = 0.0, suppressed: Sequence[int] = ()
+    path: Path,
+    *,
+    seed: int = 1,
+    noise: float = 0.0,
+    suppressed: Sequence[int] = (),
+    broken: Sequence[int] = (),
 ) -> None:
     """Full attention: a llama. With the same seed and a little noise it is a draft model of
-    itself, which mostly agrees. `suppressed` tokens are never to be sampled."""
+    itself, which mostly agrees. `suppressed` tokens are never to be sampled; `broken` ones make
+    not-a-number of whatever follows them, and are never the best."""
     weights = _Weights(_ARCHITECTURES["full"], seed, noise=noise)
+    weights.tensors["token_embd.weight"][list(broken)] = np.nan
+    weights.tensors["output.weight"][list(broken)] = 0
     weights.keys["rope.dimension_count"] = HEAD_LENGTH
     for layer in range(NUM_LAYERS):
         weights.add_attention(layer)

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from openclawd.worker.messages import Ended
 
 
+LONG = 99
+"""A request whose prompt takes two steps."""
+
+
 class ScriptedBackend:
     """Samples token 7 for ever, except where the script says otherwise."""
 
@@ -52,7 +56,12 @@ class ScriptedBackend:
         self.script = deque(script)
         self.batches: list[Batch] = []
 
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        return [1]
+
     def forward(self, batch: Batch) -> ForwardResult:
+        if not batch.chunks:
+            return Outputs()
         self.batches.append(batch)
         planned = self.script.popleft() if self.script else None
         slots = [chunk.slot for chunk in batch.chunks if chunk.num_outputs]
@@ -66,13 +75,14 @@ class ScriptedBackend:
 
 
 class Prepared:
-    """In the place of the tokeniser: every request is prepared, with three tokens. What they write
-    could be the beginning of a mark."""
+    """In the place of the tokeniser: every request is prepared, with three tokens or, if it is
+    `LONG`, 20. What they write could be the beginning of a mark."""
 
     def take(self, rid: int) -> PreparedRequest | None:
         marks = AnswerMarks(reasoning_open="7777777", reasoning_close="8")
         reading = AnswerReading(marks, is_reasoning=False, tokens={})
-        request = PreparedRequest(BatchKind.GENERATION, [[1, 2, 3]], reading=reading)
+        prompt = [1] * 20 if rid == LONG else [1, 2, 3]
+        request = PreparedRequest(BatchKind.GENERATION, [prompt], reading=reading)
         return request if rid else None
 
 
@@ -87,7 +97,7 @@ def serve(script: list[ForwardResult | None], *messages: Any) -> tuple[int, list
         if not open_rids:
             loop.submit(Stop())
 
-    loop: EngineLoop = EngineLoop(backend, Prepared(), send=send)  # type: ignore[arg-type]
+    loop: EngineLoop = EngineLoop(backend, Prepared(), model="m", send=send)  # type: ignore[arg-type]
     for message in messages:
         loop.submit(message)
     return loop.run(), steps, backend
@@ -156,3 +166,41 @@ def test_what_was_held_back_of_an_answer_is_told_with_its_end_and_never_again() 
     assert [(output.index, output.text) for output in steps[-1].outputs] == [(1, "777")]
     assert ends(steps)[1].finish_reasons == ["length", "length"]
     assert ends(steps)[1].completion_tokens == 6
+
+
+def test_garbage_for_one_ends_that_one_and_says_which_model() -> None:
+    mixed = Outputs(tokens={0: [TokenOutput(7)]}, garbage={1})
+    status, steps, _ = serve([None, mixed], start(1), start(2))
+    assert status == EXIT_STOPPED
+    assert ends(steps)[1].finish_reasons == ["length"]
+    problem = ends(steps)[2].to_problem()
+    assert problem.code == "model-failed"
+    assert "model m" in problem.message
+    assert "not-a-number" in problem.message
+
+
+def test_garbage_for_the_only_one_leaves_a_memory_that_is_sound_in_use() -> None:
+    status, steps, backend = serve([Outputs(garbage={0})], start(1))
+    assert status == EXIT_STOPPED
+    assert ends(steps)[1].to_problem().code == "model-failed"
+    assert len(backend.batches) == 2  # its own and the one that asks whether all is well
+
+
+def test_garbage_for_the_only_one_that_stays_in_the_memory_ends_the_worker() -> None:
+    status, steps, _ = serve([Outputs(garbage={0}), Outputs(garbage={0})], start(1))
+    assert status == EXIT_MODEL_FAILED
+    assert ends(steps)[1].to_problem().code == "model-failed"
+
+
+def test_garbage_for_all_ends_the_one_it_came_with_and_leaves_the_others_to_the_next_worker() -> (
+    None
+):
+    status, steps, _ = serve([None, Outputs(garbage={0, 1})], start(1), start(LONG))
+    assert status == EXIT_MODEL_FAILED
+    assert set(ends(steps)) == {LONG}
+
+
+def test_garbage_for_all_from_the_start_is_nobodys_fault_yet() -> None:
+    status, steps, _ = serve([Outputs(garbage={0, 1})], start(1), start(2))
+    assert status == EXIT_MODEL_FAILED
+    assert not ends(steps)

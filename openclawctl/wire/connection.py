@@ -110,7 +110,7 @@ class Connection:
             raise LocalProtocolError(reason)
         return data
 
-    def receive(self, data: bytes) -> None:
+    def receive(self, data: bytes | memoryview) -> None:
         """Add bytes from the peer; `events()` then gives the messages in them."""
         if self._state is not State.CLOSED:
             self._reader.feed(data)

@@ -65,7 +65,7 @@ class FrameReader:
         """Bytes of a frame that is not complete yet. 0 at a clean end of the stream."""
         return len(self._buffer)
 
-    def feed(self, data: bytes) -> None:
+    def feed(self, data: bytes | memoryview) -> None:
         """Append received bytes. Bounded by the caller's read size plus one frame."""
         self._buffer += data
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, assert_never
+from typing import TYPE_CHECKING, Any, Final, assert_never
 
 from openclawctl.wire.errors import (
     Internal,
@@ -54,6 +54,8 @@ PREPARE_TIMEOUT_S = 120.0
 """Far beyond what honest prompts need, even in line behind others: the worst text takes about 1.2 s
 a megabyte to tokenise (measured 2026-11-23), and the longest contexts are about one."""
 
+_READ_BYTES: Final = 64 * 1024
+
 
 @dataclass(slots=True, eq=False)
 class Call:
@@ -84,7 +86,7 @@ class Call:
                 future.exception()  # whoever awaits it is told; nobody having to is no warning
 
 
-class Link(asyncio.Protocol):
+class Link(asyncio.BufferedProtocol):
     """A connected worker. `on_load_message` gets what is about the model and not about a request;
     `on_lost` is called once when the pipe has closed."""
 
@@ -97,6 +99,7 @@ class Link(asyncio.Protocol):
         self._on_load_message = on_load_message
         self._on_lost = on_lost
         self._reader = FrameReader(max_bytes=FROM_WORKER_FRAME_BYTES, max_items=MAX_RESULT_ITEMS)
+        self._read_buffer = memoryview(bytearray(_READ_BYTES))
         self._transport: asyncio.WriteTransport | None = None
         self.is_closed = False
         self.has_delivered = False
@@ -178,14 +181,18 @@ class Link(asyncio.Protocol):
         if self._transport is not None:
             self._transport.close()
 
-    # ---- asyncio.Protocol ----
+    # ---- asyncio.BufferedProtocol ----
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.WriteTransport)
         self._transport = transport
 
-    def data_received(self, data: bytes) -> None:
-        self._reader.feed(data)
+    def get_buffer(self, sizehint: int) -> memoryview:
+        del sizehint
+        return self._read_buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._reader.feed(self._read_buffer[:nbytes])
         try:
             for payload in self._reader.payloads():
                 self._handle(decode_from_worker(payload))

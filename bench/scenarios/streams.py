@@ -3,14 +3,15 @@
 Each stream has a connection of its own and a prompt that no cache knows. `tok/s` is completion
 tokens over the whole time, from the first request sent to the last one done, prompts included. The
 limit is the same quotient of llama-batched-bench, which computes the same batches with no server,
-sampler or text around them.
+sampler or text around them. As nothing is shared here, `prefix_sharing` is off for the
+openclawd that the targets are about; the other one has the defaults.
 """
 
 from __future__ import annotations
 
 import contextlib
 import statistics
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 import answers
@@ -29,7 +30,8 @@ PROMPT_TOKENS: Final = 64
 NUM_TOKENS: Final = 64
 CONTEXT: Final = 256
 
-OURS: Final = "openclawd"
+OURS: Final = "openclawd, sharing off"
+DEFAULT: Final = "openclawd"
 PEER: Final = "llama-server"
 PYTHON: Final = "llama_cpp.server"
 LIMIT: Final = "llama-batched-bench"
@@ -55,6 +57,12 @@ def run(settings: Settings) -> Report:
         load = stack.enter_context(traffic())
         most = max(COUNTS)
         servers = [
+            replace(
+                stack.enter_context(
+                    openclawd(parallel=most, context=CONTEXT, threads=threads, prefix_sharing="off")
+                ),
+                name=OURS,
+            ),
             stack.enter_context(openclawd(parallel=most, context=CONTEXT, threads=threads)),
             stack.enter_context(llama_server(parallel=most, context=CONTEXT, threads=threads)),
             stack.enter_context(python_server(context=CONTEXT, threads=threads)),
@@ -95,7 +103,7 @@ def _add_limit(found: Found, count: int, *, threads: int) -> None:
 
 
 def _report(found: Found) -> Report:
-    names = (OURS, PEER, PYTHON, LIMIT)
+    names = (OURS, DEFAULT, PEER, PYTHON, LIMIT)
     counts = [count for count in COUNTS if (OURS, count) in found]
     pairs = [(name, count) for count in counts for name in names if (name, count) in found]
     rows = [_row(found, *pair) for pair in pairs]

@@ -29,7 +29,8 @@ class AdapterSpec:
 class LoadSpec:
     """Which model, with what. `threads` and `gpu_layers` None mean automatic; `context` is tokens
     per sequence, `kv_tokens` for all together, `batch_tokens` at most in one step. A batch may name
-    one of `adapters`."""
+    one of `adapters`. With `shares_cells` False every slot has `context` cells of its own, and none
+    can be kept for others."""
 
     path: str
     parallel: int
@@ -40,6 +41,7 @@ class LoadSpec:
     gpu_layers: int | None = None
     options: dict[str, Any] = field(default_factory=dict)
     adapters: dict[str, AdapterSpec] = field(default_factory=dict)
+    shares_cells: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,9 @@ class BatchLimits:
     `num_prefix_tags`: sequence ids beside the slots, from `parallel` on, under which cells can be
     kept for others; 0 when the model's memory cannot share part of a sequence. `can_drop_last`: the
     cells of a batch's last tokens can be dropped after it, as wrong guesses must be.
+    `tile_tokens`: how many a large batch computes at once, if they belong together; one with both
+    decodes and parts of prompts takes longer than the two apart. None where that makes no
+    difference.
     """
 
     batch_tokens: int
@@ -80,6 +85,7 @@ class BatchLimits:
     splits_prompts: bool
     num_prefix_tags: int = 0
     can_drop_last: bool = False
+    tile_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -119,6 +119,8 @@ def _contradictions(config: Config) -> Iterator[tuple[KeyPath, str]]:
 def _contradictions_of_model(model: ModelConfig) -> Iterator[tuple[str, str]]:
     if model.kv_tokens < model.context:
         yield "kv_tokens", f"found {model.kv_tokens}; one whole context of {model.context} must fit"
+    if model.prefix_sharing == "off":
+        yield from _not_without_sharing(model)
     if model.required and not model.preload:
         yield "required", "found true, without preload: true; a model is only required at the start"
     has_draft = model.speculation.draft_model is not None
@@ -126,6 +128,15 @@ def _contradictions_of_model(model: ModelConfig) -> Iterator[tuple[str, str]]:
         yield "speculation", "draft_model and method: draft need each other; set both or neither"
     if model.pinned and model.keep_alive_s != math.inf:
         yield "pinned", "found true, beside a keep_alive that ends; remove one of them"
+
+
+def _not_without_sharing(model: ModelConfig) -> Iterator[tuple[str, str]]:
+    every = model.parallel * model.context
+    if model.kv_tokens != every:
+        message = f"found {model.kv_tokens}; with prefix_sharing: off it is parallel times context"
+        yield "kv_tokens", f"{message}, {every}: leave it out"
+    if model.system_prompts:
+        yield "system_prompts", "they are computed once for all, which prefix_sharing: off forbids"
 
 
 def _wrong_names(config: Config) -> Iterator[tuple[KeyPath, str]]:

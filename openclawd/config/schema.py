@@ -351,11 +351,14 @@ class ModelConfig(_Section):
         " (`adapter`); a path alone has `scale` 1. System prompts are pinned for requests without.",
         allowed=f"a map of names ({NAME_TEXT}) to paths, or to maps with the keys path and scale",
     )
-    prefix_sharing: Literal["principal", "all"] = _key(
+    prefix_sharing: Annotated[
+        Literal["principal", "all", "off"], BeforeValidator(values.off_if_false)
+    ] = _key(
         "principal",
         meaning="Whose requests share what was computed of a common beginning: each user's own, or"
-        " everybody's (then times and `cached_tokens` tell what others' prompts begin with).",
-        allowed="principal or all",
+        " everybody's (then times and `cached_tokens` tell what others' prompts begin with). With"
+        " `off` nothing is shared, and many streams with nothing in common are faster.",
+        allowed="principal, all or off",
     )
     persist_prefixes: Annotated[
         Literal["pinned", "all", "off"], BeforeValidator(values.off_if_false)

@@ -41,6 +41,8 @@ class Limits:
     """`batch_tokens` and `embedding_batch_tokens` bound one step of each kind. Models that need a
     whole prompt at once have `splits_prompts` False; then a step's bound is a prompt's, too.
     `num_prefix_tags` is how many prefixes can be kept; 0 for models that cannot share cells.
+    Batches of `tile_tokens` or more, if there is such a number, hold decodes or parts of prompts
+    and not both, in turns; the parts of prompts fill whole tiles as far as they can.
 
     Kept cells are not free: a step passes over every cell in use, its own or not, which costs the
     smallest models about 0.2 ms a token for each 1,000 cells (SmolLM2 on two cores, measured
@@ -66,6 +68,7 @@ class Limits:
     max_skips: int = 16
     max_guesses: int = 0
     can_drop_last: bool = False
+    tile_tokens: int | None = None
 
     def __post_init__(self) -> None:
         assert 0 < self.num_slots <= self.batch_tokens, "a step must hold one token of every slot"
@@ -127,6 +130,7 @@ class Scheduler:
         self._next_admitted = BatchKind.GENERATION
         self._turns: dict[Group, int] = {}  # when each last had one, in steps
         self._num_steps = 0
+        self._had_prompts = False
         self._is_admission_paused = False
 
     # ---- questions ----
@@ -397,7 +401,7 @@ class Scheduler:
     def _chunks(self, group: Group) -> list[Chunk]:
         kind, _ = group
         budget = _Budget(self._budget(kind), self._max_paced_tokens(), self._paced_priority())
-        running = [sequence for sequence in self._running.values() if sequence.group == group]
+        running = self._of_step(group, budget)
         guesses = self._guess(running, budget.num_tokens)
         chunks = []
         for sequence in sorted(running, key=_urgency):  # stable: equals in the order of admission
@@ -412,6 +416,24 @@ class Scheduler:
                 chunks.append(chunk)
         return chunks
 
+    def _of_step(self, group: Group, budget: _Budget) -> list[Sequence]:
+        """Those that the next step is for: all of a group, or only its decodes or its prompts if
+        the two together would be too many tokens."""
+        running = [sequence for sequence in self._running.values() if sequence.group == group]
+        decodes = [sequence for sequence in running if sequence.is_decoding]
+        prompts = [sequence for sequence in running if not sequence.is_decoding]
+        allowed = max((budget.left_for(sequence) for sequence in prompts), default=0)
+        to_come = sum(sequence.num_remaining_tokens for sequence in prompts)
+        tile = self._limits.tile_tokens
+        if tile is None or not decodes or len(decodes) + min(allowed, to_come) < tile:
+            self._had_prompts = bool(prompts)
+            return running
+        self._had_prompts = not self._had_prompts
+        if not self._had_prompts:
+            return decodes
+        budget.num_paced_tokens = max(1, round(budget.num_paced_tokens / tile)) * tile
+        return prompts
+
     def _paced_priority(self) -> int | None:
         """The highest priority of those whose pace a prefill must not disturb."""
         decoding = [each.priority for each in self._running.values() if each.is_decoding]
@@ -421,8 +443,10 @@ class Scheduler:
         """Prompt tokens that may be computed in a step while sequences are decoding."""
         if not self._limits.splits_prompts:
             return self._limits.embedding_batch_tokens
-        num_decoding = sum(each.is_decoding for each in self._running.values())
-        allowed = self._pace.max_prefill_tokens(num_decoding)
+        streams = [each for each in self._running.values() if each.kind is BatchKind.GENERATION]
+        num_decoding = sum(each.is_decoding for each in streams)
+        num_prompts = len(streams) - num_decoding
+        allowed = self._pace.max_prefill_tokens(num_decoding, num_prompts)
         return self._limits.batch_tokens if allowed is None else allowed
 
     def _note_duration(self, batch: Batch, duration_s: float) -> None:

@@ -158,6 +158,7 @@ class Fleet:
             draft_path=self._file(config.speculation.draft_model),
             max_skips=self._config.resource_limits.max_skips,
             prefix_folder=str(self._prefix_dir / name),
+            shares_prefixes=config.prefix_sharing != "off",
             persist_prefixes=config.persist_prefixes,
             max_prefix_age_s=config.max_prefix_age_s,
         )

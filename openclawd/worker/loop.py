@@ -235,6 +235,7 @@ def _limits(backend: Backend, limits: dict[str, int]) -> Limits:
         splits_prompts=backend.limits.splits_prompts,
         num_prefix_tags=backend.limits.num_prefix_tags,
         can_drop_last=backend.limits.can_drop_last,
+        tile_tokens=backend.limits.tile_tokens,
         **limits,
     )
 

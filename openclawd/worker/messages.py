@@ -64,7 +64,8 @@ class Load:
     `system_prompts` are computed before it is ready, and shared by all. `guess_method` is off,
     ngram or draft, which needs `draft_path`; `max_guesses` bounds what is guessed for one step. A
     sequence that waits for KV cells is passed `max_skips` times at most. `adapters` are LoRAs by
-    name, each with `path` and `scale`.
+    name, each with `path` and `scale`. Unless it `shares_prefixes`, every sequence has KV cells of
+    its own.
 
     The cells of system prompts, with `persist_prefixes` "all" those of users' prefixes too, are
     restored from `prefix_folder` and saved there on `stop`; "off" removes what is there, and no
@@ -88,6 +89,7 @@ class Load:
     draft_path: str = ""
     max_skips: int = 0
     prefix_folder: str = ""
+    shares_prefixes: bool = True
     persist_prefixes: str = "off"
     max_prefix_age_s: float = 0.0
 

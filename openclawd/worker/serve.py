@@ -174,6 +174,7 @@ class Worker:
             gpu_layers=self._load.gpu_layers,
             options=self._load.options,
             adapters=adapters,
+            shares_cells=self._load.shares_prefixes,
         )
         return _import_backend()(spec, self._progress(_READ))
 

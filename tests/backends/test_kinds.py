@@ -20,10 +20,24 @@ if TYPE_CHECKING:
     from openclawd.backends.llama import LlamaBackend
 
 
-@pytest.fixture(scope="module", params=WRITERS)
+SEPARATE = "separate"
+"""Full attention, where every slot has cells of its own."""
+
+
+@pytest.fixture(scope="module", params=[*WRITERS, SEPARATE])
 def backend(request: pytest.FixtureRequest, models: ModelLibrary) -> Iterator[LlamaBackend]:
-    path = str(models.tiny(request.param))
-    spec = LoadSpec(path, parallel=4, context=256, kv_tokens=512, batch_tokens=512, threads=1)
+    shares = request.param != SEPARATE
+    path = str(models.tiny(request.param if shares else "full"))
+    num_cells = 512 if shares else 4 * 256
+    spec = LoadSpec(
+        path,
+        parallel=4,
+        context=256,
+        kv_tokens=num_cells,
+        batch_tokens=512,
+        threads=1,
+        shares_cells=shares,
+    )
     loaded = llama.load(spec, lambda _: True)
     yield loaded
     loaded.close()
@@ -37,4 +51,6 @@ class TestConformance(BackendConformance):
     test_mirostat_steers_towards_its_surprise = None
 
     def needs_cells(self, backend: Backend) -> bool:
-        return backend.info.architecture != "mamba"
+        """Not where there is no cell per token, nor where there are enough for every slot."""
+        info = backend.info
+        return info.architecture != "mamba" and info.kv_tokens < info.parallel * info.context

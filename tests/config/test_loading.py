@@ -264,6 +264,20 @@ MODEL = "models:\n  a:\n    path: a.gguf\n    "
             "c.yaml:4: models.a.kv_tokens: found 100; one whole context of 2048 must fit",
         ),
         (
+            MODEL + "prefix_sharing: off\n    kv_tokens: 4096",
+            (
+                "c.yaml:5: models.a.kv_tokens: found 4096; with prefix_sharing: off it is parallel"
+                " times context, 16384: leave it out"
+            ),
+        ),
+        (
+            MODEL + "prefix_sharing: off\n    system_prompts: [x]",
+            (
+                "c.yaml:5: models.a.system_prompts: they are computed once for all, which"
+                " prefix_sharing: off forbids"
+            ),
+        ),
+        (
             MODEL + "required: true",
             (
                 "c.yaml:4: models.a.required: found true, without preload: true; a model is only "

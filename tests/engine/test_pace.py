@@ -45,7 +45,16 @@ def test_a_step_with_a_chunk_takes_no_longer_than_promised(
     assert chunk is not None
     without_s = fixed_s + num_decodes * decode_s
     with_s = without_s + chunk * prefill_s
-    assert chunk == MIN_CHUNK or with_s <= (MAX_STRETCH + 0.05) * without_s
+    stretch = MAX_STRETCH * (4 if num_decodes == 1 else 1)
+    assert chunk == MIN_CHUNK or with_s <= (stretch + 0.05) * without_s
+
+
+def test_more_prompts_than_streams_may_take_longer() -> None:
+    pace = learned(fixed_s=0, decode_s=0.005, prefill_s=0.003, num_decodes=4)
+    half, as_many, far_more = (pace.max_prefill_tokens(4, prompts) for prompts in (2, 4, 40))
+    assert half == pace.max_prefill_tokens(4)
+    assert as_many == pytest.approx((4 * MAX_STRETCH - 1) * 0.020 / 0.003, abs=1)
+    assert far_more == pytest.approx((400 * MAX_STRETCH - 1) * 0.020 / 0.003, abs=1)
 
 
 def test_a_slow_step_does_not_stop_a_prefill() -> None:

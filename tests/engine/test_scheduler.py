@@ -171,6 +171,25 @@ def test_a_long_prompt_is_cut_into_chunks_that_leave_room_for_decodes() -> None:
     assert [effect.sequence.rid for effect in effects if isinstance(effect, Sampled)] == [1, 2]
 
 
+def test_where_a_large_mix_is_slow_decodes_and_prompts_take_turns() -> None:
+    scheduler = make(num_slots=3, tile_tokens=4)
+    for rid in (1, 2):
+        scheduler.add(generation(rid, 1, max_tokens=9))
+    step(scheduler)
+    scheduler.add(generation(3, 11))
+    shapes = [shape(step(scheduler)[0]) for _ in range(4)]
+    both = [(0, 1), (1, 1)]
+    assert shapes == [[(2, 8)], both, [(2, 3)], [*both, (2, 1)]]
+
+
+def test_a_small_mix_is_one_step() -> None:
+    scheduler = make(tile_tokens=4)
+    scheduler.add(generation(1, 1))
+    step(scheduler)
+    scheduler.add(generation(2, 2))
+    assert shape(step(scheduler)[0]) == [(0, 1), (1, 2)]
+
+
 def test_decodes_come_before_a_prefill_that_was_admitted_first() -> None:
     scheduler = make(batch_tokens=3)
     scheduler.add(generation(1, 9))

@@ -1,4 +1,5 @@
-"""One loaded backend for each memory kind, shared by the tests."""
+"""One loaded backend for each memory kind, shared by the tests. Full attention is there twice: the
+slots share their cells, or have their own."""
 
 from __future__ import annotations
 
@@ -14,7 +15,11 @@ if TYPE_CHECKING:
     from models.library import ModelLibrary
 
 
-@pytest.fixture(scope="session", params=WRITERS)
+SEPARATE = "separate"
+
+
+@pytest.fixture(scope="session", params=[*WRITERS, SEPARATE])
 def world(request: pytest.FixtureRequest, models: ModelLibrary) -> Iterator[World]:
-    with open_world(models, request.param) as opened:
+    shares = request.param != SEPARATE
+    with open_world(models, request.param if shares else "full", shares=shares) as opened:
         yield opened

@@ -141,5 +141,6 @@ def _limits(backend: Backend, values: dict[str, Any]) -> Limits:
         "splits_prompts": backend.limits.splits_prompts,
         "num_prefix_tags": backend.limits.num_prefix_tags,
         "can_drop_last": backend.limits.can_drop_last,
+        "tile_tokens": backend.limits.tile_tokens,
     }
     return Limits(**{**usual, **values})

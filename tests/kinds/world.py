@@ -43,19 +43,20 @@ for the nine days, and find the same words again and again, with small changes, 
 
 
 @contextlib.contextmanager
-def open_world(models: ModelLibrary, kind: str) -> Iterator[World]:
+def open_world(models: ModelLibrary, kind: str, *, shares: bool = True) -> Iterator[World]:
     """With a tiny model. The cells for windows are fewer than the other cells, and a batch is
-    smaller than most prompts."""
+    smaller than most prompts. Unless it `shares`, every slot has cells of its own."""
     path, adapter = models.tiny(kind), models.tiny_adapter(1, kind)
     spec = LoadSpec(
         str(path),
         parallel=4,
         context=512,
-        kv_tokens=1024,
+        kv_tokens=1024 if shares else 4 * 512,
         batch_tokens=64,
         threads=1,
         options=EXACT,
         adapters={ADAPTER: AdapterSpec(str(adapter))},
+        shares_cells=shares,
     )
     backend = llama.load(spec, lambda _: True)
     with NearTies(path, NEAR_TIE) as plain, NearTies(path, NEAR_TIE, adapter=adapter) as adapted:

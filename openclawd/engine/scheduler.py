@@ -63,7 +63,7 @@ class Limits:
     splits_prompts: bool = True
     num_prefix_tags: int = 0
     min_kept_tokens: int = 256
-    kept_share: float = 0.125
+    kept_share: float = 0.25
     parked_share: float = 0.5
     max_skips: int = 16
     max_guesses: int = 0

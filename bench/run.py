@@ -49,6 +49,7 @@ SCENARIOS: Final = (
     "ttft",
     "overhead",
     "step_profile",
+    "batch_shapes",
 )
 ROUNDS: Final = 5
 QUICK_ROUNDS: Final = 3

@@ -67,7 +67,7 @@ def test_a_log_file_is_private_and_reopened_on_sighup(folder: Path) -> None:
         wait_until(log_file.exists, what="the new log file")
         secret = "the prompt that must not be logged 4711"
         with Client(socket_path=str(daemon.socket), app="billing") as client:
-            request_id = client.generate(secret, max_tokens=3).request_id
+            request_id = client.generate(secret, max_tokens=3, ignore_eos=True).request_id
         wait_until(lambda: request_id in log_file.read_text(), what="the canonical line")
         lines = [json.loads(line) for line in log_file.read_text().splitlines()]
         (line,) = [line for line in lines if line.get("request_id") == request_id]

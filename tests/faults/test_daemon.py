@@ -92,7 +92,8 @@ def test_nothing_in_the_state_directory_is_open_to_others(daemon: Daemon) -> Non
 
 def test_sigterm_lets_accepted_requests_finish_and_refuses_new_ones(own_daemon: Daemon) -> None:
     with RawClient(own_daemon.socket) as raw, RawClient(own_daemon.socket) as other:
-        raw.request(1, "generate", prompt="Count: 1 2 3", max_tokens=40, stream=True)
+        params = {"max_tokens": 40, "ignore_eos": True, "stream": True}
+        raw.request(1, "generate", prompt="Count: 1 2 3", **params)
         raw.next_of(Delta)
         own_daemon.process.send_signal(signal.SIGTERM)
         other.next_of(Goaway)

@@ -17,6 +17,13 @@ def test_a_worker_dies_with_its_daemon(own_daemon: Daemon) -> None:
     own_daemon.kill()
 
 
+def test_what_the_environment_of_a_worker_is(own_daemon: Daemon) -> None:
+    (worker,) = own_daemon.workers()
+    environment = worker.environ()
+    assert "NOTIFY_SOCKET" not in environment  # readiness is the daemon's to tell
+    assert environment["MALLOC_MMAP_THRESHOLD_"] == "1048576"  # freed cells go back to the system
+
+
 def test_a_stopped_daemon_leaves_no_worker(own_daemon: Daemon) -> None:
     workers = own_daemon.workers()
     assert own_daemon.terminate() == 0

@@ -422,11 +422,14 @@ class Scheduler:
         running = [sequence for sequence in self._running.values() if sequence.group == group]
         decodes = [sequence for sequence in running if sequence.is_decoding]
         prompts = [sequence for sequence in running if not sequence.is_decoding]
-        allowed = max((budget.left_for(sequence) for sequence in prompts), default=0)
-        to_come = sum(sequence.num_remaining_tokens for sequence in prompts)
         tile = self._limits.tile_tokens
-        if tile is None or not decodes or len(decodes) + min(allowed, to_come) < tile:
+        if tile is None or not (decodes and prompts):
             self._had_prompts = bool(prompts)
+            return running
+        allowed = max(budget.left_for(sequence) for sequence in prompts)
+        to_come = sum(sequence.num_remaining_tokens for sequence in prompts)
+        if len(decodes) + min(allowed, to_come) < tile:
+            self._had_prompts = True
             return running
         self._had_prompts = not self._had_prompts
         if not self._had_prompts:

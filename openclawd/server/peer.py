@@ -73,11 +73,11 @@ that lets this much pile up is disconnected."""
 
 STALL_TIMEOUT_S: Final = 60.0
 LINGER_S: Final = 1.0
+"""How long a refused client gets to read why, before the socket is closed under it."""
 
 _READ_BUFFER: Final = memoryview(bytearray(64 * 1024))
 """What any client has just sent; it is copied before the next one's is read. `asyncio.Protocol`
 allocates 256 KiB for each read, and after 60,000 bad connections 2.6 MB of the heap were holes."""
-"""How long a refused client gets to read why, before the socket is closed under it."""
 
 _PEERCRED = struct.Struct("3i")  # pid, uid, gid: `struct ucred`, socket(7)
 

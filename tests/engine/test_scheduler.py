@@ -182,6 +182,13 @@ def test_where_a_large_mix_is_slow_decodes_and_prompts_take_turns() -> None:
     assert shapes == [[(2, 8)], both, [(2, 3)], [*both, (2, 1)]]
 
 
+def test_no_step_is_empty_where_decodes_alone_fill_a_tile() -> None:
+    scheduler = make(num_slots=2, tile_tokens=2)
+    for rid in (1, 2):
+        scheduler.add(generation(rid, 1, max_tokens=9))
+    assert [shape(step(scheduler)[0]) for _ in range(4)] == [[(0, 1), (1, 1)]] * 4
+
+
 def test_a_small_mix_is_one_step() -> None:
     scheduler = make(tile_tokens=4)
     scheduler.add(generation(1, 1))

@@ -9,7 +9,11 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+from openclawd.backends.base import go_on
+
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from openclawd.backends.base import Backend, ForwardResult
     from openclawd.engine.batch import Batch
 
@@ -28,9 +32,9 @@ class FixedStep:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._backend, name)
 
-    def forward(self, batch: Batch) -> ForwardResult:
+    def forward(self, batch: Batch, between: Callable[[], bool] = go_on) -> ForwardResult:
         self.began_ns = time.monotonic_ns()
-        result = self._backend.forward(batch)
+        result = self._backend.forward(batch, between)
         spent_s = (time.monotonic_ns() - self.began_ns) / 1e9
         time.sleep(max(0.0, self._step_s - spent_s))
         self.ended_ns = time.monotonic_ns()

@@ -89,9 +89,9 @@ class _Profiled:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._backend, name)
 
-    def forward(self, batch: Batch) -> ForwardResult:
+    def forward(self, batch: Batch, between: Callable[[], bool]) -> ForwardResult:
         _clock.begin_step(batch, self._path)
-        return self._backend.forward(batch)
+        return self._backend.forward(batch, between)
 
 
 _clock = _Clock()

@@ -30,7 +30,8 @@ class LoadSpec:
     """Which model, with what. `threads` and `gpu_layers` None mean automatic; `context` is tokens
     per sequence, `kv_tokens` for all together, `batch_tokens` at most in one step. A batch may name
     one of `adapters`. With `shares_cells` False every slot has `context` cells of its own, and none
-    can be kept for others."""
+    can be kept for others. `computes_aside`: where prompts disturb running streams, be ready to
+    compute them aside, which takes memory for one more sequence."""
 
     path: str
     parallel: int
@@ -42,6 +43,7 @@ class LoadSpec:
     options: dict[str, Any] = field(default_factory=dict)
     adapters: dict[str, AdapterSpec] = field(default_factory=dict)
     shares_cells: bool = True
+    computes_aside: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +79,8 @@ class BatchLimits:
     cells of a batch's last tokens can be dropped after it, as wrong guesses must be.
     `tile_tokens`: how many a large batch computes at once, if they belong together; one with both
     decodes and parts of prompts takes longer than the two apart. None where that makes no
-    difference.
+    difference. `aside_tokens`: the most that a batch may have which `is_aside`; None where nothing
+    can be computed aside.
     """
 
     batch_tokens: int
@@ -86,6 +89,7 @@ class BatchLimits:
     num_prefix_tags: int = 0
     can_drop_last: bool = False
     tile_tokens: int | None = None
+    aside_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +132,18 @@ class DecodeFailed:
     message: str
 
 
-ForwardResult = Outputs | NoFreeCells | DecodeFailed
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """The batch was given up, because `between` said so. Nothing changed, except that its cache
+    operations are done and its opened slots are set up."""
+
+
+ForwardResult = Outputs | NoFreeCells | DecodeFailed | Stopped
+
+
+def go_on() -> bool:
+    """Nothing is to be done between the parts of a batch."""
+    return True
 
 
 class GrammarFailed(Exception):
@@ -203,9 +218,12 @@ class Backend(Protocol):
         """Compile a grammar for `SamplingParams.grammar`. Blocks. Raises `GrammarFailed`."""
         ...
 
-    def forward(self, batch: Batch) -> ForwardResult:
+    def forward(self, batch: Batch, between: Callable[[], bool] = go_on) -> ForwardResult:
         """Do the batch's cache operations, set up its opened slots, compute its chunks, sample or
         average. Blocks. A batch without chunks ends with the first of these.
+
+        While a batch is computed that `is_aside`, `between` is called every few milliseconds. It
+        may call `forward` for other slots and says whether to go on; what it raises is raised here.
 
         A chunk's position is the number of tokens whose cells its slot has. The token sampled after
         position p is a function of the tokens, the sampling parameters and p, as exactly as the

@@ -25,8 +25,12 @@ from openclawd.backends.base import (
     LoadSpec,
     ModelInfo,
     NoFreeCells,
+    Stopped,
+    go_on,
 )
 from openclawd.backends.constraint import Grammars
+from openclawd.backends.llama_arrays import BatchArrays, pointer_to, slot_of
+from openclawd.backends.llama_aside import Ending
 from openclawd.backends.llama_candidates import Candidates
 from openclawd.backends.llama_load import Loaded, load_model
 from openclawd.backends.llama_sampler import DrySamplers, NotNumbers, Sampler
@@ -73,7 +77,7 @@ class LlamaBackend:
         self._vocab = LlamaVocab(loaded.model)
         limits = loaded.limits
         largest = max(limits.batch_tokens, limits.embedding_batch_tokens)
-        self._arrays = _BatchArrays(largest, num_slots=loaded.info.parallel)
+        self._arrays = BatchArrays(largest, num_slots=loaded.info.parallel)
         self._grammars = Grammars(self._vocab, self._vocab.size)
         self._candidates = Candidates(self._vocab.size)
         self._samplers: dict[int, Sampler] = {}
@@ -108,7 +112,7 @@ class LlamaBackend:
     def chat_format(self) -> ChatFormat:
         return self._vocab.chat_format
 
-    def forward(self, batch: Batch) -> ForwardResult:
+    def forward(self, batch: Batch, between: Callable[[], bool] = go_on) -> ForwardResult:
         """See `Backend.forward`."""
         lost = self._change_cells(batch.cache_ops)
         for opening in batch.opened:
@@ -117,6 +121,8 @@ class LlamaBackend:
             return NoFreeCells(lost)
         if not batch.chunks:
             return Outputs()
+        if batch.is_aside:
+            return self._forward_aside(batch, between)
         self._switch_to(batch.kind)
         self._loaded.adapters.apply(self._context, batch.adapter)
         outputs = self._arrays.fill(batch)
@@ -124,16 +130,16 @@ class LlamaBackend:
         if status == _NO_SLOT:
             return NoFreeCells()
         if status != _COMPUTED:
-            return DecodeFailed(_failure(status))
+            return DecodeFailed(_failure(f"status {status}"))
         if batch.kind is BatchKind.EMBEDDING:
             return self._average(batch)
-        return self._sample(batch.chunks, outputs)
+        return self._sample(batch.chunks, outputs, self._context)
 
     def copy_cells_out(self, slot: int) -> bytes:
         """See `Backend.copy_cells_out`."""
         size = llama_cpp.llama_state_seq_get_size(self._context, slot)
         data = np.empty(size, dtype=np.uint8)
-        pointer = _pointer(data, ctypes.c_uint8)
+        pointer = pointer_to(data, ctypes.c_uint8)
         num_written = llama_cpp.llama_state_seq_get_data(self._context, pointer, size, slot)
         return data[:num_written].tobytes()
 
@@ -142,7 +148,7 @@ class LlamaBackend:
         self._change_cells([DropCells(slot)])  # cells of nothing at all would leave it as it is
         if not data:
             return False
-        pointer = _pointer(np.frombuffer(data, dtype=np.uint8), ctypes.c_uint8)
+        pointer = pointer_to(np.frombuffer(data, dtype=np.uint8), ctypes.c_uint8)
         num_read = llama_cpp.llama_state_seq_set_data(self._context, pointer, len(data), slot)
         if num_read == len(data):
             return True
@@ -196,6 +202,8 @@ class LlamaBackend:
                 case CopyCells(source, target, start, end):
                     llama_cpp.llama_memory_seq_cp(self._memory, source, target, start, end)
                 case DropCells(owner, start, end):
+                    if self._loaded.aside is not None and end < 0:
+                        self._loaded.aside.forget(owner)
                     if self._memory is not None:  # encoders keep nothing
                         is_done = llama_cpp.llama_memory_seq_rm(self._memory, owner, start, end)
                         assert is_done, "a part was dropped of a memory that has no parts"
@@ -220,20 +228,36 @@ class LlamaBackend:
             llama_cpp.llama_set_embeddings(self._context, wants_embeddings)
             self._is_embedding = wants_embeddings
 
-    def _sample(self, chunks: list[Chunk], outputs: dict[int, int]) -> Outputs:
+    def _forward_aside(self, batch: Batch, between: Callable[[], bool]) -> ForwardResult:
+        aside = self._loaded.aside
+        assert aside is not None, "nothing can be computed aside with this model"
+        ending, output = aside.compute(batch, between)
+        match ending:
+            case Ending.COMPUTED:
+                outputs = {chunk.slot: output for chunk in batch.chunks}
+                return self._sample(batch.chunks, outputs, aside.context)
+            case Ending.STOPPED:
+                return Stopped()
+            case Ending.NO_CELLS:
+                return NoFreeCells()
+            case Ending.FAILED:
+                return DecodeFailed(_failure("aside"))
+
+    def _sample(self, chunks: list[Chunk], outputs: dict[int, int], context: Any) -> Outputs:
+        """`outputs`: for each slot that wants any, which one of the context is its first."""
         result = Outputs()
         for chunk in chunks:
             if not chunk.num_outputs:
                 continue
             try:
-                result.tokens[chunk.slot] = self._sample_chunk(chunk, outputs[chunk.slot])
+                result.tokens[chunk.slot] = self._sample_chunk(chunk, outputs[chunk.slot], context)
             except GrammarFailed as reason:
                 result.failed[chunk.slot] = f"the output cannot follow its grammar: {reason}"
             except NotNumbers:
                 result.garbage.add(chunk.slot)
         return result
 
-    def _sample_chunk(self, chunk: Chunk, output: int) -> list[TokenOutput]:
+    def _sample_chunk(self, chunk: Chunk, output: int, context: Any) -> list[TokenOutput]:
         """The tokens that follow a chunk whose first output is `output` of the decode: of those
         that were guessed, the ones that would have been sampled, and the next. Raises
         `GrammarFailed` and `NotNumbers`."""
@@ -243,7 +267,7 @@ class LlamaBackend:
         guesses = chunk.tokens[len(chunk.tokens) - num_guessed :]
         sampled: list[TokenOutput] = []
         for offset in range(chunk.num_outputs):
-            token = sampler.sample(self._context, output + offset, position=position + offset)
+            token = sampler.sample(context, output + offset, position=position + offset)
             sampled.append(token)
             if offset < num_guessed and token.token != guesses[offset]:
                 break
@@ -254,7 +278,7 @@ class LlamaBackend:
         shape = (batch.num_tokens, self.info.embedding_length)
         states = np.ctypeslib.as_array(llama_cpp.llama_get_embeddings(self._context), shape=shape)
         result, start = Outputs(), 0
-        for chunk in sorted(batch.chunks, key=_slot_of):
+        for chunk in sorted(batch.chunks, key=slot_of):
             end = start + len(chunk.tokens)
             total = self._sums[chunk.slot]
             total += states[start:end].sum(axis=0, dtype=np.float64)
@@ -266,76 +290,13 @@ class LlamaBackend:
         return result
 
 
-class _BatchArrays:
-    """A `llama_batch` over arrays that are allocated once and written with slices: filling one
-    token at a time through ctypes costs more than the rest of a prefill's bookkeeping."""
-
-    def __init__(self, max_tokens: int, *, num_slots: int) -> None:
-        self._tokens = np.zeros(max_tokens, dtype=np.int32)
-        self._positions = np.zeros(max_tokens, dtype=np.int32)
-        self._num_slots_of_token = np.ones(max_tokens, dtype=np.int32)
-        self._slot_pointers = np.zeros(max_tokens, dtype=np.uintp)
-        self._wants_output = np.zeros(max_tokens, dtype=np.int8)
-        self._slots = np.arange(num_slots, dtype=np.int32)
-        self._slot_addresses = [self._slots.ctypes.data + 4 * slot for slot in range(num_slots)]
-        self._count = np.arange(max_tokens, dtype=np.int32)
-        self.batch = llama_cpp.llama_batch(
-            n_tokens=0,
-            token=_pointer(self._tokens, ctypes.c_int32),
-            embd=None,
-            pos=_pointer(self._positions, ctypes.c_int32),
-            n_seq_id=_pointer(self._num_slots_of_token, ctypes.c_int32),
-            seq_id=_pointer(self._slot_pointers, ctypes.POINTER(ctypes.c_int32)),
-            logits=_pointer(self._wants_output, ctypes.c_int8),
-        )
-
-    def fill(self, batch: Batch) -> dict[int, int]:
-        """Write a batch; for each slot that wants outputs, which of the decode is its first.
-
-        In ascending order of the slots: with one KV stream per sequence, llama.cpp splits a batch
-        that is not (measured 2026-11: 16 streams take half as long again).
-        """
-        outputs, start = {}, 0
-        for chunk in sorted(batch.chunks, key=_slot_of):
-            end = start + len(chunk.tokens)
-            self._write(chunk, start, end)
-            if chunk.num_outputs:
-                outputs[chunk.slot] = end - chunk.num_outputs
-            start = end
-        if batch.kind is BatchKind.EMBEDDING:
-            self._wants_output[:start] = 1  # every hidden state counts
-        self.batch.n_tokens = start
-        return outputs
-
-    def _write(self, chunk: Chunk, start: int, end: int) -> None:
-        if end - start == 1:  # a decode: plain items are faster than slices of one
-            self._tokens[start] = chunk.tokens[0]
-            self._positions[start] = chunk.position
-            self._slot_pointers[start] = self._slot_addresses[chunk.slot]
-            self._wants_output[start] = chunk.num_outputs
-        else:
-            self._tokens[start:end] = chunk.tokens
-            self._positions[start:end] = self._count[: end - start] + chunk.position
-            self._slot_pointers[start:end] = self._slot_addresses[chunk.slot]
-            self._wants_output[start:end] = 0
-            self._wants_output[end - chunk.num_outputs : end] = 1
-
-
-def _pointer(array: Any, element: Any) -> Any:
-    return ctypes.cast(array.ctypes.data, ctypes.POINTER(element))
-
-
-def _slot_of(chunk: Chunk) -> int:
-    return chunk.slot
-
-
 def _normalised(total: npt.NDArray[np.float64]) -> bytes:
     """The direction of a sum of hidden states, which is that of their mean."""
     length = float(np.linalg.norm(total))
     return (total / (length or 1.0)).astype("<f4").tobytes()
 
 
-def _failure(status: int) -> str:
+def _failure(what: str) -> str:
     errors: Sequence[str] = llama_log.take_errors()
     reason = errors[-1] if errors else "no reason given"
-    return f"llama_decode returned {status}: {reason}"
+    return f"llama_decode failed ({what}): {reason}"

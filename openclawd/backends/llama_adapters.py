@@ -28,7 +28,7 @@ class Adapters:
 
     def __init__(self, model: Any, specs: Mapping[str, AdapterSpec]) -> None:
         """Raises `CannotLoad`, which names the adapter."""
-        self._applied = ""
+        self._applied: dict[Any, str] = {}  # by context
         self._adapters = {
             name: (_load(model, name, spec.path), spec.scale) for name, spec in specs.items()
         }
@@ -36,7 +36,7 @@ class Adapters:
     def apply(self, context: Any, name: str) -> None:
         """Compute with this one from now on. That makes llama.cpp build its graph anew, so it costs
         some time: 3.5 ms with SmolLM2 (2026-11-23, one thread; a token takes 12 ms)."""
-        if name == self._applied:
+        if name == self._applied.get(context, ""):
             return
         if name:
             handle, scale = self._adapters[name]
@@ -45,7 +45,7 @@ class Adapters:
             llama_cpp.llama_set_adapters_lora(context, handles, 1, scales)
         else:
             llama_cpp.llama_set_adapters_lora(context, None, 0, None)
-        self._applied = name
+        self._applied[context] = name
 
 
 def _load(model: Any, name: str, path: str) -> Any:

@@ -360,6 +360,14 @@ class ModelConfig(_Section):
         " `off` nothing is shared, and many streams with nothing in common are faster.",
         allowed="principal, all or off",
     )
+    prefill_aside: bool = _key(
+        default=True,
+        meaning="On a CPU: read long prompts in a context of their own, with pauses for the steps"
+        " of running streams. These keep their pace, and the prompt is read faster than in parts"
+        " that are small enough. Takes memory for one more sequence of `context` tokens; not for"
+        " models that cannot share cells (`prefix_sharing`).",
+        allowed="true or false",
+    )
     persist_prefixes: Annotated[
         Literal["pinned", "all", "off"], BeforeValidator(values.off_if_false)
     ] = _key(

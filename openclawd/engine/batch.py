@@ -99,13 +99,15 @@ class Chunk:
 @dataclass(frozen=True, slots=True)
 class Batch:
     """One step: `cache_ops` are done in their order, then `opened` slots are set up, then the
-    chunks are computed, with a LoRA if `adapter` names one."""
+    chunks are computed, with a LoRA if `adapter` names one. One that is `aside` has a single chunk,
+    and batches of other slots may be computed while it is."""
 
     kind: BatchKind
     chunks: list[Chunk]
     opened: list[Opening] = field(default_factory=list)
     cache_ops: list[CacheOp] = field(default_factory=list)
     adapter: str = ""
+    is_aside: bool = False
 
     @property
     def num_tokens(self) -> int:

@@ -20,6 +20,10 @@ MAX_STRETCH: Final = 3.2
 """Steps that take up to 4 times as long are promised; the rest is for what estimates miss. With s
 times, a prompt beside running streams takes s / (s - 1) times as long as alone: here 1.45."""
 
+ASIDE_STRETCH: Final = 2.4
+"""The same for what is computed aside, where the pauses cannot be chosen to the millisecond; there
+the prompt is read in large parts, which makes up for what it waits."""
+
 MIN_CHUNK: Final = 4
 """A prefill always goes on by this many tokens, however fast the decodes are."""
 
@@ -54,6 +58,10 @@ class Pace:
             return None
         stretch = MAX_STRETCH * max(1.0, 2 * num_prompts / max(1, num_decode_tokens)) ** 2
         return max(MIN_CHUNK, int((stretch - 1) * step_s / self._prefill_token_s))
+
+    def max_aside_s(self, num_decode_tokens: int) -> float:
+        """How long a prefill may compute before the next step of these decodes."""
+        return (ASIDE_STRETCH - 1) * (self.decode_step_s(num_decode_tokens) or 0.0)
 
     def decode_step_s(self, num_tokens: int) -> float | None:
         """About how long a step of just these decodes takes. Where there was none like it, from the

@@ -42,7 +42,9 @@ class Limits:
     whole prompt at once have `splits_prompts` False; then a step's bound is a prompt's, too.
     `num_prefix_tags` is how many prefixes can be kept; 0 for models that cannot share cells.
     Batches of `tile_tokens` or more, if there is such a number, hold decodes or parts of prompts
-    and not both, in turns; the parts of prompts fill whole tiles as far as they can.
+    and not both, in turns; the parts of prompts fill whole tiles as far as they can. Beside running
+    streams, prompts are computed aside in parts of up to `aside_tokens`, if there is such a number
+    and half as many are left.
 
     Kept cells are not free: a step passes over every cell in use, its own or not, which costs the
     smallest models about 0.2 ms a token for each 1,000 cells (SmolLM2 on two cores, measured
@@ -69,10 +71,12 @@ class Limits:
     max_guesses: int = 0
     can_drop_last: bool = False
     tile_tokens: int | None = None
+    aside_tokens: int | None = None
 
     def __post_init__(self) -> None:
         assert 0 < self.num_slots <= self.batch_tokens, "a step must hold one token of every slot"
         assert self.embedding_batch_tokens > 0
+        assert self.aside_tokens is None or self.aside_tokens // 2 > 1, "decodes are not aside"
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +136,10 @@ class Scheduler:
         self._num_steps = 0
         self._had_prompts = False
         self._is_admission_paused = False
+        self._aside: Sequence | None = None  # is being computed
+        self._num_aside_tokens = 0
+        self._is_aside_wanted = True
+        self._is_aside_cancelled = False
 
     # ---- questions ----
 
@@ -161,6 +169,21 @@ class Scheduler:
     @property
     def is_idle(self) -> bool:
         return not self._running and self.num_waiting == 0
+
+    @property
+    def is_aside_wanted(self) -> bool:
+        """Is the batch that is being computed aside to be finished?"""
+        return self._is_aside_wanted
+
+    def max_aside_s(self) -> float:
+        """How long a batch may be computed aside before the next one of the others: not at all
+        while one of them has a prompt that is more urgent."""
+        assert self._aside is not None
+        priority = self._aside.priority
+        others = self._computable()
+        if any(each.priority > priority and not each.is_decoding for each in others):
+            return 0.0
+        return self._pace.max_aside_s(sum(each.is_decoding for each in others))
 
     # ---- prefixes that outlive the process ----
 
@@ -192,25 +215,47 @@ class Scheduler:
         return None
 
     def abort(self, rid: int) -> list[Effect]:
-        """End every sequence of a request. Nothing happens when there is none."""
-        return self._end_all(self._of_request(rid), Finish.CANCELLED)
+        """End every sequence of a request. Nothing happens when there is none. The one that is
+        being computed aside ends with its batch, which is not wanted any more."""
+        sequences = self._of_request(rid)
+        if self._aside in sequences:
+            sequences.remove(self._aside)
+            self._is_aside_wanted, self._is_aside_cancelled = False, True
+        return self._end_all(sequences, Finish.CANCELLED)
 
     def schedule(self) -> Batch | None:
-        """The next step, or None when nothing can be computed."""
+        """The next step, or None when nothing can be computed. One that is aside is followed by
+        those of the others until `update`, `stop_aside`, `preempt` or `fail` takes it back."""
         opened = self._admit()
-        if not self._running:
+        aside = self._next_aside()
+        group = aside.group if aside else self._next_group()
+        if group is None:
             return None
-        group = self._next_group()
-        chunks = self._chunks(group)
-        self._kv.make_room(sum(len(chunk.tokens) for chunk in chunks))
+        chunks = [self._part_aside(aside)] if aside else self._chunks(group)
+        num_tokens = sum(len(chunk.tokens) for chunk in chunks)
+        self._kv.make_room(num_tokens + self._num_aside_tokens)
+        if aside:
+            self._aside, self._num_aside_tokens = aside, num_tokens
         kind, adapter = group
-        return Batch(kind, chunks, opened, self._kv.take_ops(), adapter=adapter)
+        ops = self._kv.take_ops()
+        return Batch(kind, chunks, opened, ops, adapter=adapter, is_aside=aside is not None)
+
+    def stop_aside(self) -> list[Effect]:
+        """The batch aside is not being computed any more. If its sequence was to be cancelled, it
+        ends now."""
+        sequence, self._aside, self._num_aside_tokens = self._aside, None, 0
+        assert sequence is not None
+        is_cancelled, self._is_aside_cancelled = self._is_aside_cancelled, False
+        self._is_aside_wanted = True
+        return [self._end(sequence, Finish.CANCELLED)] if is_cancelled else []
 
     def update(
         self, batch: Batch, outputs: Outputs, *, duration_s: float | None = None
     ) -> list[Effect]:
         """Take in what a batch gave, and how long it took if that is known. No other event may come
-        between `schedule` and this."""
+        between `schedule` and this, unless it is aside."""
+        if batch.is_aside and (cancelled := self.stop_aside()):
+            return cancelled
         if duration_s is not None:
             self._note_duration(batch, duration_s)
         effects: list[Effect] = []
@@ -247,7 +292,7 @@ class Scheduler:
             self._running[slot].num_computed_tokens = 0
         if self._kv.forget_prefixes():
             return []
-        sequence = next(self._victims())
+        sequence = next(victim for victim in self._victims() if victim is not self._aside)
         if len(self._running) == 1:
             return [self._end(sequence, Finish.ERROR)]
         self._take_back(sequence)
@@ -256,6 +301,8 @@ class Scheduler:
 
     def fail(self, batch: Batch) -> list[Effect]:
         """A batch could not be computed: its sequences end, the others stay."""
+        if batch.is_aside and (cancelled := self.stop_aside()):
+            return cancelled
         return self._end_all([self._running[chunk.slot] for chunk in batch.chunks], Finish.ERROR)
 
     def blame(self, failure: str) -> list[Effect]:
@@ -275,6 +322,8 @@ class Scheduler:
         self._kv.check()
         assert self._kv.held_slots() == frozenset(self._running)
         assert self._running or not self._is_admission_paused
+        assert self._aside is None or self._aside.state is State.RUNNING
+        assert self._aside is not None or (self._is_aside_wanted and not self._num_aside_tokens)
         for slot, sequence in self._running.items():
             assert sequence.state is State.RUNNING
             assert sequence.slot == slot
@@ -313,11 +362,15 @@ class Scheduler:
         return None
 
     def _make_way(self, sequence: Sequence) -> bool:
-        """Preempt sequences of lower priority until this one has room; none if that is no help."""
+        """Preempt sequences of lower priority until this one has room; none if that is no help. If
+        one of them is being computed aside, that is given up first."""
         lower = [victim for victim in self._victims() if victim.priority < sequence.priority]
         slots = [victim.slot for victim in lower if victim.slot is not None]
         for count in range(1, len(lower) + 1):
             if self._kv.can_acquire(sequence, without=slots[:count]):
+                if self._aside in lower[:count]:
+                    self._is_aside_wanted = False
+                    return False
                 for victim in lower[:count]:
                     self._take_back(victim)
                 return True
@@ -389,10 +442,51 @@ class Scheduler:
 
     # ---- one step ----
 
-    def _next_group(self) -> Group:
+    def _computable(self) -> list[Sequence]:
+        """Whom the next step may be for: not who is being computed aside, nor who will be next."""
+        aside, running = self._aside, self._running.values()
+        if aside is None:
+            return [*running]
+        return [
+            sequence
+            for sequence in running
+            if sequence is not aside
+            and (sequence.priority > aside.priority or not self._is_for_aside(sequence))
+        ]
+
+    def _is_for_aside(self, sequence: Sequence) -> bool:
+        most = self._limits.aside_tokens
+        if most is None or sequence.kind is BatchKind.EMBEDDING:
+            return False
+        return sequence.num_remaining_tokens >= most // 2
+
+    def _next_aside(self) -> Sequence | None:
+        """Whose prompt is read aside next, if it would disturb running streams."""
+        paced_priority = self._paced_priority()
+        if self._aside is not None or paced_priority is None:
+            return None
+        prompts = [
+            sequence
+            for sequence in self._running.values()
+            if sequence.priority <= paced_priority and self._is_for_aside(sequence)
+        ]
+        return min(prompts, key=_urgency, default=None)
+
+    def _part_aside(self, sequence: Sequence) -> Chunk:
+        """As much as can be, but no rest that would be too small for the next."""
+        most, num_tokens = self._limits.aside_tokens, sequence.num_remaining_tokens
+        assert most is not None
+        if num_tokens > most:
+            rest = num_tokens - most
+            num_tokens = most if rest >= most // 2 else num_tokens // 2
+        return _chunk(sequence, num_tokens, [])
+
+    def _next_group(self) -> Group | None:
         """Those that can be computed together take turns: the one goes first that has waited
         longest."""
-        groups = {sequence.group: None for sequence in self._running.values()}
+        groups = {sequence.group: None for sequence in self._computable()}
+        if not groups:
+            return None
         group = min(groups, key=lambda group: self._turns.get(group, 0))
         self._num_steps += 1
         self._turns[group] = self._num_steps
@@ -419,7 +513,7 @@ class Scheduler:
     def _of_step(self, group: Group, budget: _Budget) -> list[Sequence]:
         """Those that the next step is for: all of a group, or only its decodes or its prompts if
         the two together would be too many tokens."""
-        running = [sequence for sequence in self._running.values() if sequence.group == group]
+        running = [sequence for sequence in self._computable() if sequence.group == group]
         decodes = [sequence for sequence in running if sequence.is_decoding]
         prompts = [sequence for sequence in running if not sequence.is_decoding]
         tile = self._limits.tile_tokens
@@ -446,7 +540,7 @@ class Scheduler:
         """Prompt tokens that may be computed in a step while sequences are decoding."""
         if not self._limits.splits_prompts:
             return self._limits.embedding_batch_tokens
-        streams = [each for each in self._running.values() if each.kind is BatchKind.GENERATION]
+        streams = [each for each in self._computable() if each.kind is BatchKind.GENERATION]
         num_decoding = sum(each.is_decoding for each in streams)
         num_prompts = len(streams) - num_decoding
         allowed = self._pace.max_prefill_tokens(num_decoding, num_prompts)

@@ -159,6 +159,7 @@ class Fleet:
             max_skips=self._config.resource_limits.max_skips,
             prefix_folder=str(self._prefix_dir / name),
             shares_prefixes=config.prefix_sharing != "off",
+            computes_aside=config.prefill_aside,
             persist_prefixes=config.persist_prefixes,
             max_prefix_age_s=config.max_prefix_age_s,
         )

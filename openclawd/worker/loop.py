@@ -9,13 +9,14 @@ from __future__ import annotations
 import logging
 import queue
 import time
+from collections import deque
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, assert_never
 
 from openclawctl.wire.errors import Internal, InvalidRequest, Problem, PromptTooLong
 from openclawctl.wire.fields import Fields
 from openclawctl.wire.sampling import Sampling
-from openclawd.backends.base import DecodeFailed, NoFreeCells
+from openclawd.backends.base import DecodeFailed, NoFreeCells, Stopped
 from openclawd.engine.batch import Batch, BatchKind, Outputs
 from openclawd.engine.sampling import SamplingParams, seed_of
 from openclawd.engine.scheduler import Limits, Scheduler
@@ -42,6 +43,10 @@ _NO_CELLS: Final = "the KV cache has no room for this request, although room was
 _NOT_PLAIN: Final = ("logit_bias", "logprobs", "top_logprobs")
 """The wire's sampling parameters that the engine has in another form; the names of all others are
 the same."""
+
+_NUM_PAUSES: Final = 24
+"""As many pauses of what is computed aside have at least one of the longest operations between
+them: that is two layers of a model with 30 operations in each (`llama_aside`)."""
 
 _log = logging.getLogger(__name__)
 
@@ -73,6 +78,9 @@ class EngineLoop:
         self._effects: list[Effect] = []  # of events since the last step
         self._refused: list[RequestEnded] = []
         self._failure = ""
+        self._is_stopped = False
+        self._step_ended_s = self._pause_ended_s = 0.0
+        self._between_pauses_s: deque[float] = deque(maxlen=_NUM_PAUSES)
 
     @property
     def scheduler(self) -> Scheduler:
@@ -95,6 +103,8 @@ class EngineLoop:
 
     def _drain(self) -> bool:
         """Take every message that has come, waiting for one when idle. False to stop."""
+        if self._is_stopped:
+            return False
         if self._scheduler.is_idle and not self._take(self._inbox.get()):
             return False
         while True:
@@ -108,6 +118,7 @@ class EngineLoop:
     def _take(self, message: ToEngine) -> bool:
         match message:
             case Stop():
+                self._is_stopped = True
                 return False
             case Abort(rid):
                 self._effects += self._scheduler.abort(rid)
@@ -182,28 +193,49 @@ class EngineLoop:
         self._send(Step(outputs=list(step.outputs.values()), ended=ended, gauges=gauges))
 
     def _compute(self, batch: Batch) -> list[Effect]:
-        started_s = time.perf_counter()
-        result = self._backend.forward(batch)
+        started_s = self._pause_ended_s = time.perf_counter()
+        result = self._backend.forward(batch, self._between)
+        self._step_ended_s = time.perf_counter()
         match result:
             case Outputs():
-                duration_s = time.perf_counter() - started_s
+                duration_s = None if batch.is_aside else self._step_ended_s - started_s
                 return self._take_outputs(batch, result, duration_s)
             case NoFreeCells(lost):
                 _log.warning("the KV cache is full; the youngest sequence goes on later")
-                return self._scheduler.preempt(lost)
+                ended = self._scheduler.stop_aside() if batch.is_aside else []
+                return ended + self._scheduler.preempt(lost)
             case DecodeFailed(message):
                 self._failure = f"the model stopped working: {message}"
                 return self._scheduler.fail(batch)
+            case Stopped():
+                return self._scheduler.stop_aside()
 
-    def _take_outputs(self, batch: Batch, outputs: Outputs, duration_s: float) -> list[Effect]:
+    def _between(self) -> bool:
+        """In a pause of what is computed aside: the others' next step, if it would come too late in
+        the next pause. Is what is computed aside to go on?"""
+        now_s = time.perf_counter()
+        self._between_pauses_s.append(now_s - self._pause_ended_s)
+        next_s = now_s + max(self._between_pauses_s) / 2
+        if not self._drain():
+            return False
+        if next_s - self._step_ended_s >= self._scheduler.max_aside_s():
+            self._step()
+            self._step_ended_s = time.perf_counter()
+        self._pause_ended_s = time.perf_counter()
+        return self._scheduler.is_aside_wanted and not self._failure
+
+    def _take_outputs(
+        self, batch: Batch, outputs: Outputs, duration_s: float | None
+    ) -> list[Effect]:
         """Who gets garbage ends; whether the others can go on here depends on where it is. With a
         KV cache for all and no flash attention, one sequence's not-a-number makes not-a-number of
-        every other's attention, at once and for good (seen with llama.cpp 0.3.36 on a CPU)."""
+        every other's attention, at once and for good (seen with llama.cpp 0.3.36 on a CPU). What is
+        computed aside has flash attention."""
         if not outputs.garbage:
             return self._scheduler.update(batch, outputs, duration_s=duration_s)
         sentence = f"model {self._model} computed garbage for this request: {GARBAGE}"
         _log.error("%s", sentence)
-        is_mixed = bool(outputs.tokens or outputs.vectors or outputs.failed)
+        is_mixed = bool(outputs.tokens or outputs.vectors or outputs.failed or batch.is_aside)
         if not is_mixed and self._scheduler.num_running > 1:
             self._failure = f"model {self._model} computed garbage for all there was"
             return self._scheduler.blame(sentence)
@@ -236,6 +268,7 @@ def _limits(backend: Backend, limits: dict[str, int]) -> Limits:
         num_prefix_tags=backend.limits.num_prefix_tags,
         can_drop_last=backend.limits.can_drop_last,
         tile_tokens=backend.limits.tile_tokens,
+        aside_tokens=backend.limits.aside_tokens,
         **limits,
     )
 

@@ -65,7 +65,7 @@ class Load:
     ngram or draft, which needs `draft_path`; `max_guesses` bounds what is guessed for one step. A
     sequence that waits for KV cells is passed `max_skips` times at most. `adapters` are LoRAs by
     name, each with `path` and `scale`. Unless it `shares_prefixes`, every sequence has KV cells of
-    its own.
+    its own. `computes_aside`: long prompts have a context of their own where that is of use.
 
     The cells of system prompts, with `persist_prefixes` "all" those of users' prefixes too, are
     restored from `prefix_folder` and saved there on `stop`; "off" removes what is there, and no
@@ -90,6 +90,7 @@ class Load:
     max_skips: int = 0
     prefix_folder: str = ""
     shares_prefixes: bool = True
+    computes_aside: bool = False
     persist_prefixes: str = "off"
     max_prefix_age_s: float = 0.0
 

@@ -158,12 +158,14 @@ class Worker:
             name: AdapterSpec(adapter["path"], adapter["scale"])
             for name, adapter in self._load.adapters.items()
         }
-        return self._load_file(self._load.path, adapters)
+        return self._load_file(self._load.path, adapters, aside=self._load.computes_aside)
 
     def _load_draft(self) -> Backend:
         return self._load_file(self._load.draft_path, {})
 
-    def _load_file(self, path: str, adapters: dict[str, AdapterSpec]) -> Backend:
+    def _load_file(
+        self, path: str, adapters: dict[str, AdapterSpec], *, aside: bool = False
+    ) -> Backend:
         spec = LoadSpec(
             path=path,
             parallel=self._load.parallel,
@@ -175,6 +177,7 @@ class Worker:
             options=self._load.options,
             adapters=adapters,
             shares_cells=self._load.shares_prefixes,
+            computes_aside=aside,
         )
         return _import_backend()(spec, self._progress(_READ))
 

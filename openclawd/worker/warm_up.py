@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from openclawd.backends.base import DecodeFailed, NoFreeCells
+from openclawd.backends.base import DecodeFailed, NoFreeCells, Stopped
 from openclawd.engine.batch import Batch, BatchKind, Chunk, DropCells, Opening, Outputs
 from openclawd.engine.sampling import SamplingParams
 
@@ -33,6 +33,8 @@ def trouble_of(backend: Backend) -> str | None:
             return "no free KV cells"
         case DecodeFailed(message):
             return message
+        case Stopped():
+            raise AssertionError("nobody asked it to stop")
 
 
 def _batch(backend: Backend) -> Batch:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, get_args
 
 import llama_cpp
 import pytest
+from backends.aside import AsideConformance
 from backends.conformance import GREEDY, BackendConformance, generate
 from backends.grammars import GrammarConformance
 from models.tiny import write_full
@@ -44,7 +45,15 @@ def backend(model_path: Path) -> Iterator[LlamaBackend]:
     loaded.close()
 
 
-class TestConformance(BackendConformance, GrammarConformance):
+@pytest.fixture(scope="module")
+def aside_backend(model_path: Path) -> Iterator[LlamaBackend]:
+    values = {"context": 512, "kv_tokens": 1024, "computes_aside": True}
+    loaded = llama.load(spec(model_path, **values), go_on)
+    yield loaded
+    loaded.close()
+
+
+class TestConformance(BackendConformance, GrammarConformance, AsideConformance):
     """llama.cpp keeps the contract."""
 
 

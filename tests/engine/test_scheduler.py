@@ -24,6 +24,7 @@ from openclawd.engine.batch import (
     ResumeSlot,
     TokenOutput,
 )
+from openclawd.engine.pace import ASIDE_STRETCH
 from openclawd.engine.prefixes import Owner, num_same
 from openclawd.engine.sampling import SamplingParams
 from openclawd.engine.scheduler import Limits, NeverFits, Scheduler
@@ -195,6 +196,147 @@ def test_a_small_mix_is_one_step() -> None:
     step(scheduler)
     scheduler.add(generation(2, 2))
     assert shape(step(scheduler)[0]) == [(0, 1), (1, 2)]
+
+
+# ---- prompts that are computed aside ----
+
+
+def make_aside(**limits: Any) -> Scheduler:
+    """Two streams run, and what is done of a prompt aside is 4 to 8 tokens at a time."""
+    scheduler = make(**{"num_slots": 5, "batch_tokens": 16, "aside_tokens": 8, **limits})
+    for rid in (1, 2):
+        scheduler.add(generation(rid, 1, max_tokens=20))
+    step(scheduler)
+    return scheduler
+
+
+def schedule(scheduler: Scheduler) -> Batch:
+    batch = scheduler.schedule()
+    assert batch is not None
+    scheduler.check()
+    return batch
+
+
+def test_beside_running_streams_long_prompts_are_computed_aside() -> None:
+    scheduler = make_aside()
+    prompt = generation(3, 21)
+    scheduler.add(prompt)
+    parts = []
+    while prompt.is_in_prefill:
+        batch = schedule(scheduler)
+        assert batch.is_aside
+        parts += shape(batch)
+        assert shape(step(scheduler)[0]) == [(0, 1), (1, 1)]  # the streams go on beside it
+        scheduler.update(batch, compute(batch))
+    assert parts == [(2, 8), (2, 8), (2, 5)]
+    assert not schedule(scheduler).is_aside
+
+
+def test_no_part_aside_leaves_too_few_for_another() -> None:
+    scheduler = make_aside()
+    scheduler.add(generation(3, 9))
+    assert [shape(step(scheduler)[0]) for _ in range(2)] == [[(2, 4)], [(2, 5)]]
+
+
+def test_a_prompt_is_not_aside_where_it_disturbs_nobody() -> None:
+    scheduler = make_aside()
+    scheduler.add(of_priority(3, 1, num_prompt_tokens=8))  # more urgent than the streams
+    assert not step(scheduler)[0].is_aside
+    scheduler.abort(1)
+    scheduler.abort(2)
+    scheduler.abort(3)
+    scheduler.add(generation(4, 8))
+    assert not step(scheduler)[0].is_aside
+
+
+def test_short_and_urgent_prompts_pass_one_that_is_aside_and_other_long_ones_wait() -> None:
+    scheduler = make_aside()
+    scheduler.add(generation(3, 8))
+    aside = schedule(scheduler)
+    scheduler.add(generation(4, 8))
+    scheduler.add(generation(5, 3))
+    assert shape(step(scheduler)[0]) == [(0, 1), (1, 1), (4, 3)]
+    scheduler.abort(5)
+    scheduler.add(of_priority(6, 1, num_prompt_tokens=20))
+    assert shape(step(scheduler)[0]) == [(4, 16)]
+    assert scheduler.max_aside_s() == 0.0  # its rest is waited for
+    assert shape(step(scheduler)[0]) == [(4, 4), (0, 1), (1, 1)]
+    scheduler.update(aside, compute(aside))
+    assert shape(schedule(scheduler)) == [(3, 8)]
+
+
+def test_how_long_others_wait_for_what_is_aside_follows_from_their_own_steps() -> None:
+    scheduler = make_aside()
+    for _ in range(2):
+        batch = schedule(scheduler)
+        scheduler.update(batch, compute(batch), duration_s=0.010)
+    scheduler.add(generation(3, 8))
+    schedule(scheduler)
+    assert scheduler.max_aside_s() == pytest.approx(0.010 * (ASIDE_STRETCH - 1))
+
+
+def test_nothing_is_computed_beside_what_is_aside_when_there_is_nothing_else() -> None:
+    scheduler = make_aside()
+    scheduler.add(generation(3, 8))
+    aside = schedule(scheduler)
+    scheduler.abort(1)
+    scheduler.abort(2)
+    assert scheduler.schedule() is None
+    scheduler.update(aside, compute(aside))
+    assert shape(schedule(scheduler)) == [(2, 1)]
+
+
+def test_what_is_cancelled_while_it_is_aside_ends_with_its_batch() -> None:
+    scheduler = make_aside()
+    prompt = generation(3, 8)
+    for end in (Scheduler.stop_aside, Scheduler.update, Scheduler.fail):
+        prompt = generation(3, 8)
+        scheduler.add(prompt)
+        aside = schedule(scheduler)
+        assert scheduler.is_aside_wanted
+        assert scheduler.abort(3) == []
+        assert not scheduler.is_aside_wanted
+        given = {Scheduler.update: (aside, compute(aside)), Scheduler.fail: (aside,)}
+        assert end(scheduler, *given.get(end, ())) == [Ended(prompt, Finish.CANCELLED)]
+        scheduler.check()
+        assert scheduler.is_aside_wanted
+
+
+def test_what_is_aside_is_given_up_for_a_higher_priority_that_needs_its_slot() -> None:
+    scheduler = make_aside(num_slots=3)
+    prompt = generation(3, 8)
+    scheduler.add(prompt)
+    schedule(scheduler)
+    urgent = of_priority(4, 1)
+    scheduler.add(urgent)
+    step(scheduler)
+    assert not scheduler.is_aside_wanted
+    assert scheduler.stop_aside() == []
+    assert urgent.state is State.WAITING
+    step(scheduler)
+    assert (urgent.state, prompt.state) == (State.RUNNING, State.WAITING)
+
+
+def test_without_cells_what_is_aside_stays() -> None:
+    scheduler = make_aside()
+    prompt = generation(3, 8)
+    scheduler.add(prompt)
+    schedule(scheduler)
+    schedule(scheduler)
+    assert scheduler.preempt() == []
+    scheduler.check()
+    assert prompt.state is State.RUNNING
+    assert scheduler.num_waiting == 1
+
+
+def test_what_fails_aside_ends_and_nothing_else() -> None:
+    scheduler = make_aside()
+    prompt = generation(3, 8)
+    scheduler.add(prompt)
+    aside = schedule(scheduler)
+    assert scheduler.fail(aside) == [Ended(prompt, Finish.ERROR)]
+    scheduler.check()
+    assert scheduler.num_running == 2
 
 
 def test_decodes_come_before_a_prefill_that_was_admitted_first() -> None:
@@ -988,6 +1130,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         max_skips=st.integers(0, 2),
         max_guesses=st.sampled_from([0, 3]),
         can_drop_last=st.booleans(),
+        aside_tokens=st.sampled_from([None, 4, 8]),
     )
     def start(
         self, num_slots: int, spare: int, pins: list[tuple[int, list[int]]], **limits: Any
@@ -998,6 +1141,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.added: list[Sequence] = []
         self.ends: Counter[Sequence] = Counter()
         self.cells = Cells()
+        self.aside: Batch | None = None
         prompts = [[1] * num_alike + rest for num_alike, rest in pins]
         for prompt in prompts:
             self.add_sequence(prompt, 1, domain=None)
@@ -1052,9 +1196,28 @@ class SchedulerMachine(RuleBasedStateMachine):
         batch = self.schedule()
         if batch is None:
             return
+        if batch.is_aside:
+            self.aside = batch
+            return
         token = data.draw(st.integers(0, 4))
         num_right = data.draw(st.integers(0, 3))
         self.update(batch, token, num_right=num_right)
+
+    @precondition(lambda self: self.aside is not None)
+    @rule(how=st.sampled_from(["done", "done", "stopped", "failed", "no cells"]))
+    def end_aside(self, how: str) -> None:
+        assert self.aside is not None
+        batch, self.aside = self.aside, None
+        match how if self.scheduler.is_aside_wanted else "stopped":
+            case "done":
+                self.update(batch, 2)
+            case "stopped":
+                self.count(self.scheduler.stop_aside())
+            case "failed":
+                self.count(self.scheduler.fail(batch))
+            case "no cells":
+                self.count(self.scheduler.stop_aside())
+                self.count(self.scheduler.preempt())
 
     @rule(data=st.data())
     def no_free_cells(self, data: st.DataObject) -> None:
@@ -1065,6 +1228,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         resumed = [op.slot for op in batch.cache_ops if isinstance(op, ResumeSlot)]
         lost = data.draw(st.lists(st.sampled_from(resumed), unique=True)) if resumed else []
         self.cells.change([DropCells(slot) for slot in lost])
+        if batch.is_aside:
+            self.count(self.scheduler.stop_aside())
         self.count(self.scheduler.preempt(lost))
 
     @rule()
@@ -1080,6 +1245,8 @@ class SchedulerMachine(RuleBasedStateMachine):
     def run_out(self) -> None:
         """Whatever happened, computing on ends everything in bounded time."""
         for _ in range(sum(sequence.num_cells_needed for sequence in self.added) + 1):
+            if self.aside:
+                self.end_aside("done")
             if self.scheduler.is_idle:
                 break
             batch = self.schedule()
@@ -1114,7 +1281,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         """The next batch, checked as a backend would see it."""
         batch = self.scheduler.schedule()
         if batch is None:
-            assert self.scheduler.num_running == 0
+            assert self.aside or self.scheduler.num_running == 0
             return None
         self.cells.change(batch.cache_ops)
         slots = [chunk.slot for chunk in batch.chunks]
@@ -1125,10 +1292,15 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert self.cells.of(slot, sequence.owner) == known
         assert {running[slot].group for slot in slots} == {(batch.kind, batch.adapter)}
         assert len(self.cells.cells) == self.scheduler.num_used_tokens
-        assert len(self.cells.cells) + batch.num_tokens <= self.limits.kv_tokens
+        num_aside = self.aside.num_tokens if self.aside else 0
+        assert len(self.cells.cells) + num_aside + batch.num_tokens <= self.limits.kv_tokens
+        assert not (batch.is_aside and self.aside)
         is_embedding = batch.kind is BatchKind.EMBEDDING
         limits = self.limits
         budget = limits.embedding_batch_tokens if is_embedding else limits.batch_tokens
+        if batch.is_aside:
+            assert limits.aside_tokens is not None
+            budget = limits.aside_tokens
         assert 0 < batch.num_tokens <= budget
         return batch
 

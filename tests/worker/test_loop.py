@@ -10,7 +10,14 @@ from collections import deque
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from openclawd.backends.base import BatchLimits, DecodeFailed, ModelInfo, NoFreeCells
+from openclawd.backends.base import (
+    BatchLimits,
+    DecodeFailed,
+    ModelInfo,
+    NoFreeCells,
+    Stopped,
+    go_on,
+)
 from openclawd.engine.batch import BatchKind, Outputs, ParkSlot, ResumeSlot, TokenOutput
 from openclawd.worker.answer import AnswerMarks
 from openclawd.worker.chats import AnswerReading
@@ -19,6 +26,8 @@ from openclawd.worker.messages import EXIT_STOPPED, Abort, Continuation, Start, 
 from openclawd.worker.tokenizer import PreparedRequest
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import pytest
 
     from openclawd.backends.base import ForwardResult
@@ -31,9 +40,10 @@ LONG = 99
 
 
 class ScriptedBackend:
-    """Samples token 7 for ever, except where the script says otherwise."""
+    """Samples token 7 for ever, except where the script says otherwise. What is aside has
+    `num_pauses`."""
 
-    def __init__(self, script: list[ForwardResult | None]) -> None:
+    def __init__(self, script: list[ForwardResult | None], num_pauses: int = 0) -> None:
         self.info = ModelInfo(
             description="",
             architecture="",
@@ -52,17 +62,25 @@ class ScriptedBackend:
             gpu_layers=0,
             devices=("cpu",),
         )
-        self.limits = BatchLimits(batch_tokens=16, embedding_batch_tokens=16, splits_prompts=True)
+        self.limits = BatchLimits(
+            batch_tokens=16,
+            embedding_batch_tokens=16,
+            splits_prompts=True,
+            aside_tokens=8 if num_pauses else None,
+        )
+        self.num_pauses = num_pauses
         self.script = deque(script)
         self.batches: list[Batch] = []
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         return [1]
 
-    def forward(self, batch: Batch) -> ForwardResult:
+    def forward(self, batch: Batch, between: Callable[[], bool] = go_on) -> ForwardResult:
         if not batch.chunks:
             return Outputs()
         self.batches.append(batch)
+        if batch.is_aside and not all(between() for _ in range(self.num_pauses)):
+            return Stopped()
         planned = self.script.popleft() if self.script else None
         slots = [chunk.slot for chunk in batch.chunks if chunk.num_outputs]
         return planned or Outputs(tokens={slot: [TokenOutput(7)] for slot in slots})
@@ -86,13 +104,21 @@ class Prepared:
         return request if rid else None
 
 
-def serve(script: list[ForwardResult | None], *messages: Any) -> tuple[int, list[Step], Any]:
-    """Run the loop on these messages until every request has ended."""
-    backend, steps = ScriptedBackend(script), []
+def serve(
+    script: list[ForwardResult | None],
+    *messages: Any,
+    num_pauses: int = 0,
+    then: dict[int, Any] | None = None,
+) -> tuple[int, list[Step], Any]:
+    """Run the loop on these messages until every request has ended; `then` are more that come after
+    so many steps."""
+    backend, steps = ScriptedBackend(script, num_pauses), []
     open_rids = {message.rid for message in messages if isinstance(message, Start)}
 
     def send(step: Step) -> None:
         steps.append(step)
+        if then and len(steps) in then:
+            loop.submit(then[len(steps)])
         open_rids.difference_update(ended.rid for ended in step.ended)
         if not open_rids:
             loop.submit(Stop())
@@ -204,3 +230,53 @@ def test_garbage_for_all_from_the_start_is_nobodys_fault_yet() -> None:
     status, steps, _ = serve([Outputs(garbage={0, 1})], start(1), start(2))
     assert status == EXIT_MODEL_FAILED
     assert not ends(steps)
+
+
+def test_in_the_pauses_of_what_is_aside_the_others_go_on() -> None:
+    status, steps, backend = serve([], start(1, max_tokens=9), start(LONG), num_pauses=1)
+    assert status == EXIT_STOPPED
+    first, aside, beside = backend.batches[:3]
+    assert not first.is_aside  # nothing was running yet
+    assert aside.is_aside
+    assert [chunk.slot for chunk in beside.chunks] == [0]
+    assert [output.rid for output in steps[1].outputs] == [1]  # it is told at once
+    assert {ended.completion_tokens for ended in ends(steps).values()} == {9, 3}
+
+
+def test_what_is_aborted_in_a_pause_of_its_own_ends_there() -> None:
+    requests = start(1, max_tokens=9), start(LONG)
+    status, steps, backend = serve([], *requests, num_pauses=50, then={2: Abort(LONG)})
+    assert status == EXIT_STOPPED
+    assert ends(steps)[LONG].finish_reasons == ["cancelled"]
+    assert ends(steps)[1].finish_reasons == ["length"]
+    assert sum(batch.is_aside for batch in backend.batches) == 1
+
+
+def test_a_stop_in_a_pause_ends_the_loop() -> None:
+    requests = start(1, max_tokens=9), start(LONG)
+    status, steps, _ = serve([], *requests, num_pauses=50, then={2: Stop()})
+    assert status == EXIT_STOPPED
+    assert not ends(steps)
+
+
+def test_a_failure_in_a_pause_ends_the_worker_and_not_what_is_aside() -> None:
+    script = [None, DecodeFailed("out of order")]
+    requests = start(1, max_tokens=9), start(LONG)
+    status, steps, _ = serve(script, *requests, num_pauses=50)
+    assert status == EXIT_MODEL_FAILED
+    assert list(ends(steps)) == [1]
+
+
+def test_garbage_aside_ends_only_what_is_aside() -> None:
+    script = [None, None, Outputs(garbage={1})]
+    status, steps, _ = serve(script, start(1, max_tokens=9), start(LONG), num_pauses=1)
+    assert status == EXIT_STOPPED
+    assert ends(steps)[LONG].to_problem().code == "model-failed"
+    assert ends(steps)[1].finish_reasons == ["length"]
+
+
+def test_what_finds_no_cells_aside_waits() -> None:
+    script = [None, None, NoFreeCells()]
+    status, steps, _ = serve(script, start(1, max_tokens=9), start(LONG), num_pauses=1)
+    assert status == EXIT_STOPPED
+    assert {ended.finish_reasons[0] for ended in ends(steps).values()} == {"length"}

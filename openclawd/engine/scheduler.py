@@ -1,12 +1,11 @@
-"""Which sequence computes how many tokens in the next step.
+"""Which sequences run, and what becomes of them.
 
 Owns the waiting and running sequences and the slots. Knows no model, no clock and no pipe: events
 come in (`add`, `abort`, `update`, `preempt`, `fail`), batches and effects go out.
 
 One notion covers prefill, chunked prefill, decode and speculation: a running sequence has tokens
-that are known but not computed, and each step computes some of them under a token budget, higher
-priorities and sequences with a single one (decodes) first. When none is left, the step gives the
-next token, and of guessed tokens behind it those that are right.
+that are known but not computed, and each step computes some of them (`steps.py`). When none is
+left, the step gives the next token, and of guessed tokens behind it those that are right.
 
 Invariants (`check`): every slot is owned once; every sequence ends once; a sequence that was added
 is waiting or running until it ends; nothing is admitted that its promised cells could not hold.
@@ -17,18 +16,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from openclawd.engine.batch import Batch, BatchKind, Chunk, Opening, Outputs, TokenOutput
+from openclawd.engine.batch import Batch, BatchKind, Opening, Outputs, TokenOutput
 from openclawd.engine.kvcache import KvCache
-from openclawd.engine.pace import Pace
 from openclawd.engine.prefixes import num_same
 from openclawd.engine.sequence import Effect, Embedded, Ended, Finish, Sampled, Sequence, State
+from openclawd.engine.steps import Steps
 from openclawd.engine.waiting import WaitingLine, other_kind
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from openclawd.engine.limits import Limits
     from openclawd.engine.prefixes import KeptPrefix, Owner
-    from openclawd.engine.sequence import Group, Vocabulary
+    from openclawd.engine.sequence import Vocabulary
     from openclawd.engine.speculation import Drafter
 
 MIN_PREFIX_TO_AWAIT: Final = 32
@@ -37,78 +37,11 @@ as two or three steps of eight streams (SmolLM2 on two cores, docs/performance.m
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
-    """`batch_tokens` and `embedding_batch_tokens` bound one step of each kind. Models that need a
-    whole prompt at once have `splits_prompts` False; then a step's bound is a prompt's, too.
-    `num_prefix_tags` is how many prefixes can be kept; 0 for models that cannot share cells.
-    Batches of `tile_tokens` or more, if there is such a number, hold decodes or parts of prompts
-    and not both, in turns; the parts of prompts fill whole tiles as far as they can. Beside running
-    streams, prompts are computed aside in parts of up to `aside_tokens`, if there is such a number
-    and half as many are left.
-
-    Kept cells are not free: a step passes over every cell in use, its own or not, which costs the
-    smallest models about 0.2 ms a token for each 1,000 cells (SmolLM2 on two cores, measured
-    2026-11-23: from 94 to 75 tokens a second with 12,000 cells). So only prefixes of
-    `min_kept_tokens` are kept, which take longer to compute than to pass over, and when nobody uses
-    them they take `kept_share` of the cache at most.
-
-    Sequences that were preempted take as much of the host's memory as `parked_share` of the cache
-    at most. One that waits for cells may be passed `max_skips` times by others that need fewer. At
-    most `max_guesses` tokens are guessed ahead for a sequence; none where those that were wrong
-    cannot be dropped again (`can_drop_last`).
-    """
-
-    num_slots: int
-    kv_tokens: int
-    batch_tokens: int
-    embedding_batch_tokens: int
-    splits_prompts: bool = True
-    num_prefix_tags: int = 0
-    min_kept_tokens: int = 256
-    kept_share: float = 0.25
-    parked_share: float = 0.5
-    max_skips: int = 16
-    max_guesses: int = 0
-    can_drop_last: bool = False
-    tile_tokens: int | None = None
-    aside_tokens: int | None = None
-
-    def __post_init__(self) -> None:
-        assert 0 < self.num_slots <= self.batch_tokens, "a step must hold one token of every slot"
-        assert self.embedding_batch_tokens > 0
-        assert self.aside_tokens is None or self.aside_tokens // 2 > 1, "decodes are not aside"
-
-
-@dataclass(frozen=True, slots=True)
 class NeverFits:
     """A sequence was refused, because even alone it would need more tokens than there can be."""
 
     num_tokens_needed: int
     num_tokens_allowed: int
-
-
-@dataclass(slots=True)
-class _Budget:
-    """What is left of a step: `num_tokens` for everybody, and of those `num_paced_tokens` for
-    prompts that must keep to the pace of running streams: all whose priority is not above
-    `paced_priority`."""
-
-    num_tokens: int
-    num_paced_tokens: int
-    paced_priority: int | None
-
-    def left_for(self, sequence: Sequence) -> int:
-        paced = self.num_paced_tokens if self._is_paced(sequence) else self.num_tokens
-        return max(0, min(self.num_tokens, paced))
-
-    def take(self, sequence: Sequence, num_tokens: int) -> None:
-        self.num_tokens -= num_tokens
-        if not sequence.is_decoding:
-            self.num_paced_tokens -= num_tokens
-
-    def _is_paced(self, sequence: Sequence) -> bool:
-        is_bound = self.paced_priority is not None and sequence.priority <= self.paced_priority
-        return is_bound and not sequence.is_decoding
 
 
 class Scheduler:
@@ -120,7 +53,7 @@ class Scheduler:
         self._limits = limits
         self._vocabulary = vocabulary
         self._drafter = drafter if limits.can_drop_last else None
-        self._pace = Pace()
+        self._steps = Steps(limits, self._drafter)
         self._kv = KvCache(
             limits.num_slots,
             limits.kv_tokens,
@@ -132,9 +65,6 @@ class Scheduler:
         self._waiting = WaitingLine()
         self._running: dict[int, Sequence] = {}  # by slot, in the order of admission
         self._next_admitted = BatchKind.GENERATION
-        self._turns: dict[Group, int] = {}  # when each last had one, in steps
-        self._num_steps = 0
-        self._had_prompts = False
         self._is_admission_paused = False
         self._aside: Sequence | None = None  # is being computed
         self._num_aside_tokens = 0
@@ -179,11 +109,7 @@ class Scheduler:
         """How long a batch may be computed aside before the next one of the others: not at all
         while one of them has a prompt that is more urgent."""
         assert self._aside is not None
-        priority = self._aside.priority
-        others = self._computable()
-        if any(each.priority > priority and not each.is_decoding for each in others):
-            return 0.0
-        return self._pace.max_aside_s(sum(each.is_decoding for each in others))
+        return self._steps.max_aside_s(self._running.values(), self._aside)
 
     # ---- prefixes that outlive the process ----
 
@@ -208,7 +134,7 @@ class Scheduler:
         """Queue a sequence, or refuse it for good."""
         allowed = self._kv.num_cells_for(sequence)
         if not self._limits.splits_prompts:
-            allowed = min(allowed, self._budget(sequence.kind))
+            allowed = min(allowed, self._limits.budget(sequence.kind))
         if sequence.num_cells_needed > allowed:
             return NeverFits(sequence.num_cells_needed, allowed)
         self._waiting.add(sequence)
@@ -227,18 +153,21 @@ class Scheduler:
         """The next step, or None when nothing can be computed. One that is aside is followed by
         those of the others until `update`, `stop_aside`, `preempt` or `fail` takes it back."""
         opened = self._admit()
-        aside = self._next_aside()
-        group = aside.group if aside else self._next_group()
-        if group is None:
+        plan = self._steps.plan(self._running.values(), self._aside)
+        if plan is None:
             return None
-        chunks = [self._part_aside(aside)] if aside else self._chunks(group)
-        num_tokens = sum(len(chunk.tokens) for chunk in chunks)
-        self._kv.make_room(num_tokens + self._num_aside_tokens)
-        if aside:
-            self._aside, self._num_aside_tokens = aside, num_tokens
-        kind, adapter = group
-        ops = self._kv.take_ops()
-        return Batch(kind, chunks, opened, ops, adapter=adapter, is_aside=aside is not None)
+        self._kv.make_room(plan.num_tokens + self._num_aside_tokens)
+        if plan.aside:
+            self._aside, self._num_aside_tokens = plan.aside, plan.num_tokens
+        kind, adapter = plan.group
+        return Batch(
+            kind,
+            plan.chunks,
+            opened,
+            self._kv.take_ops(),
+            adapter=adapter,
+            is_aside=plan.aside is not None,
+        )
 
     def stop_aside(self) -> list[Effect]:
         """The batch aside is not being computed any more. If its sequence was to be cancelled, it
@@ -257,7 +186,7 @@ class Scheduler:
         if batch.is_aside and (cancelled := self.stop_aside()):
             return cancelled
         if duration_s is not None:
-            self._note_duration(batch, duration_s)
+            self._steps.note_duration(batch, duration_s)
         effects: list[Effect] = []
         for chunk in batch.chunks:
             sequence = self._running[chunk.slot]
@@ -440,140 +369,7 @@ class Scheduler:
         del self._running[slot]
         return slot
 
-    # ---- one step ----
-
-    def _computable(self) -> list[Sequence]:
-        """Whom the next step may be for: not who is being computed aside, nor who will be next."""
-        aside, running = self._aside, self._running.values()
-        if aside is None:
-            return [*running]
-        return [
-            sequence
-            for sequence in running
-            if sequence is not aside
-            and (sequence.priority > aside.priority or not self._is_for_aside(sequence))
-        ]
-
-    def _is_for_aside(self, sequence: Sequence) -> bool:
-        most = self._limits.aside_tokens
-        if most is None or sequence.kind is BatchKind.EMBEDDING:
-            return False
-        return sequence.num_remaining_tokens >= most // 2
-
-    def _next_aside(self) -> Sequence | None:
-        """Whose prompt is read aside next, if it would disturb running streams."""
-        paced_priority = self._paced_priority()
-        if self._aside is not None or paced_priority is None:
-            return None
-        prompts = [
-            sequence
-            for sequence in self._running.values()
-            if sequence.priority <= paced_priority and self._is_for_aside(sequence)
-        ]
-        return min(prompts, key=_urgency, default=None)
-
-    def _part_aside(self, sequence: Sequence) -> Chunk:
-        """As much as can be, but no rest that would be too small for the next."""
-        most, num_tokens = self._limits.aside_tokens, sequence.num_remaining_tokens
-        assert most is not None
-        if num_tokens > most:
-            rest = num_tokens - most
-            num_tokens = most if rest >= most // 2 else num_tokens // 2
-        return _chunk(sequence, num_tokens, [])
-
-    def _next_group(self) -> Group | None:
-        """Those that can be computed together take turns: the one goes first that has waited
-        longest."""
-        groups = {sequence.group: None for sequence in self._computable()}
-        if not groups:
-            return None
-        group = min(groups, key=lambda group: self._turns.get(group, 0))
-        self._num_steps += 1
-        self._turns[group] = self._num_steps
-        return group
-
-    def _chunks(self, group: Group) -> list[Chunk]:
-        kind, _ = group
-        budget = _Budget(self._budget(kind), self._max_paced_tokens(), self._paced_priority())
-        running = self._of_step(group, budget)
-        guesses = self._guess(running, budget.num_tokens)
-        chunks = []
-        for sequence in sorted(running, key=_urgency):  # stable: equals in the order of admission
-            allowed = budget.left_for(sequence)
-            num_tokens = min(sequence.num_remaining_tokens, allowed)
-            is_whole = num_tokens == sequence.num_remaining_tokens
-            if not self._limits.splits_prompts and not is_whole:
-                num_tokens = 0
-            if num_tokens:
-                chunk = _chunk(sequence, num_tokens, guesses.get(sequence, []))
-                budget.take(sequence, len(chunk.tokens))
-                chunks.append(chunk)
-        return chunks
-
-    def _of_step(self, group: Group, budget: _Budget) -> list[Sequence]:
-        """Those that the next step is for: all of a group, or only its decodes or its prompts if
-        the two together would be too many tokens."""
-        running = [sequence for sequence in self._computable() if sequence.group == group]
-        decodes = [sequence for sequence in running if sequence.is_decoding]
-        prompts = [sequence for sequence in running if not sequence.is_decoding]
-        tile = self._limits.tile_tokens
-        if tile is None or not (decodes and prompts):
-            self._had_prompts = bool(prompts)
-            return running
-        allowed = max(budget.left_for(sequence) for sequence in prompts)
-        to_come = sum(sequence.num_remaining_tokens for sequence in prompts)
-        if len(decodes) + min(allowed, to_come) < tile:
-            self._had_prompts = True
-            return running
-        self._had_prompts = not self._had_prompts
-        if not self._had_prompts:
-            return decodes
-        budget.num_paced_tokens = max(1, round(budget.num_paced_tokens / tile)) * tile
-        return prompts
-
-    def _paced_priority(self) -> int | None:
-        """The highest priority of those whose pace a prefill must not disturb."""
-        decoding = [each.priority for each in self._running.values() if each.is_decoding]
-        return max(decoding, default=None)
-
-    def _max_paced_tokens(self) -> int:
-        """Prompt tokens that may be computed in a step while sequences are decoding."""
-        if not self._limits.splits_prompts:
-            return self._limits.embedding_batch_tokens
-        streams = [each for each in self._computable() if each.kind is BatchKind.GENERATION]
-        num_decoding = sum(each.is_decoding for each in streams)
-        num_prompts = len(streams) - num_decoding
-        allowed = self._pace.max_prefill_tokens(num_decoding, num_prompts)
-        return self._limits.batch_tokens if allowed is None else allowed
-
-    def _note_duration(self, batch: Batch, duration_s: float) -> None:
-        lengths = [
-            len(chunk.tokens) for chunk in batch.chunks if chunk.num_outputs == len(chunk.tokens)
-        ]
-        num_decode_tokens = sum(lengths)
-        self._pace.note(num_decode_tokens, batch.num_tokens - num_decode_tokens, duration_s)
-
-    def _guess(self, running: list[Sequence], budget: int) -> dict[Sequence, list[int]]:
-        """What may come after the next token of each decoding sequence, as far as a step has room
-        for checking it and checking it pays."""
-        decoding = [sequence for sequence in running if sequence.is_decoding]
-        if not decoding or self._drafter is None or not self._pace.a_guess_pays(len(decoding)):
-            return {}
-        most = min(self._limits.max_guesses, (budget - len(running)) // len(decoding))
-        wanted = {}
-        for sequence in decoding:
-            assert sequence.slot is not None
-            to_come = sequence.max_tokens - sequence.num_completion_tokens - 1
-            length = min(sequence.guessing.next_length(), most, to_come)
-            if length > 0:
-                wanted[sequence.slot] = sequence.tokens, length
-        guesses = self._drafter.propose(wanted) if wanted else {}
-        return {self._running[slot]: tokens for slot, tokens in guesses.items()}
-
-    def _budget(self, kind: BatchKind) -> int:
-        is_embedding = kind is BatchKind.EMBEDDING
-        limits = self._limits
-        return limits.embedding_batch_tokens if is_embedding else limits.batch_tokens
+    # ---- what came of a step ----
 
     def _append_all(
         self, sequence: Sequence, outputs: list[TokenOutput], num_guesses: int
@@ -635,21 +431,3 @@ def _are_siblings(one: Sequence, other: Sequence) -> bool:
 
 def _least_to_await(leader: Sequence, sequence: Sequence) -> int:
     return 1 if _are_siblings(leader, sequence) else MIN_PREFIX_TO_AWAIT
-
-
-def _urgency(sequence: Sequence) -> tuple[int, bool]:
-    """Higher priorities first, then decodes."""
-    return -sequence.priority, not sequence.is_decoding
-
-
-def _chunk(sequence: Sequence, num_tokens: int, guesses: list[int]) -> Chunk:
-    assert sequence.slot is not None
-    start = sequence.num_computed_tokens
-    end = start + num_tokens
-    is_whole = end == len(sequence.tokens)
-    return Chunk(
-        slot=sequence.slot,
-        position=start,
-        tokens=sequence.tokens[start:end] + guesses,
-        num_outputs=1 + len(guesses) if is_whole else 0,
-    )

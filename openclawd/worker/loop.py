@@ -18,8 +18,9 @@ from openclawctl.wire.fields import Fields
 from openclawctl.wire.sampling import Sampling
 from openclawd.backends.base import DecodeFailed, NoFreeCells, Stopped
 from openclawd.engine.batch import Batch, BatchKind, Outputs
+from openclawd.engine.limits import Limits
 from openclawd.engine.sampling import SamplingParams, seed_of
-from openclawd.engine.scheduler import Limits, Scheduler
+from openclawd.engine.scheduler import Scheduler
 from openclawd.engine.sequence import Effect, Ended, Sequence, State
 from openclawd.engine.stopping import OutputText
 from openclawd.worker.messages import EXIT_STOPPED, Abort, Continuation, Start, Step, Stop

@@ -24,10 +24,11 @@ from openclawd.engine.batch import (
     ResumeSlot,
     TokenOutput,
 )
+from openclawd.engine.limits import Limits
 from openclawd.engine.pace import ASIDE_STRETCH
 from openclawd.engine.prefixes import Owner, num_same
 from openclawd.engine.sampling import SamplingParams
-from openclawd.engine.scheduler import Limits, NeverFits, Scheduler
+from openclawd.engine.scheduler import NeverFits, Scheduler
 from openclawd.engine.sequence import Effect, Embedded, Ended, Finish, Sampled, Sequence, State
 from openclawd.engine.speculation import NgramDrafter
 from openclawd.engine.stopping import OutputText

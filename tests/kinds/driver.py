@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from openclawd.backends.base import DecodeFailed, NoFreeCells
+from openclawd.engine.limits import Limits
 from openclawd.engine.sampling import SamplingParams
-from openclawd.engine.scheduler import Limits, Scheduler
+from openclawd.engine.scheduler import Scheduler
 from openclawd.engine.sequence import Embedded, Ended, Finish, Sampled, Sequence
 
 if TYPE_CHECKING:

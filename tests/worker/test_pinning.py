@@ -109,7 +109,7 @@ def test_nothing_is_lost_where_cells_cannot_be_shared(models: ModelLibrary, fold
     [
         ({"context": 1000, "kv_tokens": 1024}, r"take 1\d\d of the 1024 KV tokens.*1000"),
         ({"context": 64}, r"system prompt 1 has 1\d\d tokens.*64"),
-        ({"parallel": 255, "batch_tokens": 255}, "too few sequence ids"),
+        ({"parallel": 254, "batch_tokens": 254}, "too few sequence ids"),
     ],
 )
 def test_where_there_is_no_room_the_load_says_so_with_the_numbers(

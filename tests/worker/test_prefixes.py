@@ -12,7 +12,8 @@ from worker.driver import GREEDY, running_worker
 
 from openclawd.backends import llama
 from openclawd.backends.base import LoadSpec
-from openclawd.engine.scheduler import Limits, Scheduler
+from openclawd.engine.limits import Limits
+from openclawd.engine.scheduler import Scheduler
 from openclawd.worker.messages import EXIT_STOPPED, Load, Loaded, Start, Stop
 from openclawd.worker.pinning import pin
 from openclawd.worker.prefixes import PersistentPrefixes

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from fixed_step import FixedStep
 
+from openclawd.backends.base import go_on
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import ModuleType
@@ -89,7 +91,7 @@ class _Profiled:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._backend, name)
 
-    def forward(self, batch: Batch, between: Callable[[], bool]) -> ForwardResult:
+    def forward(self, batch: Batch, between: Callable[[], bool] = go_on) -> ForwardResult:
         _clock.begin_step(batch, self._path)
         return self._backend.forward(batch, between)
 

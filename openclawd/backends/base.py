@@ -222,8 +222,9 @@ class Backend(Protocol):
         """Do the batch's cache operations, set up its opened slots, compute its chunks, sample or
         average. Blocks. A batch without chunks ends with the first of these.
 
-        While a batch is computed that `is_aside`, `between` is called every few milliseconds. It
-        may call `forward` for other slots and says whether to go on; what it raises is raised here.
+        While a batch is computed that `is_aside`, `between` is called after every few operations of
+        the model. It may call `forward` for other slots, with batches that are not aside, and says
+        whether to go on; what it raises is raised here.
 
         A chunk's position is the number of tokens whose cells its slot has. The token sampled after
         position p is a function of the tokens, the sampling parameters and p, as exactly as the

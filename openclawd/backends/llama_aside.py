@@ -35,6 +35,7 @@ _PART: Final = 1
 """The sequences here: all that is computed of a prompt, and for a moment the cells of its newest
 part."""
 
+_NOBODY: Final = -1
 _COMPUTED: Final = 0
 """A result of llama_decode, llama.h."""
 
@@ -67,7 +68,7 @@ class Aside:
         self._adapters = adapters
         self._scratch = scratch
         self._num_nodes = 0
-        self._slot = -1
+        self._slot = _NOBODY
         self._end = 0  # of its cells that are here
         self._between: Callable[[], bool] = bool
         self._is_stopped = False
@@ -87,21 +88,22 @@ class Aside:
         (chunk,) = batch.chunks
         if not self._take_in(chunk.slot, chunk.position):
             return Ending.NO_CELLS, 0
+        self._slot = _NOBODY  # until it is certain what is here
         self._adapters.apply(self.context, batch.adapter)
         outputs = self._arrays.fill(replace(batch, chunks=[replace(chunk, slot=_PROMPT)]))
         status = self._decode(between)
         if self._is_stopped or status != _COMPUTED or not between():
-            self._drop(_PROMPT, chunk.position)
             return (Ending.FAILED if status != _COMPUTED else Ending.STOPPED), 0
-        self._end = chunk.position + len(chunk.tokens)
-        if not self._give(chunk.slot, chunk.position):
+        end = chunk.position + len(chunk.tokens)
+        if not self._give(chunk.slot, chunk.position, end):
             return Ending.NO_CELLS, 0
+        self._slot, self._end = chunk.slot, end
         return Ending.COMPUTED, outputs.get(_PROMPT, 0)
 
     def forget(self, slot: int) -> None:
         """The main context's cells of a slot are others from now on."""
         if slot == self._slot:
-            self._slot = -1
+            self._slot = _NOBODY
 
     def close(self) -> None:
         llama_cpp.llama_free(self.context)
@@ -132,12 +134,14 @@ class Aside:
         """llama.cpp asks of each operation whether to stop after it, and calls again where it was
         told to."""
         del node, user_data
+        if self._is_stopped:
+            return False
         if is_question:
             self._num_nodes += 1
             return self._num_nodes % _NODES_PER_PAUSE == 0
         try:
             self._is_stopped = not self._between()
-        except BaseException as error:
+        except BaseException as error:  # would be lost in native code
             self._raised, self._is_stopped = error, True
         return not self._is_stopped
 
@@ -147,23 +151,23 @@ class Aside:
         """Have the cells of a slot before position `end` here."""
         if (slot, end) == (self._slot, self._end):
             return True
-        self._slot, self._end = slot, end
+        self._slot = _NOBODY
         self._drop(_PROMPT)
         return end == 0 or _move(self._main, slot, self.context, _PROMPT)
 
-    def _give(self, slot: int, start: int) -> bool:
-        """Give the slot of the main context what it lacks: the cells from position `start` on."""
-        llama_cpp.llama_memory_seq_cp(self._memory, _PROMPT, _PART, start, self._end)
+    def _give(self, slot: int, start: int, end: int) -> bool:
+        """Give the slot of the main context the cells of positions `[start, end)`."""
+        llama_cpp.llama_memory_seq_cp(self._memory, _PROMPT, _PART, start, end)
         is_done = _move(self.context, _PART, self._main, self._scratch)
         self._drop(_PART)
         memory = llama_cpp.llama_get_memory(self._main)
         if is_done:
-            llama_cpp.llama_memory_seq_cp(memory, self._scratch, slot, start, self._end)
+            llama_cpp.llama_memory_seq_cp(memory, self._scratch, slot, start, end)
         llama_cpp.llama_memory_seq_rm(memory, self._scratch, -1, -1)
         return is_done
 
-    def _drop(self, sequence: int, start: int = -1) -> None:
-        llama_cpp.llama_memory_seq_rm(self._memory, sequence, start, -1)
+    def _drop(self, sequence: int) -> None:
+        llama_cpp.llama_memory_seq_rm(self._memory, sequence, -1, -1)
 
 
 def _move(source: Any, from_sequence: int, target: Any, to_sequence: int) -> bool:

@@ -364,8 +364,9 @@ class ModelConfig(_Section):
         default=True,
         meaning="On a CPU: read long prompts in a context of their own, with pauses for the steps"
         " of running streams. These keep their pace, and the prompt is read faster than in parts"
-        " that are small enough. Takes memory for one more sequence of `context` tokens; not for"
-        " models that cannot share cells (`prefix_sharing`).",
+        " that are small enough. Takes memory for one more sequence of `context` tokens. Has no"
+        " effect with `parallel: 1`, with `context` or `batch_tokens` below 256, without flash"
+        " attention or with quantised caches, nor where cells cannot be shared (`prefix_sharing`).",
         allowed="true or false",
     )
     persist_prefixes: Annotated[

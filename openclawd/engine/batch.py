@@ -99,7 +99,7 @@ class Chunk:
 @dataclass(frozen=True, slots=True)
 class Batch:
     """One step: `cache_ops` are done in their order, then `opened` slots are set up, then the
-    chunks are computed, with a LoRA if `adapter` names one. One that is `aside` has a single chunk,
+    chunks are computed, with a LoRA if `adapter` names one. One that `is_aside` has a single chunk,
     and batches of other slots may be computed while it is."""
 
     kind: BatchKind

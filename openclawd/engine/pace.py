@@ -22,7 +22,8 @@ times, a prompt beside running streams takes s / (s - 1) times as long as alone:
 
 ASIDE_STRETCH: Final = 2.4
 """The same for what is computed aside, where the pauses cannot be chosen to the millisecond; there
-the prompt is read in large parts, which makes up for what it waits."""
+the prompt is read in large parts, which makes up for what it waits. And again for short prompts in
+the steps between: the two together stay below 4."""
 
 MIN_CHUNK: Final = 4
 """A prefill always goes on by this many tokens, however fast the decodes are."""
@@ -50,13 +51,15 @@ class Pace:
             # Never next to nothing, or one quick step would let a whole prompt in.
             self._prefill_token_s = _mean(self._prefill_token_s, max(rest_s, mean_s / 2))
 
-    def max_prefill_tokens(self, num_decode_tokens: int, num_prompts: int = 1) -> int | None:
+    def max_prefill_tokens(
+        self, num_decode_tokens: int, num_prompts: int = 1, *, stretch: float = MAX_STRETCH
+    ) -> int | None:
         """How many tokens of `num_prompts` prompts may be computed beside these decodes; None while
         nothing is known that would forbid any."""
         step_s = self.decode_step_s(num_decode_tokens)
         if step_s is None or self._prefill_token_s is None:
             return None
-        stretch = MAX_STRETCH * max(1.0, 2 * num_prompts / max(1, num_decode_tokens)) ** 2
+        stretch *= max(1.0, 2 * num_prompts / max(1, num_decode_tokens)) ** 2
         return max(MIN_CHUNK, int((stretch - 1) * step_s / self._prefill_token_s))
 
     def max_aside_s(self, num_decode_tokens: int) -> float:

@@ -1,7 +1,8 @@
 """Which sequences run, and what becomes of them.
 
 Owns the waiting and running sequences and the slots. Knows no model, no clock and no pipe: events
-come in (`add`, `abort`, `update`, `preempt`, `fail`), batches and effects go out.
+come in (`add`, `abort`, `update`, `stop_aside`, `preempt`, `fail`, `blame`), batches and effects go
+out.
 
 One notion covers prefill, chunked prefill, decode and speculation: a running sequence has tokens
 that are known but not computed, and each step computes some of them (`steps.py`). When none is
@@ -151,11 +152,13 @@ class Scheduler:
 
     def schedule(self) -> Batch | None:
         """The next step, or None when nothing can be computed. One that is aside is followed by
-        those of the others until `update`, `stop_aside`, `preempt` or `fail` takes it back."""
+        those of the others until `update`, `stop_aside` or `fail` takes it back; these may have
+        nothing but slots to open, for prompts that will be aside."""
         opened = self._admit()
         plan = self._steps.plan(self._running.values(), self._aside)
         if plan is None:
-            return None
+            ops = self._kv.take_ops() if opened else []
+            return Batch(BatchKind.GENERATION, [], opened, ops) if opened else None
         self._kv.make_room(plan.num_tokens + self._num_aside_tokens)
         if plan.aside:
             self._aside, self._num_aside_tokens = plan.aside, plan.num_tokens
@@ -185,7 +188,7 @@ class Scheduler:
         between `schedule` and this, unless it is aside."""
         if batch.is_aside and (cancelled := self.stop_aside()):
             return cancelled
-        if duration_s is not None:
+        if duration_s is not None and batch.chunks:
             self._steps.note_duration(batch, duration_s)
         effects: list[Effect] = []
         for chunk in batch.chunks:
@@ -236,9 +239,10 @@ class Scheduler:
 
     def blame(self, failure: str) -> list[Effect]:
         """All that a batch gave was garbage, so that it may have spread from one sequence to the
-        others. End the one that it must have come from: the only one there is, or the only one
-        that nothing sound has come from. No other can be told."""
-        running = list(self._running.values())
+        others (not from what is aside, whose cells come later). End the one that it must have come
+        from: the only one there is, or the only one that nothing sound has come from. No other can
+        be told."""
+        running = [each for each in self._running.values() if each is not self._aside]
         suspects = [sequence for sequence in running if not sequence.is_sound]
         if len(running) == 1:
             suspects = running

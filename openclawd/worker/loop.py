@@ -46,8 +46,8 @@ _NOT_PLAIN: Final = ("logit_bias", "logprobs", "top_logprobs")
 the same."""
 
 _NUM_PAUSES: Final = 24
-"""As many pauses of what is computed aside have at least one of the longest operations between
-them: that is two layers of a model with 30 operations in each (`llama_aside`)."""
+"""As many pauses of what is computed aside have one of the longest operations between them: they
+span about three layers (`llama_aside`)."""
 
 _log = logging.getLogger(__name__)
 
@@ -65,6 +65,7 @@ class EngineLoop:
         model: str,
         send: Callable[[Step], None],
         drafter: Drafter | None = None,
+        clock: Callable[[], float] = time.perf_counter,
         **limits: int,
     ) -> None:
         """`model` is its name, for messages; `limits` are those of `Limits` that the backend does
@@ -80,7 +81,9 @@ class EngineLoop:
         self._refused: list[RequestEnded] = []
         self._failure = ""
         self._is_stopped = False
-        self._step_ended_s = self._pause_ended_s = 0.0
+        self._clock = clock
+        self._step_ended_s = 0.0
+        self._pause_ended_s: float | None = None
         self._between_pauses_s: deque[float] = deque(maxlen=_NUM_PAUSES)
 
     @property
@@ -181,11 +184,10 @@ class EngineLoop:
     # ---- one step ----
 
     def _step(self) -> None:
-        started_s = time.perf_counter()
+        started_s = self._clock()
         batch = self._scheduler.schedule()
-        effects, self._effects = self._effects, []
-        if batch is not None:
-            effects += self._compute(batch)
+        computed = self._compute(batch) if batch is not None else []
+        effects, self._effects = self._effects + computed, []  # pauses have told of some already
         step = self._requests.apply(effects, failure=self._failure or _NO_CELLS)
         ended, self._refused = step.ended + self._refused, []
         if batch is None and not step.outputs and not ended:
@@ -194,9 +196,12 @@ class EngineLoop:
         self._send(Step(outputs=list(step.outputs.values()), ended=ended, gauges=gauges))
 
     def _compute(self, batch: Batch) -> list[Effect]:
-        started_s = self._pause_ended_s = time.perf_counter()
+        started_s = self._clock()
+        if batch.is_aside:
+            self._pause_ended_s = None
         result = self._backend.forward(batch, self._between)
-        self._step_ended_s = time.perf_counter()
+        if not batch.is_aside:
+            self._step_ended_s = self._clock()
         match result:
             case Outputs():
                 duration_s = None if batch.is_aside else self._step_ended_s - started_s
@@ -214,15 +219,16 @@ class EngineLoop:
     def _between(self) -> bool:
         """In a pause of what is computed aside: the others' next step, if it would come too late in
         the next pause. Is what is computed aside to go on?"""
-        now_s = time.perf_counter()
-        self._between_pauses_s.append(now_s - self._pause_ended_s)
-        next_s = now_s + max(self._between_pauses_s) / 2
+        now_s = self._clock()
+        if self._pause_ended_s is not None:  # before the first, cells may have been copied
+            self._between_pauses_s.append(now_s - self._pause_ended_s)
+        next_s = now_s + max(self._between_pauses_s, default=0.0) / 2
         if not self._drain():
             return False
         if next_s - self._step_ended_s >= self._scheduler.max_aside_s():
             self._step()
-            self._step_ended_s = time.perf_counter()
-        self._pause_ended_s = time.perf_counter()
+            self._step_ended_s = self._clock()
+        self._pause_ended_s = self._clock()
         return self._scheduler.is_aside_wanted and not self._failure
 
     def _take_outputs(
@@ -230,19 +236,22 @@ class EngineLoop:
     ) -> list[Effect]:
         """Who gets garbage ends; whether the others can go on here depends on where it is. With a
         KV cache for all and no flash attention, one sequence's not-a-number makes not-a-number of
-        every other's attention, at once and for good (seen with llama.cpp 0.3.36 on a CPU). What is
-        computed aside has flash attention."""
+        every other's attention, at once and for good (seen with llama.cpp 0.3.36 on a CPU). And
+        with it, tiles of prompts take in what stands in free cells: so after garbage aside, all of
+        which is in the main cache, the worker ends."""
         if not outputs.garbage:
             return self._scheduler.update(batch, outputs, duration_s=duration_s)
         sentence = f"model {self._model} computed garbage for this request: {GARBAGE}"
         _log.error("%s", sentence)
-        is_mixed = bool(outputs.tokens or outputs.vectors or outputs.failed or batch.is_aside)
-        if not is_mixed and self._scheduler.num_running > 1:
+        is_mixed = bool(outputs.tokens or outputs.vectors or outputs.failed)
+        if not (is_mixed or batch.is_aside) and self._scheduler.num_running > 1:
             self._failure = f"model {self._model} computed garbage for all there was"
             return self._scheduler.blame(sentence)
         outputs.failed.update(dict.fromkeys(outputs.garbage, sentence))
         effects = self._scheduler.update(batch, outputs, duration_s=duration_s)
-        if not is_mixed and (trouble := trouble_of(self._backend)):
+        if batch.is_aside:
+            self._failure = f"the KV cache of model {self._model} has garbage in it"
+        elif not is_mixed and (trouble := trouble_of(self._backend)):
             self._failure = f"model {self._model} does not work any more: {trouble}"
         return effects
 
@@ -255,7 +264,7 @@ class EngineLoop:
             "kv_kept_tokens": scheduler.num_kept_tokens,
             "kv_total_tokens": self._backend.info.kv_tokens,
             "batch_tokens": batch.num_tokens if batch else 0,
-            "step_us": round((time.perf_counter() - started_s) * 1e6),
+            "step_us": round((self._clock() - started_s) * 1e6),
         }
 
 

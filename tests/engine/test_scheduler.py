@@ -330,6 +330,47 @@ def test_without_cells_what_is_aside_stays() -> None:
     assert scheduler.num_waiting == 1
 
 
+def test_slots_are_opened_also_when_all_wait_for_what_is_aside() -> None:
+    scheduler = make_aside()
+    scheduler.add(generation(3, 8))
+    schedule(scheduler)
+    scheduler.abort(1)
+    scheduler.abort(2)
+    scheduler.add(generation(4, 8))
+    batch = schedule(scheduler)
+    assert (batch.chunks, [opening.slot for opening in batch.opened]) == ([], [0])
+    assert scheduler.update(batch, compute(batch), duration_s=0.0) == []
+    assert scheduler.schedule() is None
+
+
+def test_much_that_is_cached_is_not_copied_for_a_little_that_is_new() -> None:
+    scheduler = make_aside(num_prefix_tags=8, kv_tokens=200, batch_tokens=64)
+    scheduler.add(chat(3, *SYSTEM, 1))
+    run(scheduler)
+    scheduler.add(generation(5, 1, max_tokens=9))
+    step(scheduler)
+    for num_new, is_aside in ((4, False), (6, True)):
+        scheduler.add(chat(num_new, *SYSTEM, *[num_new] * num_new))
+        assert step(scheduler)[0].is_aside is is_aside
+        scheduler.abort(num_new)
+
+
+def test_what_is_aside_is_not_blamed_for_garbage_in_the_others_cells() -> None:
+    scheduler = make_aside()
+    scheduler.add(generation(3, 8))
+    schedule(scheduler)
+    assert scheduler.blame("garbage") == []
+    scheduler.abort(1)
+    assert [ended.sequence.rid for ended in scheduler.blame("garbage")] == [2]
+
+
+def test_a_more_urgent_prompt_is_read_before_anything_is_aside() -> None:
+    scheduler = make_aside(batch_tokens=8)
+    scheduler.add(generation(3, 8))
+    scheduler.add(of_priority(4, 1, num_prompt_tokens=12))
+    assert [step(scheduler)[0].is_aside for _ in range(3)] == [False, False, True]
+
+
 def test_what_fails_aside_ends_and_nothing_else() -> None:
     scheduler = make_aside()
     prompt = generation(3, 8)
@@ -1142,6 +1183,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.added: list[Sequence] = []
         self.ends: Counter[Sequence] = Counter()
         self.cells = Cells()
+        self.opened: dict[int, Sequence] = {}  # by slot, for whom it was set up
         self.aside: Batch | None = None
         prompts = [[1] * num_alike + rest for num_alike, rest in pins]
         for prompt in prompts:
@@ -1287,10 +1329,18 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.cells.change(batch.cache_ops)
         slots = [chunk.slot for chunk in batch.chunks]
         assert len(set(slots)) == len(slots)
+        resumed = [op.slot for op in batch.cache_ops if isinstance(op, ResumeSlot)]
+        new = [opening.slot for opening in batch.opened]
         running = {s.slot: s for s in self.added if s.state is State.RUNNING}
         for slot, sequence in running.items():
             known = sequence.tokens[: sequence.num_computed_tokens]
             assert self.cells.of(slot, sequence.owner) == known
+        self.opened |= {slot: running[slot] for slot in (*new, *resumed)}
+        assert all(self.opened[slot] is running[slot] for slot in slots)
+        if not slots:
+            assert self.aside
+            assert batch.opened
+            return batch
         assert {running[slot].group for slot in slots} == {(batch.kind, batch.adapter)}
         assert len(self.cells.cells) == self.scheduler.num_used_tokens
         num_aside = self.aside.num_tokens if self.aside else 0

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
+
+import pytest
 
 from openclawd.backends.base import (
     BatchLimits,
@@ -19,6 +22,7 @@ from openclawd.backends.base import (
     go_on,
 )
 from openclawd.engine.batch import BatchKind, Outputs, ParkSlot, ResumeSlot, TokenOutput
+from openclawd.engine.pace import ASIDE_STRETCH
 from openclawd.worker.answer import AnswerMarks
 from openclawd.worker.chats import AnswerReading
 from openclawd.worker.loop import EXIT_MODEL_FAILED, EngineLoop
@@ -28,8 +32,6 @@ from openclawd.worker.tokenizer import PreparedRequest
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    import pytest
-
     from openclawd.backends.base import ForwardResult
     from openclawd.engine.batch import Batch
     from openclawd.worker.messages import Ended
@@ -38,10 +40,13 @@ if TYPE_CHECKING:
 LONG = 99
 """A request whose prompt takes two steps."""
 
+STEP_S = 0.010
+PAUSE_S = 0.001
+
 
 class ScriptedBackend:
     """Samples token 7 for ever, except where the script says otherwise. What is aside has
-    `num_pauses`."""
+    `num_pauses`. By its own clock each step takes `STEP_S`, and it is `PAUSE_S` to each pause."""
 
     def __init__(self, script: list[ForwardResult | None], num_pauses: int = 0) -> None:
         self.info = ModelInfo(
@@ -69,6 +74,8 @@ class ScriptedBackend:
             aside_tokens=8 if num_pauses else None,
         )
         self.num_pauses = num_pauses
+        self.now_s = 0.0
+        self.began_s: list[float] = []  # of each batch
         self.script = deque(script)
         self.batches: list[Batch] = []
 
@@ -79,11 +86,18 @@ class ScriptedBackend:
         if not batch.chunks:
             return Outputs()
         self.batches.append(batch)
-        if batch.is_aside and not all(between() for _ in range(self.num_pauses)):
+        self.began_s.append(self.now_s)
+        if batch.is_aside and not all(self.pause(between) for _ in range(self.num_pauses)):
             return Stopped()
+        if not batch.is_aside:
+            self.now_s += STEP_S
         planned = self.script.popleft() if self.script else None
         slots = [chunk.slot for chunk in batch.chunks if chunk.num_outputs]
         return planned or Outputs(tokens={slot: [TokenOutput(7)] for slot in slots})
+
+    def pause(self, between: Callable[[], bool]) -> bool:
+        self.now_s += PAUSE_S
+        return between()
 
     def piece(self, token: int) -> bytes:
         return str(token).encode()
@@ -108,7 +122,7 @@ def serve(
     script: list[ForwardResult | None],
     *messages: Any,
     num_pauses: int = 0,
-    then: dict[int, Any] | None = None,
+    then: dict[int, list[Any]] | None = None,
 ) -> tuple[int, list[Step], Any]:
     """Run the loop on these messages until every request has ended; `then` are more that come after
     so many steps."""
@@ -117,13 +131,19 @@ def serve(
 
     def send(step: Step) -> None:
         steps.append(step)
-        if then and len(steps) in then:
-            loop.submit(then[len(steps)])
+        for message in then.get(len(steps), []) if then else []:
+            loop.submit(message)
         open_rids.difference_update(ended.rid for ended in step.ended)
         if not open_rids:
             loop.submit(Stop())
 
-    loop: EngineLoop = EngineLoop(backend, Prepared(), model="m", send=send)  # type: ignore[arg-type]
+    loop = EngineLoop(
+        backend,
+        Prepared(),  # type: ignore[arg-type]
+        model="m",
+        send=send,
+        clock=lambda: backend.now_s,
+    )
     for message in messages:
         loop.submit(message)
     return loop.run(), steps, backend
@@ -245,7 +265,7 @@ def test_in_the_pauses_of_what_is_aside_the_others_go_on() -> None:
 
 def test_what_is_aborted_in_a_pause_of_its_own_ends_there() -> None:
     requests = start(1, max_tokens=9), start(LONG)
-    status, steps, backend = serve([], *requests, num_pauses=50, then={2: Abort(LONG)})
+    status, steps, backend = serve([], *requests, num_pauses=50, then={2: [Abort(LONG)]})
     assert status == EXIT_STOPPED
     assert ends(steps)[LONG].finish_reasons == ["cancelled"]
     assert ends(steps)[1].finish_reasons == ["length"]
@@ -254,7 +274,7 @@ def test_what_is_aborted_in_a_pause_of_its_own_ends_there() -> None:
 
 def test_a_stop_in_a_pause_ends_the_loop() -> None:
     requests = start(1, max_tokens=9), start(LONG)
-    status, steps, _ = serve([], *requests, num_pauses=50, then={2: Stop()})
+    status, steps, _ = serve([], *requests, num_pauses=50, then={2: [Stop()]})
     assert status == EXIT_STOPPED
     assert not ends(steps)
 
@@ -267,12 +287,36 @@ def test_a_failure_in_a_pause_ends_the_worker_and_not_what_is_aside() -> None:
     assert list(ends(steps)) == [1]
 
 
-def test_garbage_aside_ends_only_what_is_aside() -> None:
+def test_after_garbage_aside_the_others_go_on_in_the_next_worker() -> None:
     script = [None, None, Outputs(garbage={1})]
     status, steps, _ = serve(script, start(1, max_tokens=9), start(LONG), num_pauses=1)
-    assert status == EXIT_STOPPED
+    assert status == EXIT_MODEL_FAILED
     assert ends(steps)[LONG].to_problem().code == "model-failed"
-    assert ends(steps)[1].finish_reasons == ["length"]
+    assert 1 not in ends(steps)
+
+
+def test_the_steps_beside_what_is_aside_come_at_the_pace_of_the_streams() -> None:
+    _, _, backend = serve([], start(1, max_tokens=30), start(LONG), num_pauses=200)
+    beside = [
+        began_s
+        for batch, began_s in zip(backend.batches, backend.began_s, strict=True)
+        if [len(chunk.tokens) for chunk in batch.chunks] == [1]
+    ]
+    gaps = [later - sooner for sooner, later in pairwise(beside[1:12])]
+    # A pause too early or too late is a tenth of a step.
+    assert all(gap == pytest.approx(ASIDE_STRETCH * STEP_S, abs=2 * PAUSE_S) for gap in gaps)
+
+
+def test_the_end_of_a_stream_is_told_before_what_is_aside_is_done() -> None:
+    """Also where both are given up in one pause, which is not time for a step."""
+    requests = start(1, max_tokens=30), start(LONG)
+    for more in ([Abort(1)], [Abort(1), Abort(LONG)]):
+        status, steps, _ = serve([], *requests, num_pauses=99, then={3: more})
+        assert status == EXIT_STOPPED
+        assert ends(steps)[1].finish_reasons == ["cancelled"]
+        told = next(n for n, each in enumerate(steps) if any(end.rid == 1 for end in each.ended))
+        last = ends(steps)[LONG].finish_reasons
+        assert told < len(steps) - 1 or last == ["cancelled"]
 
 
 def test_what_finds_no_cells_aside_waits() -> None:

@@ -376,7 +376,7 @@ def _no_memory(spec: LoadSpec) -> CannotLoad:
     return CannotLoad(
         f"not enough memory for {spec.path} with {spec.kv_tokens} KV tokens"
         f" ({spec.parallel} sequences, context {spec.context})",
-        hint="lower context, parallel or gpu_layers of the model, set prefill_aside: false in it, or"
+        hint="lower context, parallel or gpu_layers of the model, set prefill_aside: false, or"
         " unload another model",
         permanent=False,
     )

@@ -50,7 +50,7 @@ $(VENV)/.dev: $(VENV)/.runtime requirements/dev.lock
 	touch $@
 
 # Renew the lock files; needs uv. torch is pinned outside them, because its builds differ by platform.
-LOCK := uv pip compile --generate-hashes --universal --python-version 3.11 --no-emit-index-url --no-header --quiet
+LOCK := uv pip compile --generate-hashes --universal --python-version 3.11 --no-emit-index-url --no-header --no-strip-extras --quiet
 lock:
 	$(LOCK) pyproject.toml --extra daemon --output-file requirements/runtime.lock
 	$(LOCK) pyproject.toml --extra dev --constraint requirements/runtime.lock --output-file requirements/dev.lock

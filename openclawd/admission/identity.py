@@ -29,10 +29,14 @@ class Credentials:
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """The one identity a request runs as, e.g. `user:alice`."""
+    """The one identity a request runs as, e.g. `user:alice` or `key:marketing`. `groups` are names;
+    `key` is the name of an API key, or empty."""
 
     name: str
     role: Role
+    tier: str = "default"
+    groups: tuple[str, ...] = ()
+    key: str = ""
 
 
 def identify(caller: Credentials, *, own_uid: int, names: dict[int, str]) -> Principal:

@@ -97,5 +97,5 @@ def _default(info: FieldInfo) -> str:
 
 def _note(info: FieldInfo, name: str) -> str:
     notes = info.json_schema_extra
-    assert isinstance(notes, dict), "every key is made by schema._key"
+    assert isinstance(notes, dict), "every key is made by keys.key"
     return str(notes[name] or "")

@@ -1,7 +1,8 @@
-"""Every configuration key: its type, default, range and meaning. The only module using pydantic.
+"""Every configuration key: its type, default, range and meaning.
 
-Owns the documented keys. `docs/configuration.md` is made from the texts here and
-`etc/openclawd.yaml` is checked against them. Must not know files or lines.
+Owns the documented keys; how one is declared is `keys.py`'s, and some sections have a module each.
+`docs/configuration.md` is made from the texts here and `etc/openclawd.yaml` is checked against
+them. Must not know files or lines.
 
 Durations are seconds and sizes are bytes once validated. What belongs together but depends on more
 than one key (defaults that follow other keys) is a property, so that no caller works it out again.
@@ -14,10 +15,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
-    Field,
     PlainValidator,
     StringConstraints,
 )
@@ -25,6 +23,7 @@ from pydantic import (
 from openclawctl.wire.framing import MAX_FRAME_BYTES
 from openclawctl.wire.sampling import SAMPLING_INTEGERS, SAMPLING_RANGES, Sampling
 from openclawd.config import values
+from openclawd.config.keys import Section, count, key
 
 MODEL_NAME_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._:-]*$"
 DEFAULT_KEEP_ALIVE_S: Final = 300.0
@@ -57,38 +56,11 @@ _MAX_SEQUENCES: Final = 256
 """LLAMA_MAX_SEQ in llama.cpp's llama-cparams.h."""
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=()
-    )
-
-
-def _key(
-    default: Any,
-    *,
-    meaning: str,
-    allowed: str,
-    default_text: str | None = None,
-    alias: str | None = None,
-    **constraints: Any,
-) -> Any:
-    """A field. `allowed` is what an error message and the documentation say may stand there."""
-    notes = {"allowed": allowed, "default": default_text}
-    return Field(
-        default, description=meaning, alias=alias, json_schema_extra=dict(notes), **constraints
-    )
-
-
-def _count(default: int | None, *, low: int, high: int, meaning: str, **more: Any) -> Any:
-    allowed = f"a whole number from {low} to {high}"
-    return _key(default, meaning=meaning, allowed=allowed, ge=low, le=high, **more)
-
-
 def _sampling(name: str, meaning: str) -> Any:
     low, high = SAMPLING_RANGES[name]
     default = getattr(DEFAULT_SAMPLING, name)
     kind = "a whole number" if name in SAMPLING_INTEGERS else "a number"
-    return _key(
+    return key(
         None,
         meaning=meaning,
         allowed=f"{kind} from {low} to {high}",
@@ -108,17 +80,17 @@ _CACHE_TYPES: Final = "f32, f16, bf16, q8_0, q5_1, q5_0, q4_1 or q4_0"
 NAME_TEXT: Final = "letters, digits and . _ : -, beginning with a letter or digit"
 
 
-class InferenceSettings(_Section):
+class InferenceSettings(Section):
     """Defaults and limits of requests, for the daemon or for one model. None: not set here."""
 
-    max_input_tokens: int | None = _count(
+    max_input_tokens: int | None = count(
         None,
         low=1,
         high=_MAX_CONTEXT,
         meaning="Most prompt tokens of a request. Longer prompts are refused, never cut.",
         default_text="what the model's context holds",
     )
-    max_output_tokens: int | None = _count(
+    max_output_tokens: int | None = count(
         None,
         low=1,
         high=_MAX_CONTEXT,
@@ -183,36 +155,36 @@ class InferenceSettings(_Section):
 
     def sampling(self) -> Sampling:
         """The sampling settings alone; None where this section says nothing."""
-        keys = SAMPLING_RANGES.keys() & type(self).model_fields
-        return Sampling(**{key: getattr(self, key) for key in keys})
+        names = SAMPLING_RANGES.keys() & type(self).model_fields
+        return Sampling(**{name: getattr(self, name) for name in names})
 
 
-class LlamaOptions(_Section):
+class LlamaOptions(Section):
     """Options of the llama.cpp backend. None: llama.cpp decides."""
 
-    flash_attn: Annotated[bool | None, PlainValidator(values.auto_or_flag)] = _key(
+    flash_attn: Annotated[bool | None, PlainValidator(values.auto_or_flag)] = key(
         None,
         meaning="Flash attention: less memory for long contexts; a quantised value cache needs it.",
         allowed="auto, true or false",
         default_text="auto",
     )
-    cache_type_k: CacheType = _key(
+    cache_type_k: CacheType = key(
         "f16", meaning="Number format of the key cache.", allowed=_CACHE_TYPES
     )
-    cache_type_v: CacheType = _key(
+    cache_type_v: CacheType = key(
         "f16", meaning="Number format of the value cache.", allowed=_CACHE_TYPES
     )
-    mlock: bool = _key(
+    mlock: bool = key(
         default=False,
         meaning="Keep the model's memory from being swapped out (needs LimitMEMLOCK=infinity).",
         allowed="true or false",
     )
-    mmap: bool = _key(
+    mmap: bool = key(
         default=True,
         meaning="Map the model file instead of reading it: starts faster, shares the page cache.",
         allowed="true or false",
     )
-    batch_tokens: int = _count(
+    batch_tokens: int = count(
         512,
         low=8,
         high=65_536,
@@ -224,19 +196,19 @@ class LlamaOptions(_Section):
         return self.model_dump(exclude_none=True, exclude={"batch_tokens"})
 
 
-class Speculation(_Section):
+class Speculation(Section):
     """How tokens are guessed ahead for one model."""
 
-    method: Literal["off", "ngram", "draft"] = _key(
+    method: Literal["off", "ngram", "draft"] = key(
         "off",
         meaning="`ngram`: what followed the same tokens before in the same text, good for edits,"
         " summaries and code. `draft`: what a smaller model says.",
         allowed="off, ngram or draft",
     )
-    max_tokens: int = _count(
+    max_tokens: int = count(
         16, low=1, high=64, meaning="Most tokens guessed for one sequence in one step."
     )
-    draft_model: Annotated[str | None, AfterValidator(values.file_path_or_none)] = _key(
+    draft_model: Annotated[str | None, AfterValidator(values.file_path_or_none)] = key(
         None,
         meaning="The draft model's file, with `method: draft`: same vocabulary, much smaller.",
         allowed="the path of a GGUF file, absolute or in `model_paths`",
@@ -244,16 +216,16 @@ class Speculation(_Section):
     )
 
 
-class AdapterConfig(_Section):
+class AdapterConfig(Section):
     """One LoRA of a model."""
 
-    path: Annotated[str, AfterValidator(values.file_path)] = _key(
+    path: Annotated[str, AfterValidator(values.file_path)] = key(
         ...,
         meaning="The adapter's file: absolute, or a name looked up in `model_paths`.",
         allowed="the path of a GGUF file",
         default_text="(required)",
     )
-    scale: float = _key(
+    scale: float = key(
         1.0,
         meaning="How strongly it is applied.",
         allowed="a number from -100 to 100",
@@ -262,40 +234,38 @@ class AdapterConfig(_Section):
     )
 
 
-class ModelConfig(_Section):
+class ModelConfig(Section):
     """One model: where it is, how much of the machine it gets, when it is loaded."""
 
-    path: Annotated[str, AfterValidator(values.file_path)] = _key(
+    path: Annotated[str, AfterValidator(values.file_path)] = key(
         ...,
         meaning="The model file: absolute, or a name looked up in `model_paths`.",
         allowed="the path of a GGUF file",
         default_text="(required)",
     )
-    backend: Annotated[Literal["auto", "llama", "torch"], AfterValidator(values.no_torch)] = _key(
+    backend: Annotated[Literal["auto", "llama", "torch"], AfterValidator(values.no_torch)] = key(
         "auto",
         meaning="What runs the model. `auto` goes by the file.",
         allowed="auto or llama (torch is not built yet)",
     )
-    preload: bool = _key(
+    preload: bool = key(
         default=False,
         meaning="Load at start and warm up before the daemon is ready, instead of at first use.",
         allowed="true or false",
     )
-    required: bool = _key(
+    required: bool = key(
         default=False,
         meaning="Fail the daemon's start when this model cannot be preloaded; needs `preload`.",
         allowed="true or false",
     )
-    workers: Annotated[int, AfterValidator(values.one_worker)] = _count(
+    workers: Annotated[int, AfterValidator(values.one_worker)] = count(
         1, low=1, high=64, meaning="Replicas of the model (more than 1 is not built yet)."
     )
-    parallel: int = _count(
-        8, low=1, high=_MAX_SEQUENCES, meaning="Sequences computed in one batch."
-    )
-    context: int = _count(
+    parallel: int = count(8, low=1, high=_MAX_SEQUENCES, meaning="Sequences computed in one batch.")
+    context: int = count(
         2048, low=16, high=_MAX_CONTEXT, meaning="Tokens per sequence, prompt and completion."
     )
-    configured_kv_tokens: int | None = _count(
+    configured_kv_tokens: int | None = count(
         None,
         low=16,
         high=_MAX_CONTEXT * _MAX_SEQUENCES,
@@ -303,49 +273,49 @@ class ModelConfig(_Section):
         meaning="Tokens of KV cache for all sequences together; it must hold one whole `context`.",
         default_text="parallel * context",
     )
-    configured_keep_alive_s: Annotated[float | None, PlainValidator(values.keep_alive_s)] = _key(
+    configured_keep_alive_s: Annotated[float | None, PlainValidator(values.keep_alive_s)] = key(
         None,
         alias="keep_alive",
         meaning="How long the model stays loaded after its last use.",
         allowed="a duration such as 5m, or forever (-1)",
         default_text="5m; forever with `preload` or `pinned`",
     )
-    pinned: bool = _key(
+    pinned: bool = key(
         default=False,
         meaning="Stay loaded for good once loaded; `keep_alive` cannot be set beside it.",
         allowed="true or false",
     )
-    devices: list[Annotated[str, PlainValidator(values.device)]] = _key(
+    devices: list[Annotated[str, PlainValidator(values.device)]] = key(
         [],
         meaning="GPUs the model may use; none named means all.",
         allowed="a list of GPU indexes, GPU-… UUIDs or MIG-… UUIDs",
     )
-    gpu_layers: Annotated[int | None, PlainValidator(values.auto_or_count)] = _key(
+    gpu_layers: Annotated[int | None, PlainValidator(values.auto_or_count)] = key(
         None,
         meaning="Layers computed on the GPU; 0 keeps the model on the CPU.",
         allowed="auto, or a whole number from 0 to 1024",
         default_text="auto",
     )
-    threads: Annotated[int | None, PlainValidator(values.auto_or_threads)] = _key(
+    threads: Annotated[int | None, PlainValidator(values.auto_or_threads)] = key(
         None,
         meaning="CPU threads of the model.",
         allowed="auto, or a whole number from 1 to 1024",
         default_text="auto: `cpu_cores_per_worker`, or every core the daemon may use",
     )
-    speculation: Annotated[Speculation, BeforeValidator(values.empty_if_nil)] = _key(
+    speculation: Annotated[Speculation, BeforeValidator(values.empty_if_nil)] = key(
         Speculation(),
         meaning="Guess tokens ahead and check several in one step. Changes no answer, up to near"
         " ties; recurrent and hybrid models, which cannot take back a token, do without.",
         allowed="a map",
     )
-    system_prompts: Annotated[list[str], AfterValidator(values.system_prompts)] = _key(
+    system_prompts: Annotated[list[str], AfterValidator(values.system_prompts)] = key(
         [],
         meaning="System prompts that are computed when the model is loaded and kept for good, for"
         " everybody: chats that begin with one need not compute it. They take KV cells: one whole"
         " `context` must fit beside them.",
         allowed=f"a list of {values.MAX_SYSTEM_PROMPTS} different texts at most, none empty",
     )
-    adapters: Annotated[dict[ModelName, AdapterConfig], BeforeValidator(values.adapters)] = _key(
+    adapters: Annotated[dict[ModelName, AdapterConfig], BeforeValidator(values.adapters)] = key(
         {},
         meaning="LoRAs that are loaded with the model, by the names that requests call them"
         " (`adapter`); a path alone has `scale` 1. System prompts are pinned for requests without.",
@@ -353,14 +323,14 @@ class ModelConfig(_Section):
     )
     prefix_sharing: Annotated[
         Literal["principal", "all", "off"], BeforeValidator(values.off_if_false)
-    ] = _key(
+    ] = key(
         "principal",
         meaning="Whose requests share what was computed of a common beginning: each user's own, or"
         " everybody's (then times and `cached_tokens` tell what others' prompts begin with). With"
         " `off` nothing is shared, and many streams with nothing in common are faster.",
         allowed="principal, all or off",
     )
-    prefill_aside: bool = _key(
+    prefill_aside: bool = key(
         default=True,
         meaning="On a CPU: read long prompts in a context of their own, with pauses for the steps"
         " of running streams. These keep their pace, and the prompt is read faster than in parts"
@@ -371,14 +341,14 @@ class ModelConfig(_Section):
     )
     persist_prefixes: Annotated[
         Literal["pinned", "all", "off"], BeforeValidator(values.off_if_false)
-    ] = _key(
+    ] = key(
         "pinned",
         meaning="What is kept in the state directory while the model is not loaded, so that it need"
         " not be computed again: its `system_prompts`, or also what users' prompts and answers"
         " begin with (these files hold their text, as tokens), or nothing.",
         allowed="pinned, all or off",
     )
-    max_prefix_age_s: Duration = _key(
+    max_prefix_age_s: Duration = key(
         2_592_000.0,
         alias="max_prefix_age",
         meaning="How old such a file may get; it is removed when the daemon starts or the model is"
@@ -386,12 +356,12 @@ class ModelConfig(_Section):
         allowed="a duration such as 30d",
         default_text="30d",
     )
-    inference_settings: Annotated[InferenceSettings, BeforeValidator(values.empty_if_nil)] = _key(
+    inference_settings: Annotated[InferenceSettings, BeforeValidator(values.empty_if_nil)] = key(
         InferenceSettings(),
         meaning="Overrides of the daemon's `inference_settings` for this model.",
         allowed="a map with the keys of inference_settings",
     )
-    options: Annotated[LlamaOptions, BeforeValidator(values.empty_if_nil)] = _key(
+    options: Annotated[LlamaOptions, BeforeValidator(values.empty_if_nil)] = key(
         LlamaOptions(),
         meaning="Options of the backend.",
         allowed="a map",
@@ -410,69 +380,69 @@ class ModelConfig(_Section):
         return math.inf if self.preload or self.pinned else DEFAULT_KEEP_ALIVE_S
 
 
-class ResourceLimits(_Section):
+class ResourceLimits(Section):
     """What one daemon hands out at most."""
 
-    gpu_memory_per_model: Annotated[None, PlainValidator(values.refuse_unbuilt)] = _key(
+    gpu_memory_per_model: Annotated[None, PlainValidator(values.refuse_unbuilt)] = key(
         None,
         meaning="GPU memory a model may take (not built yet).",
         allowed="nothing yet",
         default_text="no limit",
     )
-    cpu_cores_per_worker: int | None = _count(
+    cpu_cores_per_worker: int | None = count(
         None,
         low=1,
         high=4096,
         meaning="CPU cores a model's worker is bound to, and its threads unless it says otherwise.",
         default_text="all cores",
     )
-    max_connections: int = _count(
+    max_connections: int = count(
         512,
         low=1,
         high=100_000,
         meaning="Most open connections, `reserved_admin_connections` included.",
     )
-    reserved_admin_connections: int = _count(
+    reserved_admin_connections: int = count(
         8, low=0, high=1000, meaning="Connections of `max_connections` that only admins may use."
     )
-    max_connections_per_user: int = _count(
+    max_connections_per_user: int = count(
         256, low=1, high=100_000, meaning="Most open connections of one user."
     )
-    max_requests_per_connection: int = _count(
+    max_requests_per_connection: int = count(
         256, low=1, high=65_536, meaning="Most open requests on one connection."
     )
-    max_requests_per_user: int = _count(
+    max_requests_per_user: int = count(
         1024, low=1, high=1_000_000, meaning="Most open requests of one user."
     )
-    max_queued_requests: int = _count(
+    max_queued_requests: int = count(
         1024,
         low=1,
         high=1_000_000,
         meaning="Most requests waiting for a model; more are refused as `overloaded`. An eighth is"
         " kept for each higher priority: `batch` may fill three quarters.",
     )
-    max_skips: int = _count(
+    max_skips: int = count(
         32,
         low=1,
         high=1_000_000,
         meaning="How often a waiting request may be overtaken by later ones, more urgent or"
         " smaller, before it goes first.",
     )
-    hello_timeout_s: Duration = _key(
+    hello_timeout_s: Duration = key(
         10.0,
         alias="hello_timeout",
         meaning="How long a new connection may take to say `hello`.",
         allowed="a duration such as 10s",
         default_text="10s",
     )
-    drain_timeout_s: Duration = _key(
+    drain_timeout_s: Duration = key(
         30.0,
         alias="drain_timeout",
         meaning="How long accepted requests may take to finish when the daemon stops.",
         allowed="a duration such as 30s",
         default_text="30s",
     )
-    max_frame_bytes: Annotated[int, PlainValidator(values.frame_bytes)] = _key(
+    max_frame_bytes: Annotated[int, PlainValidator(values.frame_bytes)] = key(
         MAX_FRAME_BYTES,
         meaning="Largest message in either direction.",
         allowed="a size from 64KiB to 1GiB",
@@ -480,61 +450,61 @@ class ResourceLimits(_Section):
     )
 
 
-class LoggingConfig(_Section):
+class LoggingConfig(Section):
     """What is logged, how and where. Prompts and completions never are."""
 
-    level: Literal["debug", "info", "warning", "error"] = _key(
+    level: Literal["debug", "info", "warning", "error"] = key(
         "info", meaning="Least severe messages to log.", allowed="debug, info, warning or error"
     )
-    format: Literal["auto", "journald", "json", "console"] = _key(
+    format: Literal["auto", "journald", "json", "console"] = key(
         "auto",
         meaning="`auto` is journald when stderr goes to the journal, else console.",
         allowed="auto, journald, json or console",
     )
-    file: Annotated[str, AfterValidator(values.absolute)] | None = _key(
+    file: Annotated[str, AfterValidator(values.absolute)] | None = key(
         None,
         meaning="Also log to this file, one JSON object a line; reopened on SIGHUP.",
         allowed="an absolute path",
         default_text="none",
     )
-    syslog: bool = _key(default=False, meaning="Also log to syslog.", allowed="true or false")
+    syslog: bool = key(default=False, meaning="Also log to syslog.", allowed="true or false")
 
 
-class Config(_Section):
+class Config(Section):
     """The whole configuration."""
 
-    models: Annotated[dict[ModelName, ModelConfig], BeforeValidator(values.empty_if_nil)] = _key(
+    models: Annotated[dict[ModelName, ModelConfig], BeforeValidator(values.empty_if_nil)] = key(
         {}, meaning="The models by name.", allowed=f"a map of names ({NAME_TEXT}) to model settings"
     )
-    default_model: str | None = _key(
+    default_model: str | None = key(
         None,
         meaning="The model of requests that name none.",
         allowed="a name of models or aliases",
         default_text="the only model, if there is one",
     )
-    aliases: Annotated[dict[ModelName, str], BeforeValidator(values.empty_if_nil)] = _key(
+    aliases: Annotated[dict[ModelName, str], BeforeValidator(values.empty_if_nil)] = key(
         {},
         meaning="Other names of models.",
         allowed=f"a map of names ({NAME_TEXT}) to names of models",
     )
-    model_paths: list[Annotated[str, AfterValidator(values.absolute)]] = _key(
+    model_paths: list[Annotated[str, AfterValidator(values.absolute)]] = key(
         ["/var/lib/openclawd/models"],
         meaning="Folders in which model files are looked up, in this order.",
         allowed="a list of absolute paths",
         default_text="the folder `models` of the state directory",
     )
-    resource_limits: Annotated[ResourceLimits, BeforeValidator(values.empty_if_nil)] = _key(
+    resource_limits: Annotated[ResourceLimits, BeforeValidator(values.empty_if_nil)] = key(
         ResourceLimits(), meaning="What the daemon hands out at most.", allowed="a map"
     )
-    inference_settings: Annotated[InferenceSettings, BeforeValidator(values.empty_if_nil)] = _key(
+    inference_settings: Annotated[InferenceSettings, BeforeValidator(values.empty_if_nil)] = key(
         InferenceSettings(), meaning="Defaults and limits of every request.", allowed="a map"
     )
-    logging: Annotated[LoggingConfig, BeforeValidator(values.empty_if_nil)] = _key(
+    logging: Annotated[LoggingConfig, BeforeValidator(values.empty_if_nil)] = key(
         LoggingConfig(), meaning="What is logged, how and where.", allowed="a map"
     )
-    monitoring: Unbuilt = _key({}, meaning="Metrics (not built yet).", allowed="an empty map")
-    security: Unbuilt = _key({}, meaning="Roles and keys (not built yet).", allowed="an empty map")
-    caching: Unbuilt = _key({}, meaning="Response caches (not built yet).", allowed="an empty map")
+    monitoring: Unbuilt = key({}, meaning="Metrics (not built yet).", allowed="an empty map")
+    security: Unbuilt = key({}, meaning="Roles and keys (not built yet).", allowed="an empty map")
+    caching: Unbuilt = key({}, meaning="Response caches (not built yet).", allowed="an empty map")
 
     def default_name(self) -> str | None:
         """The model of a request that names none: the default, or the only one."""

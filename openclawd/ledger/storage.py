@@ -27,6 +27,11 @@ _CACHE_KIB: Final = 512
 """Of each connection. With SQLite's 2,000 the daemon grows for its first thousands of requests, by
 4 MiB in the end; rows are written at the end and found by an index, which needs few pages."""
 
+_COMPACT_USAGE: Final[Sequence[str]] = ()
+_KEYS: Final[Sequence[str]] = ()
+_AUDIT: Final[Sequence[str]] = ()
+_BUDGETS: Final[Sequence[str]] = ()
+
 MIGRATIONS: Final[Sequence[Sequence[str]]] = (
     (
         """CREATE TABLE requests (
@@ -59,6 +64,7 @@ MIGRATIONS: Final[Sequence[Sequence[str]]] = (
         "CREATE INDEX requests_by_time ON requests (arrived_at)",
         "CREATE INDEX requests_open ON requests (state) WHERE state = 'open'",
     ),
+    (*_COMPACT_USAGE, *_KEYS, *_AUDIT, *_BUDGETS),
 )
 """Statements that lead from each version to the next. Released ones are never changed."""
 

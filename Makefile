@@ -6,6 +6,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
+# pip's cache does not know with which flags a wheel was built.
+CXX_FLAGS := $(shell requirements/cxxflags.sh)
+INSTALL_LLAMA := $(if $(CXX_FLAGS),CXXFLAGS="$(CXX_FLAGS) $$CXXFLAGS" )$(PIP_INSTALL)$(if $(CXX_FLAGS), --no-cache-dir)
+
 .PHONY: demo test check format bench clean lock
 
 demo: $(VENV)/.runtime
@@ -37,10 +41,11 @@ clean:
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.runtime: $(VENV)/bin/python pyproject.toml requirements/build.lock requirements/runtime.lock requirements/models.lock
+$(VENV)/.runtime: $(VENV)/bin/python pyproject.toml requirements/build.lock requirements/runtime.lock requirements/models.lock \
+		requirements/cxxflags.sh
 	@echo "Installing openclawd into $(VENV); compiling llama.cpp takes a few minutes the first time."
 	$(PIP_INSTALL) --require-hashes -r requirements/build.lock
-	$(PIP_INSTALL) --require-hashes -r requirements/runtime.lock
+	$(INSTALL_LLAMA) --require-hashes -r requirements/runtime.lock
 	$(PIP_INSTALL) --require-hashes --no-deps -r requirements/models.lock
 	$(PIP_INSTALL) --no-deps --no-build-isolation --editable .
 	touch $@

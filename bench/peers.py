@@ -88,7 +88,8 @@ def _build_programs() -> None:
     source = _source() / "vendor" / "llama.cpp"
     folder = str(_build_folder())
     _say(f"building {' and '.join(PROGRAMS)} in {_build_folder().relative_to(ROOT)}")
-    _run("cmake", "-S", str(source), "-B", folder, *CMAKE_OPTIONS)
+    flags = _run(ROOT / "requirements" / "cxxflags.sh").strip()  # as `make` builds llama-cpp-python
+    _run("cmake", "-S", str(source), "-B", folder, f"-DCMAKE_CXX_FLAGS={flags}", *CMAKE_OPTIONS)
     _run("nice", "-n", "19", "cmake", "--build", folder, "-j2", "--target", *PROGRAMS)
 
 
@@ -125,12 +126,14 @@ def _locked_hash() -> str:
     return entry[1]
 
 
-def _run(*command: str | Path) -> None:
+def _run(*command: str | Path) -> str:
+    """What it printed. Raises `CannotBuild`."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         output = (done.stdout + done.stderr).strip().splitlines()[-20:]
         shown = " ".join(map(str, command[:6]))
         raise CannotBuild("\n".join([f"{shown} … failed:", *output]))
+    return done.stdout
 
 
 def _say(text: str) -> None:

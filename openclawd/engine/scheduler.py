@@ -67,6 +67,7 @@ class Scheduler:
         self._running: dict[int, Sequence] = {}  # by slot, in the order of admission
         self._next_admitted = BatchKind.GENERATION
         self._is_admission_paused = False
+        self._num_begun = 0
         self._aside: Sequence | None = None  # is being computed
         self._num_aside_tokens = 0
         self._is_aside_wanted = True
@@ -138,6 +139,7 @@ class Scheduler:
             allowed = min(allowed, self._limits.budget(sequence.kind))
         if sequence.num_cells_needed > allowed:
             return NeverFits(sequence.num_cells_needed, allowed)
+        sequence.arrived = self._num_begun
         self._waiting.add(sequence)
         return None
 
@@ -396,6 +398,9 @@ class Scheduler:
     def _append(self, sequence: Sequence, output: TokenOutput) -> list[Effect]:
         text, finish = sequence.append(output.token, self._vocabulary)
         sequence.mu = output.mu
+        if not sequence.began:
+            self._num_begun += 1
+            sequence.began = self._num_begun
         sampled = Sampled(sequence, output, text)
         return [sampled] if finish is None else [sampled, self._end(sequence, finish)]
 

@@ -63,7 +63,8 @@ class Sequence:
     `num_cached_tokens` of the prompt were there when it first ran. `mu` is that of the token
     sampled last (`TokenOutput.mu`). `parked` is where the cells of a preempted one are; `num_skips`
     counts those that were admitted before it. `shown` are control tokens whose text counts.
-    `is_sound`: a token or vector has come of it."""
+    `is_sound`: a token or vector has come of it. `began` numbers the sequences in the order of
+    their first tokens; so many as `arrived` says had begun when this one came."""
 
     rid: int
     index: int
@@ -83,6 +84,8 @@ class Sequence:
     parked: int | None = None
     num_skips: int = 0
     is_sound: bool = False
+    arrived: int = 0
+    began: int = 0
     guessing: Guessing = field(default_factory=Guessing)
     state: State = State.WAITING
 

@@ -149,8 +149,11 @@ class Steps:
 
     def _chunks(self, group: Group, computable: list[Sequence], stretch: float) -> list[Chunk]:
         kind, _ = group
-        num_paced = self._max_paced_tokens(computable, stretch)
-        budget = _Budget(self._limits.budget(kind), num_paced, _paced_priority(computable))
+        is_burst = self._is_rest_of_burst(computable)
+        num_paced = None if is_burst else self._max_paced_tokens(computable, stretch)
+        num_tokens = self._limits.budget(kind)
+        budget = _Budget(num_tokens, num_paced or num_tokens, _paced_priority(computable))
+        self._had_prompts &= not is_burst
         running = self._of_step([each for each in computable if each.group == group], budget)
         guesses = self._guess(running, budget.num_tokens)
         chunks = []
@@ -185,6 +188,17 @@ class Steps:
             return decodes
         budget.num_paced_tokens = max(1, round(budget.num_paced_tokens / tile)) * tile
         return prompts
+
+    def _is_rest_of_burst(self, computable: list[Sequence]) -> bool:
+        """Is what is left of the prompts no more than one batch, and were they all here before any
+        running stream had its first token? Then these have no pace to lose yet, and all of the
+        burst end sooner if it is read first: the steps until then would hold some of them only,
+        and take nearly as long as with all."""
+        prompts = [each for each in computable if not each.is_decoding]
+        firsts = [each.began for each in computable if each.is_decoding]
+        if not (prompts and firsts) or max(each.arrived for each in prompts) >= min(firsts):
+            return False
+        return sum(each.num_remaining_tokens for each in prompts) <= self._limits.batch_tokens
 
     def _max_paced_tokens(self, computable: list[Sequence], stretch: float) -> int:
         """Prompt tokens that may be computed in a step while sequences are decoding."""

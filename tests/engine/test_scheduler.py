@@ -1016,6 +1016,42 @@ def test_a_prompt_of_higher_priority_is_read_at_once() -> None:
     assert shape(paced(scheduler))[0] == (4, 60)
 
 
+def a_burst(num_prompt_tokens: list[int]) -> Scheduler:
+    """Two streams that know how long their steps take, then prompts that all come at once."""
+    scheduler = make(num_slots=8, batch_tokens=64, kv_tokens=800, tile_tokens=32)
+    for rid in range(2):
+        scheduler.add(generation(rid, 2, max_tokens=3))
+    while not scheduler.is_idle:
+        paced(scheduler)
+    for rid, num_tokens in enumerate(num_prompt_tokens):
+        scheduler.add(generation(rid, num_tokens, max_tokens=40))
+    return scheduler
+
+
+def test_the_rest_of_a_burst_is_read_before_its_first_streams_go_on() -> None:
+    scheduler = a_burst([30, 30, 20, 20])
+    assert shape(paced(scheduler)) == [(0, 30), (1, 30), (2, 4)]
+    assert shape(paced(scheduler)) == [(2, 16), (3, 20)]
+    assert shape(paced(scheduler)) == [(0, 1), (1, 1), (2, 1), (3, 1)]
+
+
+def test_what_comes_after_a_first_token_is_no_part_of_the_burst() -> None:
+    scheduler = a_burst([30, 30])
+    paced(scheduler)
+    scheduler.add(generation(9, 30, max_tokens=40))
+    num_beside = [
+        sum(count for slot, count in shape(paced(scheduler)) if slot == 2) for _ in range(3)
+    ]
+    assert 0 < max(num_beside) < 30
+
+
+def test_a_long_rest_of_a_burst_keeps_to_the_pace() -> None:
+    scheduler = a_burst([30, 30, 200])
+    paced(scheduler)
+    batches = [shape(paced(scheduler)) for _ in range(3)]
+    assert all(batch[:2] == [(0, 1), (1, 1)] for batch in batches)
+
+
 def test_an_embedding_beside_running_streams_is_read_in_small_parts() -> None:
     scheduler = make(num_slots=3, batch_tokens=64, embedding_batch_tokens=64, kv_tokens=400)
     for rid in range(2):

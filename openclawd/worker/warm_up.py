@@ -1,8 +1,8 @@
 """Whether a model works: a few words that are computed for nobody.
 
 Owns the smallest prompt that is computed as prompts are (native code has other ways for a single
-token), with one token after it where the model generates. They are computed when a model has been loaded, and when there is
-reason to doubt that its memory is sound.
+token), with one token after it where the model generates. They are computed when a model has been
+loaded, and when there is reason to doubt that its memory is sound.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ GARBAGE: Final = "its numbers are garbage (not-a-number or infinite)"
 _SLOT: Final = 0
 
 _PROMPT_TOKENS: Final = 15
-"""So that a machine whose compiler or processor is at odds with the code for prompts (seen with AMX,
-see requirements/cxxflags.sh) fails the load, and not somebody's request."""
+"""So that a machine whose compiler is at odds with the code for prompts (seen with AMX, see
+requirements/cxxflags.sh) fails the load, and not somebody's request."""
 
 
 def trouble_of(backend: Backend) -> str | None:

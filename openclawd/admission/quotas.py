@@ -253,19 +253,21 @@ class WindowStore:
     def lease(self, needs: Sequence[Need], *, now: float) -> Lease | None:
         now_us = _microseconds(now)
         self._sweep(now_us)
-        if any(self._due_us(need.meter, [need.amount], now_us) > now_us for need in needs):
+        windows = [(self._window(need.meter), need.amount) for need in needs]
+        if any(window.due_us(amount, now_us) > now_us for window, amount in windows):
             return None
-        for need in needs:
-            self._window(need.meter).charge(need.amount, now_us)
+        for window, amount in windows:
+            window.charge(amount, now_us)
         return Lease(tuple(needs), now_us)
 
     def due(self, meter: Meter, amounts: Sequence[int], *, now: float) -> float:
         now_us = _microseconds(now)
-        due_us = self._due_us(meter, amounts, now_us)
+        window = self._find(meter) or Window(meter.limit, meter.window_us)
+        due_us = window.last_due_us(amounts, now_us)
         return now if due_us <= now_us else due_us / _US
 
     def used(self, meter: Meter, *, now: float) -> int:
-        window = self._windows.get(self._key(meter))
+        window = self._find(meter)
         return 0 if window is None else window.used(_microseconds(now))
 
     def charge(self, meter: Meter, amount: int, *, now: float) -> None:
@@ -273,25 +275,23 @@ class WindowStore:
 
     def give_back(self, lease: Lease, meter: Meter, *, now: float) -> None:
         amount = sum(need.amount for need in lease.needs if need.meter == meter)
-        if window := self._windows.get(self._key(meter)):
+        if window := self._find(meter):
             window.give_back(amount, taken_at_us=lease.at_us, now_us=_microseconds(now))
 
-    def _due_us(self, meter: Meter, amounts: Sequence[int], now_us: int) -> int:
-        """Questions make no windows."""
-        window = self._windows.get(self._key(meter)) or Window(meter.limit, meter.window_us)
-        return window.last_due_us(amounts, now_us)
-
     def _window(self, meter: Meter) -> Window:
-        key = self._key(meter)
-        window = self._windows.get(key)
+        window = self._find(meter)
         if window is None:
-            window = self._windows[key] = Window(key.limit, key.window_us)
+            is_full = len(self._windows) >= self._max_windows
+            key = replace(meter, bucket=_OTHERS) if is_full else meter
+            window = self._windows[key] = Window(meter.limit, meter.window_us)
         return window
 
-    def _key(self, meter: Meter) -> Meter:
-        if meter in self._windows or len(self._windows) < self._max_windows:
-            return meter
-        return replace(meter, bucket=_OTHERS)
+    def _find(self, meter: Meter) -> Window | None:
+        """Questions make no windows."""
+        window = self._windows.get(meter)
+        if window is None and len(self._windows) >= self._max_windows:
+            window = self._windows.get(replace(meter, bucket=_OTHERS))
+        return window
 
     def _sweep(self, now_us: int) -> None:
         for _ in range(min(_SWEPT_AT_ONCE, len(self._windows))):

@@ -25,6 +25,7 @@ import enum
 import heapq
 import itertools
 from bisect import insort
+from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
@@ -159,7 +160,7 @@ class RateLimiter(Generic[Ticket]):
     def __init__(self, rules: Sequence[RateRule], store: QuotaStore | None = None) -> None:
         self._rules = tuple(rules)
         self._store = WindowStore() if store is None else store
-        self._known: dict[Subject, tuple[_Bucket, ...]] = {}
+        self._known: OrderedDict[Subject, tuple[_Bucket, ...]] = OrderedDict()
         self._waiting: dict[Ticket, _Entry[Ticket]] = {}
         self._lines: dict[tuple[str, str], _Line[Ticket]] = {}
         self._alarms: list[_Alarm[Ticket]] = []
@@ -386,7 +387,7 @@ class RateLimiter(Generic[Ticket]):
         known = self._known.get(subject)
         if known is None:
             if len(self._known) >= _MAX_KNOWN_SUBJECTS:
-                self._known.clear()
+                self._known.popitem(last=False)
             fitting = (rule for rule in self._rules if rule.match.fits(subject))
             known = self._known[subject] = tuple(_bucket(rule, subject) for rule in fitting)
         return known

@@ -103,4 +103,4 @@ def contradictions(rules: Sequence[RateLimitConfig]) -> Iterator[tuple[int, str,
         if rule.on_exceed == "reject":
             for field, name in (("max_wait_s", "max_wait"), ("max_waiting", "max_waiting")):
                 if field in rule.model_fields_set:
-                    yield index, name, "nobody waits without on_exceed: queue; remove one of them"
+                    yield index, name, "nobody waits without on_exceed: queue"

@@ -24,6 +24,7 @@ from openclawctl.wire.framing import MAX_FRAME_BYTES
 from openclawctl.wire.sampling import SAMPLING_INTEGERS, SAMPLING_RANGES, Sampling
 from openclawd.config import values
 from openclawd.config.keys import Section, count, key
+from openclawd.config.rates import RateLimitConfig  # noqa: TC001 - pydantic reads the annotations
 
 MODEL_NAME_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._:-]*$"
 DEFAULT_KEEP_ALIVE_S: Final = 300.0
@@ -498,6 +499,12 @@ class Config(Section):
     )
     inference_settings: Annotated[InferenceSettings, BeforeValidator(values.empty_if_nil)] = key(
         InferenceSettings(), meaning="Defaults and limits of every request.", allowed="a map"
+    )
+    rate_limits: Annotated[list[RateLimitConfig], BeforeValidator(values.no_rules_if_nil)] = key(
+        [],
+        meaning="How many tokens and requests in how long. All rules that fit a request must have"
+        " room for it.",
+        allowed="a list of rules, each a map",
     )
     logging: Annotated[LoggingConfig, BeforeValidator(values.empty_if_nil)] = key(
         LoggingConfig(), meaning="What is logged, how and where.", allowed="a map"

@@ -34,6 +34,7 @@ from openclawd.admission.limits import (
     plan_completion,
 )
 from openclawd.admission.queue import Place, Priority
+from openclawd.admission.subjects import Subject
 from openclawd.fleet.submission import submit
 from openclawd.server.deadline import Stage, deadline
 from openclawd.server.recording import reserve, settle
@@ -41,9 +42,11 @@ from openclawd.worker.messages import Answer, Ended, Output, Prepared, Start
 
 if TYPE_CHECKING:
     from openclawctl.wire.tools import ToolCall
+    from openclawd.admission.rates import RatePlace
     from openclawd.fleet.model import Model
     from openclawd.fleet.submission import Submission
     from openclawd.server.peer import Exchange
+    from openclawd.server.rates import Charge
     from openclawd.server.service import Service
     from openclawd.worker.messages import Loading
 
@@ -132,6 +135,7 @@ class Inference:
     prompt_text: str | None = None
     parts: dict[int, _Part] = field(default_factory=dict)
     is_reserved: bool = False
+    charge: Charge | None = None
     ended: Ended | None = None
 
     def elapsed_s(self) -> float:
@@ -169,6 +173,9 @@ class Inference:
         try:
             self.stage = Stage.PREPARING
             self._plan(await submission.prepare())
+            self.charge = await self.service.rates.admit(
+                self._subject(), self.prompt_tokens, on_queued=self._on_rate_queued
+            )
             await reserve(self)
             self.is_reserved = True
             self.stage = Stage.QUEUED
@@ -181,6 +188,8 @@ class Inference:
             self._raise_if_cut_short(self.ended)
         except BaseException as error:
             self.total_s = self.elapsed_s()
+            if self.charge is not None and self.stage is not Stage.COMPUTING:
+                self.charge.refund()
             if self.stage is Stage.QUEUED:
                 self.queue_s = self.total_s - self.queued_at_s
             await settle(self, self._problem_of(error))
@@ -279,11 +288,29 @@ class Inference:
     def _on_queued(self, place: Place) -> None:
         self.exchange.event("queued", {"position": place.position, "eta_s": place.eta_s})
 
+    def _subject(self) -> Subject:
+        peer = self.exchange.peer
+        return Subject(
+            principal=peer.principal.name,
+            groups=peer.principal.groups,
+            key=peer.principal.key,
+            tier=peer.principal.tier,
+            app=peer.app,
+            model=self.model.name,
+            operation=self.op.value,
+        )
+
+    def _on_rate_queued(self, place: RatePlace) -> None:
+        data = {"position": place.position, "eta_s": place.eta_s, "rule": place.rule}
+        self.exchange.event("queued", data)
+
     def _on_output(self, output: Output) -> None:
         if self.ttft_s is None:
             self.ttft_s = self.elapsed_s()
         self.parts.setdefault(output.index, _Part()).take(output)
         if output.token_ids:
+            if self.charge is not None:
+                self.charge.completion(len(output.token_ids))
             self.service.note_tokens(len(output.token_ids))
             self.service.ledger.progress(self.request_id, self.completion_tokens)
         if self._is_streamed:

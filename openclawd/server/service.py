@@ -19,6 +19,7 @@ from openclawctl.wire.operations import Op
 from openclawd.admission.connections import ConnectionLimits, check_connection, check_request
 from openclawd.admission.identity import Credentials, Principal, identify
 from openclawd.admission.limits import TokenLimits
+from openclawd.server.rates import Rates, rules_of
 from openclawd.server.totals import Totals
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ class Service:
         self.fleet = fleet
         self.ledger = ledger
         self.totals = Totals()
+        self.rates = Rates(rules_of(config.rate_limits))
         self._answer = answer
         self.version = version
         self.server_name = f"openclawd {version}"

@@ -19,6 +19,7 @@ from openclawctl.wire.operations import Op
 from openclawd.admission.connections import ConnectionLimits, check_connection, check_request
 from openclawd.admission.identity import Credentials, Principal, identify
 from openclawd.admission.limits import TokenLimits
+from openclawd.server.auditing import Auditing
 from openclawd.server.totals import Totals
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from openclawd.ledger import Ledger
     from openclawd.server.peer import Exchange, Peer
 
-_NEEDS_NO_MODEL = frozenset({Op.PING, Op.STATUS, Op.MODELS, Op.USAGE})
+_NEEDS_NO_MODEL = frozenset({Op.PING, Op.STATUS, Op.MODELS, Op.USAGE, Op.AUDIT, Op.AUDIT_VERIFY})
 """What is still answered while the daemon drains."""
 
 
@@ -58,6 +59,7 @@ class Service:
         limits = config.resource_limits
         self.fleet = fleet
         self.ledger = ledger
+        self.audit = Auditing(ledger.audit)
         self.totals = Totals()
         self._answer = answer
         self.version = version
@@ -87,6 +89,7 @@ class Service:
     def start(self, sessions: asyncio.TaskGroup) -> None:
         """Give the connections' tasks their owner."""
         self._sessions = sessions
+        self.audit.start()
 
     def now(self) -> float:
         """The monotonic clock, in seconds."""
@@ -108,6 +111,10 @@ class Service:
         if peer in self._peers:
             self._peers.remove(peer)
             self._num_connections[peer.principal.name] -= 1
+
+    def note_refused(self, peer: Peer, problem: Problem) -> None:
+        """A connection, or its `hello`, was refused."""
+        self.audit.refused_connection(peer.caller, problem, app=peer.app)
 
     def welcome_limits(self) -> dict[str, Any]:
         return {

@@ -27,6 +27,7 @@ from openclawd.fleet.registry import Fleet
 from openclawd.ledger import Ledger
 from openclawd.ledger.audit_key import load_audit_key
 from openclawd.observe import logs
+from openclawd.observe.alerts import AlertSender, AlertTarget
 from openclawd.server.auditing import tell_head, tell_mismatch
 from openclawd.server.dispatch import answer
 from openclawd.server.listener import StartError, hold_lock, open_socket
@@ -106,7 +107,10 @@ class _Daemon:
         prefix_dir = settings.places.prefix_dir
         await asyncio.to_thread(sweep, prefix_dir, settings.config.models)
         self._fleet = Fleet(settings.config, prefix_dir=prefix_dir, on_change=self._note_change)
-        with self._open_ledger() as ledger:
+        with (
+            self._open_ledger() as ledger,
+            contextlib.closing(_alert_sender(settings)) as alerts,
+        ):
             self._service = Service(
                 settings.config,
                 self._fleet,
@@ -115,6 +119,7 @@ class _Daemon:
                 version=settings.version,
                 socket_path=settings.places.socket,
                 names=settings.names,
+                alerts=alerts,
             )
             await self._serve(sock)
         if self._failure is not None:
@@ -253,6 +258,14 @@ class _Daemon:
             for model in self._fleet.models:
                 model.abandon()
             await self._wait_idle(CANCEL_GRACE_S)  # what they computed still ends with a word
+
+
+def _alert_sender(settings: Settings) -> AlertSender:
+    notify = settings.config.notify
+    target = AlertTarget(
+        tuple(notify.command), notify.webhook, timeout_s=notify.timeout_s, retries=notify.retries
+    )
+    return AlertSender(target, settings.places.notify_socket)
 
 
 def _describe(model: Model) -> str:

@@ -13,6 +13,7 @@ import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from openclawctl.wire.errors import Unavailable
 from openclawd.ledger.audit_chain import COLUMNS, AuditChain, AuditEntry
 from openclawd.ledger.audit_verify import Claim, Verdict, verify_audit
 from openclawd.ledger.storage import open_reader, storage_errors
@@ -20,6 +21,7 @@ from openclawd.ledger.writer import Write
 
 if TYPE_CHECKING:
     import sqlite3
+    from collections.abc import Callable
     from pathlib import Path
 
     from openclawd.ledger.audit_key import AuditKey, Head
@@ -73,15 +75,23 @@ class AuditLog:
         self._chain.tell()
 
     async def read(self, query: AuditQuery, *, now: float) -> list[dict[str, Any]]:
-        """Rows, oldest first; `now` is Unix time. Raises `Unavailable`."""
+        """Rows, oldest first, all that was noted before included; `now` is Unix time. Raises
+        `Unavailable`."""
+        await self._wait_written()
         return await asyncio.to_thread(read_audit, self._path, query, now=now)
 
     async def verify(self, given: Head | None = None) -> Verdict:
         """Verify the whole chain, and that it holds `given`. Raises `Unavailable`."""
+        await self._wait_written()
         claims = [Claim(self.head, "the running daemon")]
         if given is not None:
             claims.append(Claim(given, "the given head"))
         return await asyncio.to_thread(verify_audit, self._path, self._key, claims)
+
+    async def _wait_written(self) -> None:
+        """Until what was noted is on disk. A disk that refuses it can still be read."""
+        with contextlib.suppress(Unavailable):
+            await self._write(lambda database: None)
 
     async def prune(self, before: float) -> int:
         """Cut the rows from before this Unix time. Returns how many. Raises `Unavailable`.
@@ -100,10 +110,13 @@ class AuditLog:
             nonlocal num_rows
             num_rows = self._chain.prune(database, before, last=last)
 
+        await self._write(apply)
+        return num_rows
+
+    async def _write(self, apply: Callable[[sqlite3.Connection], None]) -> None:
         future = asyncio.get_running_loop().create_future()
         self._writer.submit(Write(apply, future, must_not_be_lost=False))
         await future
-        return num_rows
 
 
 def read_audit(path: Path, query: AuditQuery, *, now: float) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ import hashlib
 import hmac
 import json
 import os
+import re
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,7 +142,10 @@ def _unusable(path: Path, reason: str) -> Unavailable:
 
 def parse_head(text: str) -> Head:
     """What the journal has as `SEQ:MAC`. Raises `ValueError`."""
-    seq, _, mac = text.partition(":")
-    if not (seq.isascii() and seq.isdecimal()):
+    match = _HEAD.fullmatch(text)
+    if match is None:
         raise ValueError(f"{text[:100]!r} is not SEQ:MAC, as the journal has it")
-    return Head(int(seq), bytes.fromhex(mac))
+    return Head(int(match[1]), bytes.fromhex(match[2]))
+
+
+_HEAD: Final = re.compile("([0-9]{1,18}):([0-9a-f]{64})")

@@ -17,5 +17,8 @@ AUDIT: Final = "c7f1d2a85e0b4a6f8b93d4e6f1027a5c"
 AUDIT_HEAD: Final = "2e9a6c4f7b1d4830a5f2c8e0937d6b14"
 """The end of the audit's chain: `HEAD` is what `openclawctl audit verify --head` takes."""
 
+ALERT_LOST: Final = "d80f5a7c4e1b4b92a6d3c9e2057f8b16"
+"""An alert that `openclawd-notify` did not take in."""
+
 AUDIT_BROKEN: Final = "91d3b7e02f684c1ea0c5f6482d9e7b3a"
 """The audit is not as it was left."""

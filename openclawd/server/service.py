@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from openclawd.fleet.model import Model
     from openclawd.fleet.registry import Fleet
     from openclawd.ledger import Ledger
+    from openclawd.observe.alerts import AlertSender
     from openclawd.server.peer import Exchange, Peer
 
 _NEEDS_NO_MODEL = frozenset({Op.PING, Op.STATUS, Op.MODELS, Op.USAGE, Op.AUDIT, Op.AUDIT_VERIFY})
@@ -40,7 +41,7 @@ _NEEDS_NO_MODEL = frozenset({Op.PING, Op.STATUS, Op.MODELS, Op.USAGE, Op.AUDIT, 
 
 
 class Service:
-    """Everything a request's handler needs.
+    """Everything a request's handler needs. `alerts` tells people of budgets.
 
     `answer` serves one request (`dispatch.answer`); `names` maps user ids to user names.
     """
@@ -55,10 +56,12 @@ class Service:
         version: str,
         socket_path: Path,
         names: dict[int, str],
+        alerts: AlertSender,
     ) -> None:
         limits = config.resource_limits
         self.fleet = fleet
         self.ledger = ledger
+        self.alerts = alerts
         self.audit = Auditing(ledger.audit)
         self.totals = Totals()
         self._answer = answer

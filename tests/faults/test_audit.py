@@ -96,7 +96,6 @@ def test_sigkill_under_load_leaves_a_chain_that_verifies(folder: Path) -> None:
     assert heads  # a thousand rows have passed
     with running_daemon(folder=folder) as again:
         again.wait_ready()
-        assert "audit" not in [x for x in again.log().splitlines() if '"error"' in x]
         with Client(socket_path=str(again.socket)) as client:
             for head in heads:
                 verdict = client.audit_verify(head=head)
@@ -117,7 +116,8 @@ def test_rows_that_were_cut_while_the_daemon_was_down(
     database.close()
     with running_daemon(folder=folder) as again:
         again.wait_ready()
-        assert "but was left with row 3 as its last" in again.log()
+        story = "but was left with row 3 as its last"
+        wait_until(lambda: story in again.log(), what="the warning")
         arguments = ["--socket", str(again.socket), "audit"]
         assert cli.run([*arguments, "verify"]) == 1
         assert capsys.readouterr().out == "row 3: row 3 is missing\n"

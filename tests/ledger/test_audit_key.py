@@ -76,5 +76,5 @@ def test_the_journals_text_of_a_head():
     assert str(head) == "12:" + "ab" * 32
     assert parse_head(str(head)) == head
     for wrong in ("", "12", "x:ab", "-1:ab", "1:xy"):
-        with pytest.raises(ValueError, match=r"SEQ:MAC|hexadecimal"):
+        with pytest.raises(ValueError, match="SEQ:MAC"):
             parse_head(wrong)

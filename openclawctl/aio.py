@@ -379,6 +379,23 @@ class AsyncClient:
     async def usage(self, *, by: str = "model", since: str | float | None = None) -> dict[str, Any]:
         return await self._ask("usage", options.usage_params(by, since))
 
+    async def audit(
+        self,
+        *,
+        since: str | float | None = None,
+        principal: str | None = None,
+        action: str | None = None,
+        limit: int | None = None,
+        after_seq: int | None = None,
+    ) -> dict[str, Any]:
+        params = options.audit_params(
+            since, principal=principal, action=action, limit=limit, after_seq=after_seq
+        )
+        return await self._ask("audit", params)
+
+    async def audit_verify(self, *, head: str | None = None) -> dict[str, Any]:
+        return await self._ask("audit.verify", options.audit_verify_params(head))
+
     async def aclose(self) -> None:
         """End the connection, and with it every request that is open."""
         links, self._links = self._links, []

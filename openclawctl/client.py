@@ -339,6 +339,31 @@ class Client:
 
         return self._ask("usage", usage_params(by, since))
 
+    def audit(
+        self,
+        *,
+        since: str | float | None = None,
+        principal: str | None = None,
+        action: str | None = None,
+        limit: int | None = None,
+        after_seq: int | None = None,
+    ) -> dict[str, Any]:
+        """Rows of the audit, oldest first: the newest `limit` (default: 100), or the first `limit`
+        after row `after_seq`; of the last `since` (`"24h"`, or seconds)."""
+        from openclawctl.options import audit_params
+
+        params = audit_params(
+            since, principal=principal, action=action, limit=limit, after_seq=after_seq
+        )
+        return self._ask("audit", params)
+
+    def audit_verify(self, *, head: str | None = None) -> dict[str, Any]:
+        """Whether every row of the audit is as it was written (`valid`), and if not, which is the
+        first that is not (`bad_seq`, `problem`). `head` is a `SEQ:MAC` from the journal."""
+        from openclawctl.options import audit_verify_params
+
+        return self._ask("audit.verify", audit_verify_params(head))
+
     def close(self) -> None:
         """End the connection, and with it every request that is open. The client can be used
         again, and then connects again."""

@@ -140,6 +140,26 @@ def usage_params(by: str, since: str | float | None) -> dict[str, Any]:
     return _checked(Op.USAGE, {"by": by, "since_s": since_s})
 
 
+def audit_params(
+    since: str | float | None,
+    *,
+    principal: str | None,
+    action: str | None,
+    limit: int | None,
+    after_seq: int | None,
+) -> dict[str, Any]:
+    try:
+        since_s = None if since is None else parse_duration_s(since)
+    except ValueError as error:
+        raise InvalidRequest(f"audit: since: {error}") from None
+    raw = {"principal": principal, "action": action, "limit": limit, "after_seq": after_seq}
+    return _checked(Op.AUDIT, {"since_s": since_s, **raw})
+
+
+def audit_verify_params(head: str | None) -> dict[str, Any]:
+    return _checked(Op.AUDIT_VERIFY, {"head": head})
+
+
 def _completion(options: CompletionOptions, *, is_streamed: bool) -> dict[str, Any]:
     raw: dict[str, Any] = {**options, "stream": is_streamed}
     raw.pop("on_event", None)

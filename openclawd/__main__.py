@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import logging
 import os
 import pwd
@@ -38,6 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     os.umask(0o027)  # whatever holds usage is made private on its own; logs are for a group to read
     places = _places(arguments)
+    if arguments.models is not None:  # then no file is read, whatever stands in its place
+        places = dataclasses.replace(places, config_file=None)
     try:
         config = _config(arguments, places)
     except ConfigError as error:

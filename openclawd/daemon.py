@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import logging
+import os
 import platform
 import pwd
 import resource
@@ -23,7 +25,10 @@ from openclawd.fleet.kept_files import sweep
 from openclawd.fleet.model import Model, ModelState
 from openclawd.fleet.registry import Fleet
 from openclawd.ledger import Ledger
+from openclawd.ledger.audit_key import load_audit_key
 from openclawd.observe import logs
+from openclawd.observe.alerts import AlertSender, AlertTarget
+from openclawd.server.auditing import tell_head, tell_mismatch
 from openclawd.server.dispatch import answer
 from openclawd.server.listener import StartError, hold_lock, open_socket
 from openclawd.server.peer import Peer
@@ -60,6 +65,13 @@ class Settings:
     version: str
     names: dict[int, str]
 
+    def config_origin(self) -> dict[str, str]:
+        """Where the configuration came from, and the SHA-256 of what it came to, defaults and the
+        command line's overrides included."""
+        file = self.places.config_file
+        whole = self.config.model_dump_json().encode()
+        return {"file": str(file or ""), "sha256": hashlib.sha256(whole).hexdigest()}
+
 
 def run(settings: Settings, notifier: Notifier) -> None:
     """Run until a signal ends it. Raises `StartError` with what stood in the way."""
@@ -95,7 +107,10 @@ class _Daemon:
         prefix_dir = settings.places.prefix_dir
         await asyncio.to_thread(sweep, prefix_dir, settings.config.models)
         self._fleet = Fleet(settings.config, prefix_dir=prefix_dir, on_change=self._note_change)
-        with self._open_ledger() as ledger:
+        with (
+            self._open_ledger() as ledger,
+            contextlib.closing(_alert_sender(settings)) as alerts,
+        ):
             self._service = Service(
                 settings.config,
                 self._fleet,
@@ -104,6 +119,7 @@ class _Daemon:
                 version=settings.version,
                 socket_path=settings.places.socket,
                 names=settings.names,
+                alerts=alerts,
             )
             await self._serve(sock)
         if self._failure is not None:
@@ -115,7 +131,13 @@ class _Daemon:
         path = self._settings.places.ledger_file
         post = asyncio.get_running_loop().call_soon_threadsafe
         try:
-            ledger = Ledger.open(path, node=platform.node(), post=post)
+            ledger = Ledger.open(
+                path,
+                node=platform.node(),
+                post=post,
+                audit_key=load_audit_key(os.environ, self._settings.places.state_dir),
+                tell_head=tell_head,
+            )
         except Unavailable as problem:
             raise StartError(str(problem)) from None
         if ledger.recovered:
@@ -124,6 +146,8 @@ class _Daemon:
                 "with estimated usage",
                 ledger.recovered,
             )
+        if ledger.audit.mismatch:
+            tell_mismatch(ledger.audit.mismatch)
         with contextlib.closing(ledger):
             yield ledger
 
@@ -132,6 +156,7 @@ class _Daemon:
         async with asyncio.TaskGroup() as tasks:
             self._fleet.start(tasks)
             self._service.start(tasks)
+            self._audit_start()
             listener = await loop.create_unix_server(lambda: Peer(self._service), sock=sock)
             logger.info("listening on %s", self._settings.places.socket)
             readiness = tasks.create_task(self._become_ready())
@@ -140,8 +165,19 @@ class _Daemon:
             listener.close()
             await self._drain()
             await self._fleet.stop()
+            self._service.audit.stop()
+            self._service.audit.note(action="stop")
 
     # ---- start ----
+
+    def _audit_start(self) -> None:
+        """Who runs what, with which configuration."""
+        note, settings = self._service.audit.note, self._settings
+        story = {"version": settings.version, "uid": os.geteuid(), "daemon_pid": os.getpid()}
+        if mismatch := self._service.audit.log.mismatch:
+            story["audit"] = mismatch
+        note(action="start", detail=story)
+        note(action="config", detail=settings.config_origin())
 
     async def _become_ready(self) -> None:
         """Load what is to be preloaded, and say READY when each has succeeded or failed."""
@@ -222,6 +258,14 @@ class _Daemon:
             for model in self._fleet.models:
                 model.abandon()
             await self._wait_idle(CANCEL_GRACE_S)  # what they computed still ends with a word
+
+
+def _alert_sender(settings: Settings) -> AlertSender:
+    notify = settings.config.notify
+    target = AlertTarget(
+        tuple(notify.command), notify.webhook, timeout_s=notify.timeout_s, retries=notify.retries
+    )
+    return AlertSender(target, settings.places.notify_socket)
 
 
 def _describe(model: Model) -> str:

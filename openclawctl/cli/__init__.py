@@ -23,6 +23,7 @@ EXIT_PIPE_CLOSED: Final = 141
 """What a shell reports of a program that SIGPIPE ended: whoever read our output has left."""
 
 COMMANDS: Final = {
+    "audit": "audit",
     "chat": "chat",
     "config": "config",
     "daemon": "daemon",

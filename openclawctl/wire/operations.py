@@ -10,6 +10,7 @@ and the daemon's defaults can apply.
 from __future__ import annotations
 
 import enum
+import re
 from dataclasses import dataclass, fields
 from typing import Any, Final
 
@@ -23,6 +24,12 @@ from openclawctl.wire.scheduling import decode_scheduling
 from openclawctl.wire.tokens import MAX_TOKEN_ID
 
 MAX_EMBED_INPUTS: Final = 2048
+MAX_AUDIT_ROWS: Final = 2000
+"""A row has some 400 bytes, and 6 KiB at most: they fit into a frame of 16 MiB."""
+
+DEFAULT_AUDIT_ROWS: Final = 100
+_MAX_NAME_CHARS: Final = 256
+_HEAD: Final = re.compile("[0-9]{1,18}:[0-9a-f]{64}")
 USAGE_GROUPS: Final = ("model", "principal", "app", "day", "op")
 
 
@@ -40,6 +47,8 @@ class Op(enum.Enum):
     TOKENIZE = "tokenize"
     DETOKENIZE = "detokenize"
     USAGE = "usage"
+    AUDIT = "audit"
+    AUDIT_VERIFY = "audit.verify"
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +145,50 @@ class UsageParams:
 
 
 @dataclass(frozen=True, slots=True)
+class AuditParams:
+    """`audit`: the newest `limit` rows, or the first `limit` after row `after_seq`; of the last
+    `since_s` seconds, of one principal, of one action (None: all)."""
+
+    since_s: float | None = None
+    principal: str | None = None
+    action: str | None = None
+    limit: int = DEFAULT_AUDIT_ROWS
+    after_seq: int | None = None
+
+    @classmethod
+    def decode(cls, source: Fields) -> AuditParams:
+        limit = source.integer_or_none("limit", low=1, high=MAX_AUDIT_ROWS)
+        return cls(
+            since_s=source.number_or_none("since_s", low=0, high=LONGEST_S),
+            principal=source.text_or_none("principal", max_chars=_MAX_NAME_CHARS),
+            action=source.text_or_none("action", max_chars=_MAX_NAME_CHARS),
+            limit=DEFAULT_AUDIT_ROWS if limit is None else limit,
+            after_seq=source.integer_or_none("after_seq", low=0),
+        )
+
+    def encode(self) -> dict[str, Any]:
+        return present(self)
+
+
+@dataclass(frozen=True, slots=True)
+class AuditVerifyParams:
+    """`audit.verify`: is every row as it was written, and is `head` (`SEQ:MAC`, from the journal)
+    one of them?"""
+
+    head: str | None = None
+
+    @classmethod
+    def decode(cls, source: Fields) -> AuditVerifyParams:
+        head = source.text_or_none("head", max_chars=_MAX_NAME_CHARS)
+        if head is not None and not _HEAD.fullmatch(head):
+            raise source.fail(f"'head' is {head!r}; it must be SEQ:MAC, as the journal has it")
+        return cls(head)
+
+    def encode(self) -> dict[str, Any]:
+        return present(self)
+
+
+@dataclass(frozen=True, slots=True)
 class NoParams:
     """`ping`, `status`, `models`."""
 
@@ -157,6 +210,8 @@ Params = (
     | TokenizeParams
     | DetokenizeParams
     | UsageParams
+    | AuditParams
+    | AuditVerifyParams
 )
 
 PARAMS: Final[dict[Op, type[Params]]] = {
@@ -171,6 +226,8 @@ PARAMS: Final[dict[Op, type[Params]]] = {
     Op.TOKENIZE: TokenizeParams,
     Op.DETOKENIZE: DetokenizeParams,
     Op.USAGE: UsageParams,
+    Op.AUDIT: AuditParams,
+    Op.AUDIT_VERIFY: AuditVerifyParams,
 }
 
 

@@ -37,6 +37,11 @@ class Places:
         return self.state_dir / "prefixes"
 
     @property
+    def notify_socket(self) -> Path:
+        """Where systemd listens for `openclawd-notify`, if it does."""
+        return self.socket.with_name("notify.sock")
+
+    @property
     def ledger_file(self) -> Path:
         return self.state_dir / "ledger.sqlite3"
 

@@ -24,6 +24,7 @@ from openclawctl.wire.framing import MAX_FRAME_BYTES
 from openclawctl.wire.sampling import SAMPLING_INTEGERS, SAMPLING_RANGES, Sampling
 from openclawd.config import values
 from openclawd.config.keys import Section, count, key
+from openclawd.config.notify import NotifyConfig
 from openclawd.config.rates import RateLimitConfig  # noqa: TC001 - pydantic reads the annotations
 
 MODEL_NAME_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._:-]*$"
@@ -508,6 +509,11 @@ class Config(Section):
     )
     logging: Annotated[LoggingConfig, BeforeValidator(values.empty_if_nil)] = key(
         LoggingConfig(), meaning="What is logged, how and where.", allowed="a map"
+    )
+    notify: Annotated[NotifyConfig, BeforeValidator(values.empty_if_nil)] = key(
+        NotifyConfig(),
+        meaning="Who is told when a budget reaches one of its `alerts`.",
+        allowed="a map",
     )
     monitoring: Unbuilt = key({}, meaning="Metrics (not built yet).", allowed="an empty map")
     security: Unbuilt = key({}, meaning="Roles and keys (not built yet).", allowed="an empty map")

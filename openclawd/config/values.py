@@ -84,6 +84,13 @@ def duration_s(value: object) -> float:
     raise ValueError("not a duration")
 
 
+def alert_timeout_s(value: object) -> float:
+    seconds = duration_s(value)
+    if not 0.001 <= seconds <= 600:
+        raise ValueError("out of range")
+    return seconds
+
+
 def keep_alive_s(value: object) -> float:
     if value in ("forever", "-1") or (value == -1 and not isinstance(value, bool)):
         return math.inf

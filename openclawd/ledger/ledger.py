@@ -7,6 +7,8 @@ import socket
 import time
 from typing import TYPE_CHECKING, Any
 
+from openclawd.ledger.audit import AuditLog
+from openclawd.ledger.audit_chain import AuditChain
 from openclawd.ledger.reports import read_usage
 from openclawd.ledger.rows import has_row, insert_reservation, settle_interrupted, settle_row
 from openclawd.ledger.storage import open_database, storage_errors, transaction
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from openclawctl.wire.errors import Unavailable
+    from openclawd.ledger.audit_key import AuditKey, Head
     from openclawd.ledger.rows import Reservation, Settlement
 
 
@@ -28,19 +31,32 @@ class Ledger:
     goes on when its future is cancelled.
     """
 
-    def __init__(self, path: Path, node: str, *, writer: Writer, recovered: int) -> None:
+    def __init__(
+        self, path: Path, node: str, *, writer: Writer, recovered: int, audit: AuditLog | None
+    ) -> None:
         self.path = path
+        self._audit = audit
         self.recovered = recovered
         """Requests that a killed daemon had left open; they are settled now, as estimated."""
         self._node = node
         self._writer = writer
 
     @classmethod
-    def open(cls, path: Path, *, node: str = "", post: Post | None = None) -> Ledger:
+    def open(
+        cls,
+        path: Path,
+        *,
+        node: str = "",
+        post: Post | None = None,
+        audit_key: AuditKey | None = None,
+        tell_head: Callable[[Head], object] = lambda head: None,
+    ) -> Ledger:
         """Open or create the ledger. The caller holds the state directory's lock.
 
         `node` is this machine's name in the rows (default: the host name). `post` runs a callable
         on the loop, from any thread (default: the running loop's `call_soon_threadsafe`).
+        Without `audit_key` there is no `audit`; `tell_head` is told its end now and then, from the
+        writer's thread.
         Blocks on the disk. Raises `Unavailable`.
         """
         post = post or asyncio.get_running_loop().call_soon_threadsafe
@@ -48,17 +64,28 @@ class Ledger:
         try:
             with storage_errors(path), transaction(database):
                 recovered = settle_interrupted(database)
+                chain = AuditChain(database, audit_key, tell_head) if audit_key else None
         except BaseException:
             database.close()
             raise
-        writer = Writer(database, path, post)
-        return cls(path, node or socket.gethostname(), writer=writer, recovered=recovered)
+        transact = chain.transaction if chain else transaction
+        writer = Writer(database, path, post, transact=transact)
+        audit = None
+        if audit_key and chain:
+            audit = AuditLog(path, audit_key, chain=chain, writer=writer)
+        node = node or socket.gethostname()
+        return cls(path, node, writer=writer, recovered=recovered, audit=audit)
 
     async def __aenter__(self) -> Ledger:
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
         await asyncio.to_thread(self.close)
+
+    @property
+    def audit(self) -> AuditLog:
+        assert self._audit is not None, "the ledger was opened without the audit's key"
+        return self._audit
 
     @property
     def problem(self) -> Unavailable | None:

@@ -29,7 +29,39 @@ _CACHE_KIB: Final = 512
 
 _COMPACT_USAGE: Final[Sequence[str]] = ()
 _KEYS: Final[Sequence[str]] = ()
-_AUDIT: Final[Sequence[str]] = ()
+_AUDIT: Final[Sequence[str]] = (
+    """CREATE TABLE audit (
+        seq        INTEGER PRIMARY KEY,
+        at_us      INTEGER NOT NULL,
+        principal  TEXT NOT NULL,
+        uid        INTEGER,
+        pid        INTEGER,
+        app        TEXT NOT NULL,
+        action     TEXT NOT NULL,
+        model      TEXT NOT NULL,
+        code       TEXT NOT NULL,
+        tokens     INTEGER NOT NULL CHECK (tokens >= 0),
+        request_id BLOB,
+        detail     TEXT NOT NULL,
+        mac        BLOB NOT NULL
+    ) STRICT""",
+    """CREATE TABLE audit_head (
+        only_row       INTEGER PRIMARY KEY CHECK (only_row = 1),
+        seq            INTEGER NOT NULL,
+        mac            BLOB NOT NULL,
+        pruned_through INTEGER NOT NULL,
+        seal           BLOB NOT NULL
+    ) STRICT""",
+    # Against mistakes. Whoever may write the file can drop a trigger; what finds that is the chain.
+    """CREATE TRIGGER audit_is_not_changed BEFORE UPDATE ON audit
+        BEGIN SELECT RAISE(ABORT, 'the audit is append-only'); END""",
+    """CREATE TRIGGER audit_is_not_replaced BEFORE INSERT ON audit
+        WHEN EXISTS (SELECT 1 FROM audit WHERE seq = NEW.seq)
+        BEGIN SELECT RAISE(ABORT, 'the audit is append-only'); END""",
+    """CREATE TRIGGER audit_is_not_cut BEFORE DELETE ON audit
+        WHEN OLD.seq > coalesce((SELECT pruned_through FROM audit_head), 0)
+        BEGIN SELECT RAISE(ABORT, 'the audit is append-only; prune it'); END""",
+)
 _BUDGETS: Final[Sequence[str]] = ()
 
 MIGRATIONS: Final[Sequence[Sequence[str]]] = (

@@ -24,12 +24,17 @@ from openclawd.ledger.storage import storage_errors, transaction
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
 Post: TypeAlias = "Callable[[Callable[[], None]], object]"
 """Runs a callable on the loop; called from the writer's thread."""
+
+Transact: TypeAlias = "Callable[[sqlite3.Connection], AbstractContextManager[None]]"
+"""A transaction: everything inside, or nothing. What else goes with it, such as the audit's end, is
+the business of whoever made it."""
 
 RETRY_INTERVAL_S: Final = 5.0
 """How often writes that the disk refused are tried again."""
@@ -50,10 +55,18 @@ class Write:
 class Writer:
     """Owns the writing connection from its thread's start to `close`."""
 
-    def __init__(self, database: sqlite3.Connection, path: Path, post: Post) -> None:
+    def __init__(
+        self,
+        database: sqlite3.Connection,
+        path: Path,
+        post: Post,
+        *,
+        transact: Transact = transaction,
+    ) -> None:
         self._database = database
         self._path = path
         self._post = post
+        self._transact = transact
         self._changed = threading.Condition()
         self._queue: list[Write] = []
         self._progress: dict[str, int] = {}
@@ -162,7 +175,7 @@ class Writer:
     def _commit(self, batch: Sequence[Write]) -> Problem | None:
         """Write a batch in one transaction. Returns why it did not go, None when it is durable."""
         try:
-            with storage_errors(self._path), transaction(self._database):
+            with storage_errors(self._path), self._transact(self._database):
                 for write in batch:
                     write.apply(self._database)
         except Unavailable as problem:

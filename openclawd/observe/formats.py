@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 FIELDS_ATTRIBUTE: Final = "fields"
 """The attribute of a record that holds its structured fields."""
 
+_MESSAGE_ID: Final = "message_id"
+"""A field of the journal only (`message_ids.py`)."""
+
 _TRACEBACK_INDENT: Final = "    "
 
 
@@ -33,6 +36,11 @@ def fields_of(record: logging.LogRecord) -> Mapping[str, Any]:
     """The structured fields of a record, without those that hold nothing."""
     fields: Mapping[str, Any] = getattr(record, FIELDS_ATTRIBUTE, {})
     return {name: value for name, value in fields.items() if value is not None}
+
+
+def shown_fields_of(record: logging.LogRecord) -> Mapping[str, Any]:
+    """Those that are for people, too."""
+    return {name: value for name, value in fields_of(record).items() if name != _MESSAGE_ID}
 
 
 def plain(value: Any) -> Any:
@@ -73,7 +81,7 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": printable(record.getMessage()),
         }
-        for name, value in fields_of(record).items():
+        for name, value in shown_fields_of(record).items():
             entry.setdefault(name, plain(value))
         if text := traceback_text(self, record):
             entry["exception"] = text
@@ -113,7 +121,7 @@ def journal_fields(record: logging.LogRecord, message: str) -> Iterator[tuple[st
 def one_line(record: logging.LogRecord) -> str:
     """`server.peer: message key=value`."""
     name = record.name.removeprefix("openclawd.")
-    pairs = [f"{field}={_quoted(value)}" for field, value in fields_of(record).items()]
+    pairs = [f"{field}={_quoted(value)}" for field, value in shown_fields_of(record).items()]
     return " ".join([f"{name}: {printable(record.getMessage())}", *pairs])
 
 

@@ -15,6 +15,7 @@ import logging
 from typing import TYPE_CHECKING, Any, Final
 
 from openclawctl.wire.errors import CODES, Kind
+from openclawd.observe import message_ids
 from openclawd.observe.formats import FIELDS_ATTRIBUTE
 from openclawd.observe.targets import BackgroundWriter, targets_for
 
@@ -94,6 +95,7 @@ def log_request(
 ) -> None:
     """The canonical line of a finished request. Failures of the service are warnings."""
     values = {name: value for name, value in locals().items() if value not in (None, "")}
+    values["message_id"] = message_ids.REQUEST_FINISHED
     level = logging.WARNING if error_code in _OUR_FAILURES else logging.INFO
     _request_logger.log(level, "request finished", extra={FIELDS_ATTRIBUTE: values})
 

@@ -6,11 +6,14 @@ Owns the table of operations. A test fails when an operation of the protocol has
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import time
 from typing import TYPE_CHECKING, Any, Final
 
 from openclawctl.wire.completion import MAX_MODEL_NAME_CHARS, ChatParams, GenerateParams
 from openclawctl.wire.errors import (
+    Code,
     Internal,
     InvalidRequest,
     LimitExceeded,
@@ -19,6 +22,8 @@ from openclawctl.wire.errors import (
 )
 from openclawctl.wire.fields import suggestion
 from openclawctl.wire.operations import (
+    AuditParams,
+    AuditVerifyParams,
     DetokenizeParams,
     EmbedParams,
     ModelParams,
@@ -28,10 +33,12 @@ from openclawctl.wire.operations import (
     UsageParams,
     decode_params,
 )
+from openclawd.ledger.audit import AuditQuery
+from openclawd.ledger.audit_key import parse_head
 from openclawd.server.inference import ask_tokenizer, infer, tell_loading
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterator
 
     from openclawd.server.peer import Exchange
     from openclawd.server.service import Service
@@ -46,6 +53,7 @@ async def answer(service: Service, exchange: Exchange) -> None:
     try:
         exchange.done(await _serve(service, exchange))
     except Problem as problem:
+        service.audit.refused(exchange, problem)
         exchange.error(problem)
     except asyncio.CancelledError:
         if exchange.cancel_problem is None:
@@ -102,16 +110,32 @@ async def _models(service: Service, exchange: Exchange, params: Params) -> dict[
 async def _load(service: Service, exchange: Exchange, params: Params) -> dict[str, Any]:
     assert isinstance(params, ModelParams)
     model = service.fleet.resolve(params.model)
-    await model.load(lambda progress: tell_loading(exchange, progress))
+    with _audited(service, exchange, model.name):
+        await model.load(lambda progress: tell_loading(exchange, progress))
     return {"model": model.name, "state": model.state.value, "info": model.info}
 
 
 async def _unload(service: Service, exchange: Exchange, params: Params) -> dict[str, Any]:
-    del exchange
     assert isinstance(params, ModelParams)
     model = service.fleet.resolve(params.model)
-    await model.unload()
+    with _audited(service, exchange, model.name):
+        await model.unload()
     return {"model": model.name, "state": model.state.value}
+
+
+@contextlib.contextmanager
+def _audited(service: Service, exchange: Exchange, model: str) -> Iterator[None]:
+    """Write into the audit that a caller did this to a model, and how it ended."""
+    code = Code.CANCELLED.value
+    try:
+        yield
+        code = ""
+    except Problem as problem:
+        code = problem.code
+        raise
+    finally:
+        note = service.audit.note
+        note(action=exchange.request.op, model=model, code=code, peer=exchange.peer)
 
 
 async def _infer(service: Service, exchange: Exchange, params: Params) -> dict[str, Any]:
@@ -130,6 +154,37 @@ async def _usage(service: Service, exchange: Exchange, params: Params) -> dict[s
     return await service.usage(params)
 
 
+async def _audit(service: Service, exchange: Exchange, params: Params) -> dict[str, Any]:
+    del exchange
+    assert isinstance(params, AuditParams)
+    query = AuditQuery(
+        limit=params.limit,
+        since_s=params.since_s,
+        principal=params.principal,
+        action=params.action,
+        after_seq=params.after_seq,
+    )
+    log = service.audit.log
+    return {"rows": await log.read(query, now=time.time()), "head": str(log.head)}
+
+
+async def _audit_verify(service: Service, exchange: Exchange, params: Params) -> dict[str, Any]:
+    """Who asks is in the audit, too."""
+    assert isinstance(params, AuditVerifyParams)
+    service.audit.note(action=Op.AUDIT_VERIFY.value, peer=exchange.peer)
+    log = service.audit.log
+    verdict = await log.verify(parse_head(params.head) if params.head else None)
+    return {
+        "valid": verdict.is_valid,
+        "rows": verdict.num_rows,
+        "head": str(verdict.head),
+        "key": log.key_origin,
+        "bad_seq": verdict.bad_seq,
+        "problem": verdict.problem,
+        "too_old": list(verdict.too_old),
+    }
+
+
 HANDLERS: Final[dict[Op, Handler]] = {
     Op.PING: _ping,
     Op.STATUS: _status,
@@ -142,4 +197,6 @@ HANDLERS: Final[dict[Op, Handler]] = {
     Op.TOKENIZE: _tokenizer,
     Op.DETOKENIZE: _tokenizer,
     Op.USAGE: _usage,
+    Op.AUDIT: _audit,
+    Op.AUDIT_VERIFY: _audit_verify,
 }

@@ -92,6 +92,7 @@ class Host(Protocol):
     def admit(self, peer: Peer, caller: Credentials) -> Principal: ...
     def welcome_limits(self) -> dict[str, Any]: ...
     def forget(self, peer: Peer) -> None: ...
+    def note_refused(self, peer: Peer, problem: Problem) -> None: ...
     def begin(self, exchange: Exchange) -> Coroutine[Any, Any, None]: ...
     def run_session(self, session: Coroutine[Any, Any, None]) -> None: ...
 
@@ -146,6 +147,8 @@ class Exchange:
         self.arrived_at = arrived_at
         self.on_cancel: Callable[[], object] | None = None
         self.cancel_problem: Problem | None = None
+        self.is_recorded = False
+        """Has the request a ledger row, and so an audit row of its own?"""
 
     @property
     def is_cancelled(self) -> bool:
@@ -189,6 +192,7 @@ class Peer(asyncio.BufferedProtocol):
         self._timer: asyncio.TimerHandle | None = None
         self._transport: asyncio.Transport
         self.principal: Principal
+        self.caller: Credentials
         self.client = ""
         self.app = ""
 
@@ -248,8 +252,9 @@ class Peer(asyncio.BufferedProtocol):
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
+        self.caller = _credentials(transport)
         try:
-            self.principal = self._host.admit(self, _credentials(transport))
+            self.principal = self._host.admit(self, self.caller)
         except Problem as problem:
             logger.warning("a connection was refused: %s", problem)
             self._refuse(problem)
@@ -368,6 +373,7 @@ class Peer(asyncio.BufferedProtocol):
 
     def _refuse(self, problem: Problem) -> None:
         """Tell the client why, and close once it has had the time to read it."""
+        self._host.note_refused(self, problem)
         if self._connection.state is State.CLOSED:  # after a broken frame the answer still goes out
             self._connection = Connection(Role.SERVER)
         if not self._transport.is_closing():

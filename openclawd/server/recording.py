@@ -32,6 +32,7 @@ async def settle(inference: Inference, problem: Problem | None) -> None:
     settlement = _settlement(inference, problem)
     _count(inference, settlement)
     _log(inference, settlement)
+    inference.service.audit.finished(inference, settlement)  # in the commit of the settlement
     ledger = inference.service.ledger
     if inference.is_reserved:
         await ledger.settle(settlement)

@@ -19,6 +19,7 @@ from openclawctl.wire.operations import Op
 from openclawd.admission.connections import ConnectionLimits, check_connection, check_request
 from openclawd.admission.identity import Credentials, Principal, identify
 from openclawd.admission.limits import TokenLimits
+from openclawd.server.auditing import Auditing
 from openclawd.server.rates import Rates, rules_of
 from openclawd.server.totals import Totals
 
@@ -33,14 +34,15 @@ if TYPE_CHECKING:
     from openclawd.fleet.model import Model
     from openclawd.fleet.registry import Fleet
     from openclawd.ledger import Ledger
+    from openclawd.observe.alerts import AlertSender
     from openclawd.server.peer import Exchange, Peer
 
-_NEEDS_NO_MODEL = frozenset({Op.PING, Op.STATUS, Op.MODELS, Op.USAGE})
+_NEEDS_NO_MODEL = frozenset({Op.PING, Op.STATUS, Op.MODELS, Op.USAGE, Op.AUDIT, Op.AUDIT_VERIFY})
 """What is still answered while the daemon drains."""
 
 
 class Service:
-    """Everything a request's handler needs.
+    """Everything a request's handler needs. `alerts` tells people of budgets.
 
     `answer` serves one request (`dispatch.answer`); `names` maps user ids to user names.
     """
@@ -55,10 +57,13 @@ class Service:
         version: str,
         socket_path: Path,
         names: dict[int, str],
+        alerts: AlertSender,
     ) -> None:
         limits = config.resource_limits
         self.fleet = fleet
         self.ledger = ledger
+        self.alerts = alerts
+        self.audit = Auditing(ledger.audit)
         self.totals = Totals()
         self.rates = Rates(rules_of(config.rate_limits))
         self._answer = answer
@@ -89,6 +94,7 @@ class Service:
     def start(self, sessions: asyncio.TaskGroup) -> None:
         """Give the connections' tasks their owner."""
         self._sessions = sessions
+        self.audit.start()
 
     def now(self) -> float:
         """The monotonic clock, in seconds."""
@@ -110,6 +116,10 @@ class Service:
         if peer in self._peers:
             self._peers.remove(peer)
             self._num_connections[peer.principal.name] -= 1
+
+    def note_refused(self, peer: Peer, problem: Problem) -> None:
+        """A connection, or its `hello`, was refused."""
+        self.audit.refused_connection(peer.caller, problem, app=peer.app)
 
     def welcome_limits(self) -> dict[str, Any]:
         return {

@@ -56,6 +56,8 @@ def test_every_operation(peer):
             assert await client.detokenize([1, 2]) == "ab"
             assert await client.models() == [{"name": "m"}]
             assert await client.usage(by="day", since=60) == {"by": "day", "since_s": 60.0}
+            assert await client.audit(limit=3) == {"limit": 3}
+            assert await client.audit_verify(head=f"1:{'0' * 64}") == {"head": f"1:{'0' * 64}"}
             assert await client.unload("m") == {"model": "m"}
             assert await client.status() == await client.ping() == {}
 

@@ -158,6 +158,9 @@ def test_tokenize_detokenize_load_and_usage(peer):
         assert client.tokenize("ab") == [1, 2]
         assert client.detokenize([1, 2]) == "ab"
         assert client.usage(by="day", since="1h30m") == {"by": "day", "since_s": 5400.0}
+        rows = {"since_s": 60.0, "action": "load", "limit": 100, "after_seq": 3}
+        assert client.audit(since="1m", action="load", after_seq=3) == rows
+        assert client.audit_verify() == {}
         assert client.load("m", on_progress=lambda *args: progress.append(args))["state"] == "ready"
     assert progress == [("weights", 0.5)]
 
@@ -170,6 +173,7 @@ def test_tokenize_detokenize_load_and_usage(peer):
         (lambda c: c.generate(7), InvalidRequest, "prompt"),
         (lambda c: c.chat([]), InvalidRequest, "messages"),
         (lambda c: c.usage(since="soon"), InvalidRequest, "soon"),
+        (lambda c: c.audit(since="soon"), InvalidRequest, "soon"),
         (lambda c: c.generate("\ud800"), InvalidRequest, "Unicode"),
         (lambda c: c.generate("x" * (17 * 2**20)), LimitExceeded, "frame limit"),
     ],

@@ -54,6 +54,13 @@ def test_json():
     }
 
 
+def test_a_message_id_goes_to_the_journal_only():
+    made = record("hello", message_id="abc", model="m")
+    assert "abc" not in ConsoleFormatter().format(made)
+    assert "message_id" not in json.loads(JsonFormatter().format(made))
+    assert dict(journal_fields(made, "x"))["MESSAGE_ID"] == "abc"
+
+
 def test_a_traceback_is_set_in_and_cannot_forge_a_line():
     lines = ConsoleFormatter().format(record("oh", exc_info=raised())).splitlines()
     assert lines[1] == "    Traceback (most recent call last):"

@@ -187,6 +187,17 @@ params = {
         ops.TokenizeParams, text=texts, model=maybe(texts), add_special=st.booleans()
     ),
     ops.Op.DETOKENIZE: st.builds(ops.DetokenizeParams, tokens=token_ids, model=maybe(texts)),
+    ops.Op.AUDIT: st.builds(
+        ops.AuditParams,
+        since_s=maybe(seconds),
+        principal=maybe(texts),
+        action=maybe(texts),
+        limit=st.integers(1, ops.MAX_AUDIT_ROWS),
+        after_seq=maybe(ids),
+    ),
+    ops.Op.AUDIT_VERIFY: st.builds(
+        ops.AuditVerifyParams, head=maybe(st.from_regex("[0-9]{1,18}:[0-9a-f]{64}", fullmatch=True))
+    ),
     ops.Op.USAGE: st.builds(
         ops.UsageParams, by=st.sampled_from(ops.USAGE_GROUPS), since_s=maybe(seconds)
     ),

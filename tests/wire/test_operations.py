@@ -108,6 +108,9 @@ USER = {"role": "user", "content": "x"}
         (Op.LOAD, {"model": "m" * 257}, "'model' has 257 characters; at most 256"),
         (Op.USAGE, {"by": "modle"}, "'by' is 'modle'; allowed: model, principal, app, day, op"),
         (Op.USAGE, {"since_s": -1}, "'since_s' is -1"),
+        (Op.AUDIT, {"limit": 2001}, "'limit' is 2001; allowed: 1 to 2000"),
+        (Op.AUDIT, {"limit": 0}, "'limit' is 0; allowed: 1 to 2000"),
+        (Op.AUDIT_VERIFY, {"head": "12"}, "'head' is '12'; it must be SEQ:MAC"),
     ],
 )
 def test_what_is_wrong_is_said(op, values, reason):

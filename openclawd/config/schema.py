@@ -24,6 +24,7 @@ from openclawctl.wire.framing import MAX_FRAME_BYTES
 from openclawctl.wire.sampling import SAMPLING_INTEGERS, SAMPLING_RANGES, Sampling
 from openclawd.config import values
 from openclawd.config.keys import Section, count, key
+from openclawd.config.security import SecurityConfig
 
 MODEL_NAME_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._:-]*$"
 DEFAULT_KEEP_ALIVE_S: Final = 300.0
@@ -503,7 +504,9 @@ class Config(Section):
         LoggingConfig(), meaning="What is logged, how and where.", allowed="a map"
     )
     monitoring: Unbuilt = key({}, meaning="Metrics (not built yet).", allowed="an empty map")
-    security: Unbuilt = key({}, meaning="Roles and keys (not built yet).", allowed="an empty map")
+    security: Annotated[SecurityConfig, BeforeValidator(values.empty_if_nil)] = key(
+        SecurityConfig(), meaning="Who may do what.", allowed="a map"
+    )
     caching: Unbuilt = key({}, meaning="Response caches (not built yet).", allowed="an empty map")
 
     def default_name(self) -> str | None:

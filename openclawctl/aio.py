@@ -381,10 +381,10 @@ class AsyncClient:
         params = options.key_params(name, role=role, tier=tier, models=models, expires=expires)
         return await self._ask("keys.create", params)
 
-    async def keys(self) -> list[dict[str, Any]]:
+    async def list_keys(self) -> list[dict[str, Any]]:
         return calls.rows_of(await self._ask("keys.list", {}), "keys")
 
-    async def key(self, name: str) -> dict[str, Any]:
+    async def show_key(self, name: str) -> dict[str, Any]:
         return await self._ask("keys.show", options.key_name_params("keys.show", name))
 
     async def rotate_key(

@@ -347,11 +347,11 @@ class Client:
         params = key_params(name, role=role, tier=tier, models=models, expires=expires)
         return self._ask("keys.create", params)
 
-    def keys(self) -> list[dict[str, Any]]:
+    def list_keys(self) -> list[dict[str, Any]]:
         """Every API key, revoked ones too; of each secret the part that may be shown."""
         return calls.rows_of(self._ask("keys.list", {}), "keys")
 
-    def key(self, name: str) -> dict[str, Any]:
+    def show_key(self, name: str) -> dict[str, Any]:
         """One API key."""
         from openclawctl.options import key_name_params
 

@@ -140,7 +140,7 @@ def revoke_command(shell: Shell, /, name: str) -> None:
 def show_command(shell: Shell, /, name: str) -> None:
     """Show what is known of the key NAME; never the key itself."""
     with shell.client() as client:
-        key = client.key(name)
+        key = client.show_key(name)
     if shell.is_json:
         print_json(key)
         return
@@ -159,7 +159,7 @@ def show_command(shell: Shell, /, name: str) -> None:
 def list_command(shell: Shell, /) -> None:
     """List all keys, the revoked ones too."""
     with shell.client() as client:
-        keys = client.keys()
+        keys = client.list_keys()
     if shell.is_json:
         print_json({"keys": keys})
         return

@@ -17,7 +17,7 @@ import psutil
 from openclawctl.wire.errors import ShuttingDown
 from openclawctl.wire.operations import Op
 from openclawd.admission.connections import ConnectionLimits, check_connection, check_request
-from openclawd.admission.identity import check_model
+from openclawd.admission.identity import check_known, check_model
 from openclawd.admission.limits import TokenLimits
 from openclawd.server.totals import Totals
 
@@ -117,8 +117,11 @@ class Service:
             then(caller)
 
     def identify(self, peer: Peer, caller: Caller) -> Principal:
-        """Whom the kernel names. Raises `Overloaded`."""
+        """Whom the kernel names. Raises `Overloaded`, and `Denied` for a stranger whom no `hello`
+        can help: there are no keys."""
         principal = self.identities.of_caller(caller)
+        if not self.identities.keys:
+            check_known(principal)
         self._count(peer, principal.name, is_admin=principal.is_admin)
         return principal
 

@@ -163,6 +163,17 @@ def test_who_is_named_nowhere_reaches_nothing(guarded: Daemon) -> None:
         assert client.next() is None
 
 
+def test_without_any_key_a_stranger_is_refused_before_it_says_anything(folder: Path) -> None:
+    folder.chmod(0o755)
+    config = folder / "c.yaml"
+    config.write_text(f"security: {{socket_group: {grp.getgrgid(NOBODY).gr_name}}}\n")
+    with running_daemon("--config", str(config), folder=folder) as daemon:
+        daemon.wait_ready()
+        with connect_as(daemon.socket, UIDS["nobody"], NOBODY) as sock:
+            sock.settimeout(30)
+            assert b"may not use this daemon" in sock.recv(65536)
+
+
 def test_a_group_that_only_the_kernel_knows_of_lets_its_members_in(guarded: Daemon) -> None:
     with caller(guarded, BY_GROUP, 1, GROUP, 2) as client:
         me = client.ask("whoami")

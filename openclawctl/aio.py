@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self, Unpack
 
-    from openclawctl.options import ChatOptions, GenerateOptions, Prompt
+    from openclawctl.options import ChatOptions, EmbedOptions, GenerateOptions, Prompt
     from openclawctl.results import Completion, Embeddings
     from openclawctl.wire.messages import Delta, Event, Hello
 
@@ -325,22 +325,9 @@ class AsyncClient:
         opened = self._stream("chat", params, kwargs.get("on_event"))
         return opened if stream else _complete(opened)
 
-    async def embed(
-        self,
-        texts: str | Iterable[str],
-        *,
-        model: str | None = None,
-        priority: str | None = None,
-        deadline_s: float | None = None,
-        adapter: str | None = None,
-    ) -> Embeddings:
-        params = options.embed_params(
-            texts,
-            model or self._target.default_model(),
-            priority=priority,
-            deadline_s=deadline_s,
-            adapter=adapter,
-        )
+    async def embed(self, texts: str | Iterable[str], **kwargs: Unpack[EmbedOptions]) -> Embeddings:
+        self._target.set_default_model(kwargs)
+        params = options.embed_params(texts, kwargs)
         result, deltas = await self._runner("embed", params).drain()
         return results.embeddings(result, deltas, len(params["input"]))
 
@@ -395,6 +382,36 @@ class AsyncClient:
 
     async def audit_verify(self, *, head: str | None = None) -> dict[str, Any]:
         return await self._ask("audit.verify", options.audit_verify_params(head))
+
+    async def whoami(self) -> dict[str, Any]:
+        return await self._ask("whoami", {})
+
+    async def create_key(
+        self,
+        name: str,
+        *,
+        role: str,
+        tier: str | None = None,
+        models: str | Iterable[str] | None = None,
+        expires: str | float | None = None,
+    ) -> dict[str, Any]:
+        params = options.key_params(name, role=role, tier=tier, models=models, expires=expires)
+        return await self._ask("keys.create", params)
+
+    async def list_keys(self) -> list[dict[str, Any]]:
+        return calls.rows_of(await self._ask("keys.list", {}), "keys")
+
+    async def show_key(self, name: str) -> dict[str, Any]:
+        return await self._ask("keys.show", options.key_name_params("keys.show", name))
+
+    async def rotate_key(
+        self, name: str, *, overlap: str | float = "24h", expires: str | float | None = None
+    ) -> dict[str, Any]:
+        params = options.rotation_params(name, overlap=overlap, expires=expires)
+        return await self._ask("keys.rotate", params)
+
+    async def revoke_key(self, name: str) -> dict[str, Any]:
+        return await self._ask("keys.revoke", options.key_name_params("keys.revoke", name))
 
     async def aclose(self) -> None:
         """End the connection, and with it every request that is open."""

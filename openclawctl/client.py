@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self, Unpack
 
-    from openclawctl.options import ChatOptions, GenerateOptions, Prompt
+    from openclawctl.options import ChatOptions, EmbedOptions, GenerateOptions, Prompt
     from openclawctl.results import Completion, Embeddings
     from openclawctl.wire.messages import Delta, Event
 
@@ -158,10 +158,10 @@ class Client:
     `socket_path`: where the daemon listens; by default it is found as `openclawctl` finds it.
     `timeout_s`: the longest time without any news of a request, after which it is cancelled and
     `DeadlineExceeded` is raised. By default there is none (a model may take minutes to load), but
-    30 s for `ping`, `status`, `models` and `usage`; a daemon that does not even greet within 10 s
-    is always given up. `api_key_file` holds a key that stands in for the caller's identity; `app`
-    is a name that usage can be grouped by. `retries`: how often a request is sent again when it
-    failed, before its first delta, for a reason that may pass; 0 turns that off.
+    30 s for `ping`, `status`, `models`, `usage` and `whoami`; a daemon that does not even greet
+    within 10 s is always given up. `api_key_file` holds a key that stands in for the caller's
+    identity; `app` is a name that usage can be grouped by. `retries`: how often a request is sent
+    again when it failed, before its first delta, for a reason that may pass; 0 turns that off.
 
     After the daemon was restarted, and in a forked child, it connects again by itself.
     """
@@ -266,25 +266,13 @@ class Client:
         params = chat_params(messages, options, is_streamed=stream)
         return self._complete("chat", params, options.get("on_event"))
 
-    def embed(
-        self,
-        texts: str | Iterable[str],
-        *,
-        model: str | None = None,
-        priority: str | None = None,
-        deadline_s: float | None = None,
-        adapter: str | None = None,
-    ) -> Embeddings:
-        """One normalised vector per text."""
-        from openclawctl import options, results
+    def embed(self, texts: str | Iterable[str], **options: Unpack[EmbedOptions]) -> Embeddings:
+        """One normalised vector per text. For `options` see `EmbedOptions`."""
+        from openclawctl import results
+        from openclawctl.options import embed_params
 
-        params = options.embed_params(
-            texts,
-            model or self._target.default_model(),
-            priority=priority,
-            deadline_s=deadline_s,
-            adapter=adapter,
-        )
+        self._target.set_default_model(options)
+        params = embed_params(texts, options)
         result, deltas = self._runner("embed", params).drain()
         return results.embeddings(result, deltas, len(params["input"]))
 
@@ -363,6 +351,51 @@ class Client:
         from openclawctl.options import audit_verify_params
 
         return self._ask("audit.verify", audit_verify_params(head))
+
+    def whoami(self) -> dict[str, Any]:
+        """Who this client is to the daemon, what it may do, and what it has left."""
+        return self._ask("whoami", {})
+
+    def create_key(
+        self,
+        name: str,
+        *,
+        role: str,
+        tier: str | None = None,
+        models: str | Iterable[str] | None = None,
+        expires: str | float | None = None,
+    ) -> dict[str, Any]:
+        """Make an API key; `secret` of the result is the key, and is never shown again. `models`
+        are patterns (default: all that the role may use); `expires` is `"90d"` or seconds."""
+        from openclawctl.options import key_params
+
+        params = key_params(name, role=role, tier=tier, models=models, expires=expires)
+        return self._ask("keys.create", params)
+
+    def list_keys(self) -> list[dict[str, Any]]:
+        """Every API key, revoked ones too; of each secret the part that may be shown."""
+        return calls.rows_of(self._ask("keys.list", {}), "keys")
+
+    def show_key(self, name: str) -> dict[str, Any]:
+        """One API key."""
+        from openclawctl.options import key_name_params
+
+        return self._ask("keys.show", key_name_params("keys.show", name))
+
+    def rotate_key(
+        self, name: str, *, overlap: str | float = "24h", expires: str | float | None = None
+    ) -> dict[str, Any]:
+        """Give a key a new `secret`; the old one stays good for `overlap`."""
+        from openclawctl.options import rotation_params
+
+        params = rotation_params(name, overlap=overlap, expires=expires)
+        return self._ask("keys.rotate", params)
+
+    def revoke_key(self, name: str) -> dict[str, Any]:
+        """End a key for good, and what runs by it."""
+        from openclawctl.options import key_name_params
+
+        return self._ask("keys.revoke", key_name_params("keys.revoke", name))
 
     def close(self) -> None:
         """End the connection, and with it every request that is open. The client can be used

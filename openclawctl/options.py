@@ -36,7 +36,8 @@ class CompletionOptions(TypedDict, total=False):
     many likeliest ones in each. `priority` is `batch`,
     `normal` or `interactive`; after `deadline_s` seconds the request ends with `DeadlineExceeded`.
     `format` is what shape the answer must have, such as `{"type": "json_schema", "schema": {…}}`;
-    docs/protocol.md has the others. `adapter` names one of the model's LoRAs.
+    docs/protocol.md has the others. `adapter` names one of the model's LoRAs. `app` and `session`
+    are names for limits and reports; `app` is the client's unless it is given here.
     """
 
     model: str | None
@@ -71,6 +72,8 @@ class CompletionOptions(TypedDict, total=False):
     deadline_s: float | None
     format: Mapping[str, object] | None
     adapter: str | None
+    app: str | None
+    session: str | None
     on_event: Callable[[Event], object] | None
 
 
@@ -111,17 +114,20 @@ def chat_params(
     return _checked(Op.CHAT, {"messages": [dict(message) for message in messages], **raw})
 
 
-def embed_params(
-    texts: str | Iterable[str],
-    model: str | None,
-    *,
-    priority: str | None,
-    deadline_s: float | None,
-    adapter: str | None,
-) -> dict[str, Any]:
+class EmbedOptions(TypedDict, total=False):
+    """Keywords of `embed`: those of `generate` that have a meaning for vectors."""
+
+    model: str | None
+    priority: str | None
+    deadline_s: float | None
+    adapter: str | None
+    app: str | None
+    session: str | None
+
+
+def embed_params(texts: str | Iterable[str], options: EmbedOptions) -> dict[str, Any]:
     values = [texts] if isinstance(texts, str) else list(texts)
-    others = {"priority": priority, "deadline_s": deadline_s, "adapter": adapter}
-    return _checked(Op.EMBED, {"input": values, "model": model, **others})
+    return _checked(Op.EMBED, {"input": values, **options})
 
 
 def tokenize_params(text: str, model: str | None, *, add_special: bool) -> dict[str, Any]:
@@ -133,11 +139,48 @@ def detokenize_params(tokens: Iterable[int], model: str | None) -> dict[str, Any
 
 
 def usage_params(by: str, since: str | float | None) -> dict[str, Any]:
+    return _checked(Op.USAGE, {"by": by, "since_s": _duration_s("usage: since", since)})
+
+
+def key_params(
+    name: str,
+    *,
+    role: str,
+    tier: str | None,
+    models: str | Iterable[str] | None,
+    expires: str | float | None,
+) -> dict[str, Any]:
+    patterns = [models] if isinstance(models, str) else models
+    raw = {
+        "name": name,
+        "role": role,
+        "tier": tier,
+        "models": None if patterns is None else list(patterns),
+        "expires_s": _duration_s("keys.create: expires", expires),
+    }
+    return _checked(Op.KEYS_CREATE, raw)
+
+
+def rotation_params(
+    name: str, *, overlap: str | float, expires: str | float | None
+) -> dict[str, Any]:
+    raw = {
+        "name": name,
+        "overlap_s": _duration_s("keys.rotate: overlap", overlap),
+        "expires_s": _duration_s("keys.rotate: expires", expires),
+    }
+    return _checked(Op.KEYS_ROTATE, raw)
+
+
+def key_name_params(op: str, name: str) -> dict[str, Any]:
+    return _checked(Op(op), {"name": name})
+
+
+def _duration_s(what: str, value: str | float | None) -> float | None:
     try:
-        since_s = None if since is None else parse_duration_s(since)
+        return None if value is None else parse_duration_s(value)
     except ValueError as error:
-        raise InvalidRequest(f"usage: since: {error}") from None
-    return _checked(Op.USAGE, {"by": by, "since_s": since_s})
+        raise InvalidRequest(f"{what}: {error}") from None
 
 
 def audit_params(

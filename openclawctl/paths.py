@@ -18,7 +18,7 @@ from openclawctl.wire.errors import DaemonUnreachable, Kind, OpenclawError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from openclawctl.options import CompletionOptions
+    from openclawctl.options import CompletionOptions, EmbedOptions
 
 SYSTEM_SOCKET: Final = "/run/openclawd/openclawd.sock"
 SOCKET_VARIABLE: Final = "OPENCLAWD_SOCKET"
@@ -157,12 +157,17 @@ def user_runtime_dir() -> str:
     return os.path.join(base, "openclawd")
 
 
+def api_key_path(explicit: str | None, *, config: ClientConfig) -> str | None:
+    """The file that is to hold the API key, if one is named."""
+    return explicit or os.environ.get(API_KEY_VARIABLE) or config.api_key_file
+
+
 def load_api_key(explicit: str | None, *, config: ClientConfig) -> str | None:
     """The API key, from a file: never from the command line, where `ps` shows it.
 
     Raises `ConfigError` when a file is named and cannot be used.
     """
-    path = explicit or os.environ.get(API_KEY_VARIABLE) or config.api_key_file
+    path = api_key_path(explicit, config=config)
     if not path:
         return None
     try:
@@ -192,10 +197,14 @@ class Target:
     def api_key(self) -> str | None:
         return load_api_key(self._api_key_file, config=self._loaded_config())
 
+    def holds_key(self) -> bool:
+        """Is a file with an API key named anywhere?"""
+        return bool(api_key_path(self._api_key_file, config=self._loaded_config()))
+
     def default_model(self) -> str | None:
         return self._loaded_config().default_model
 
-    def set_default_model(self, options: CompletionOptions) -> None:
+    def set_default_model(self, options: CompletionOptions | EmbedOptions) -> None:
         if options.get("model") is None:
             options["model"] = self.default_model()
 

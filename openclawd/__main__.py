@@ -68,8 +68,7 @@ def _run(arguments: argparse.Namespace, config: Config, places: Places) -> int:
                     "--user NAME drops root's rights"
                 )
             logger.info("openclawd %s, pid %d", __version__, os.getpid())
-            settings = daemon.Settings(config, places, __version__, daemon.user_names(os.geteuid()))
-            daemon.run(settings, Notifier())
+            daemon.run(daemon.Settings(config, places, __version__), Notifier())
     except (StartError, OpenclawError, OSError) as error:
         print(f"openclawd: error: {error}", file=sys.stderr)  # noqa: T201
         return EXIT_FAILED

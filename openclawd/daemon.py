@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
+import grp
 import hashlib
 import logging
 import os
 import platform
-import pwd
 import resource
 import signal
 from dataclasses import dataclass
@@ -26,11 +27,14 @@ from openclawd.fleet.model import Model, ModelState
 from openclawd.fleet.registry import Fleet
 from openclawd.ledger import Ledger
 from openclawd.ledger.audit_key import load_audit_key
+from openclawd.ledger.keys import read_keys
 from openclawd.observe import logs
 from openclawd.observe.alerts import AlertSender, AlertTarget
 from openclawd.server.auditing import tell_head, tell_mismatch
 from openclawd.server.dispatch import answer
+from openclawd.server.identities import Identities
 from openclawd.server.listener import StartError, hold_lock, open_socket
+from openclawd.server.names import Names
 from openclawd.server.peer import Peer
 from openclawd.server.service import Service
 
@@ -40,6 +44,7 @@ if TYPE_CHECKING:
 
     from openclawd.config import Config
     from openclawd.config.places import Places
+    from openclawd.config.security import SecurityConfig
     from openclawd.observe.systemd import Notifier
 
 logger = logging.getLogger(__name__)
@@ -52,6 +57,9 @@ STATUS_INTERVAL_S = 0.5
 LOAD_PATIENCE_S = 60.0
 """How long systemd is asked to wait for the next sign of progress of a load."""
 
+_PR_SET_DUMPABLE = 4
+"""linux/include/uapi/linux/prctl.h"""
+
 _SPARE_DESCRIPTORS = 256
 """Beside one a connection: workers' pipes, the ledger, logs."""
 
@@ -63,7 +71,6 @@ class Settings:
     config: Config
     places: Places
     version: str
-    names: dict[int, str]
 
     def config_origin(self) -> dict[str, str]:
         """Where the configuration came from, and the SHA-256 of what it came to, defaults and the
@@ -75,13 +82,15 @@ class Settings:
 
 def run(settings: Settings, notifier: Notifier) -> None:
     """Run until a signal ends it. Raises `StartError` with what stood in the way."""
+    _keep_memory_private()
     _raise_descriptor_limit(settings.config.resource_limits.max_connections)
+    socket_gid = _socket_gid(settings.config.security)
     with contextlib.ExitStack() as stack:
         state_dir = settings.places.state_dir
         stack.enter_context(
             hold_lock(state_dir / "openclawd.lock", what=f"the state directory {state_dir}")
         )
-        sock = stack.enter_context(open_socket(settings.places.socket))
+        sock = stack.enter_context(open_socket(settings.places.socket, gid=socket_gid))
         asyncio.run(_Daemon(settings, notifier).run(sock))
 
 
@@ -107,7 +116,9 @@ class _Daemon:
         prefix_dir = settings.places.prefix_dir
         await asyncio.to_thread(sweep, prefix_dir, settings.config.models)
         self._fleet = Fleet(settings.config, prefix_dir=prefix_dir, on_change=self._note_change)
+        names = Names(loop.call_soon_threadsafe)
         with (
+            contextlib.closing(names),
             self._open_ledger() as ledger,
             contextlib.closing(_alert_sender(settings)) as alerts,
         ):
@@ -118,7 +129,8 @@ class _Daemon:
                 answer=answer,
                 version=settings.version,
                 socket_path=settings.places.socket,
-                names=settings.names,
+                identities=Identities(settings.config, read_keys(ledger.path), ledger),
+                names=names,
                 alerts=alerts,
             )
             await self._serve(sock)
@@ -287,10 +299,36 @@ def _raise_descriptor_limit(max_connections: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def user_names(own_uid: int) -> dict[int, str]:
-    """The names of those who may connect, looked up once: a directory service may be slow."""
-    names = {}
-    for uid in {0, own_uid}:
-        with contextlib.suppress(KeyError):
-            names[uid] = pwd.getpwuid(uid).pw_name
-    return names
+def _keep_memory_private() -> None:
+    """No core file, and nobody but root may look into this process: clients' keys pass through it.
+
+    Workers inherit the limit, since prompts pass through them. That they can be looked into by
+    their own user (a debugger, a profiler) comes back with `execve`; they hold no key.
+    """
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    # A core that is piped to a program (`kernel.core_pattern`) has no limit: core(5).
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+
+def _socket_gid(security: SecurityConfig) -> int | None:
+    """The group of the socket; None leaves it the daemon's own. Raises `StartError`."""
+    name, is_optional = security.wanted_socket_group()
+    if not name:
+        return None
+    try:
+        gid = grp.getgrnam(name).gr_gid
+    except KeyError:
+        if is_optional:
+            return None
+        raise StartError(
+            f"there is no group {name!r}, which security.socket_group names; make it with "
+            f"`groupadd --system {name}`"
+        ) from None
+    if os.geteuid() == 0 or gid in (os.getegid(), *os.getgroups()):
+        return gid
+    if is_optional:
+        return None
+    raise StartError(
+        f"the daemon's user is not in the group {name!r}, which security.socket_group names, and "
+        "so cannot give it the socket"
+    )

@@ -30,6 +30,7 @@ COMMANDS: Final = {
     "detokenize": "texts",
     "embed": "texts",
     "generate": "generate",
+    "keys": "keys",
     "load": "models",
     "ls": "models",
     "models": "models",
@@ -40,6 +41,7 @@ COMMANDS: Final = {
     "unload": "models",
     "usage": "usage",
     "version": "server",
+    "whoami": "keys",
 }
 """Which module of this package holds each command, under the command's own name."""
 
@@ -105,8 +107,8 @@ class _LazyGroup(click.Group):
     "timeout_s",
     metavar="SECONDS",
     type=click.FloatRange(min=0, min_open=True),
-    help="Give up after this long without any news. Default: 30 for status, models, usage and "
-    "ping, else none.",
+    help="Give up after this long without any news. Default: 30 for status, models, usage, whoami "
+    "and ping, else none.",
 )
 @click.version_option(__version__, prog_name="openclawctl", message="%(prog)s %(version)s")
 @click.pass_context

@@ -19,6 +19,7 @@ from openclawctl.cli.shell import (
     adapter_option,
     is_stdin_piped,
     json_option,
+    label_options,
     model_option,
     print_json,
     read_stdin,
@@ -87,6 +88,7 @@ class Conversation:
 @shape_options
 @sampling_options
 @scheduling_options
+@label_options
 @click.option("--stats", is_flag=True, help="Print token counts and times after each answer.")
 @json_option
 @click.pass_obj

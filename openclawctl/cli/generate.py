@@ -14,6 +14,7 @@ from openclawctl.cli.shell import (
     adapter_option,
     is_stdin_piped,
     json_option,
+    label_options,
     model_option,
     print_json,
     read_stdin,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 @click.option("--suffix", metavar="TEXT", help="Fill in what belongs between PROMPT and TEXT.")
 @click.option("--token-ids", is_flag=True, help="PROMPT is token ids, as `tokenize` prints them.")
 @scheduling_options
+@label_options
 @shape_options
 @sampling_options
 @output_options

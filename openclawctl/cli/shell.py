@@ -39,7 +39,12 @@ class Shell:
 
     def client(self) -> Client:
         from openclawctl.client import Client
+        from openclawctl.paths import Target
 
+        if Target(self.socket_path, self.api_key_file).holds_key():
+            from openclawctl.cli.secrecy import keep_memory_private
+
+            keep_memory_private()
         return Client(
             self.socket_path,
             timeout_s=self.timeout_s,
@@ -97,6 +102,16 @@ def scheduling_options(function: _F) -> _F:
         "--priority",
         metavar="NAME",
         help="batch, normal (default) or interactive.",
+    )(function)
+
+
+def label_options(function: _F) -> _F:
+    """Adds `--app` and `--session`, which everything that computes has."""
+    function = click.option(
+        "--session", metavar="NAME", help="The conversation or job that it belongs to."
+    )(function)
+    return click.option(
+        "--app", metavar="NAME", help="The application that it is for. Default: openclawctl."
     )(function)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from openclawctl.cli.shell import (
@@ -9,6 +11,7 @@ from openclawctl.cli.shell import (
     adapter_option,
     is_stdin_piped,
     json_option,
+    label_options,
     model_option,
     print_json,
     print_line,
@@ -17,22 +20,25 @@ from openclawctl.cli.shell import (
     write,
 )
 
+if TYPE_CHECKING:
+    from typing import Unpack
+
+    from openclawctl.options import EmbedOptions
+
 
 @click.command("embed")
 @click.argument("texts", nargs=-1)
 @model_option
 @adapter_option
 @scheduling_options
+@label_options
 @json_option
 @click.pass_obj
 def embed_command(
     shell: Shell,
     /,
     texts: tuple[str, ...],
-    model: str | None,
-    priority: str | None,
-    deadline_s: float | None,
-    adapter: str | None,
+    **options: Unpack[EmbedOptions],
 ) -> None:
     """Print a normalised vector for each text, one line each.
 
@@ -47,9 +53,7 @@ def embed_command(
     if not values:
         raise click.UsageError("no text to embed")
     with shell.client() as client:
-        result = client.embed(
-            values, model=model, priority=priority, deadline_s=deadline_s, adapter=adapter
-        )
+        result = client.embed(values, **options)
     if shell.is_json:
         print_json(result.as_dict())
         return

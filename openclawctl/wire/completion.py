@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from openclawctl.wire.chat import ChatMessage, decode_messages
 from openclawctl.wire.fields import suggestion
 from openclawctl.wire.formats import OutputFormat, decode_format
+from openclawctl.wire.labels import decode_labels
 from openclawctl.wire.sampling import Sampling
 from openclawctl.wire.scheduling import decode_scheduling
 from openclawctl.wire.tokens import MAX_TOKEN_ID
@@ -57,6 +58,8 @@ class GenerateParams:
     echo: bool = False
     adapter: str | None = None
     suffix: str | None = None
+    app: str | None = None
+    session: str | None = None
 
     @classmethod
     def decode(cls, source: Fields) -> GenerateParams:
@@ -97,6 +100,8 @@ class ChatParams:
     reasoning: str = "split"
     tools: list[Tool] = field(default_factory=list)
     tool_choice: ToolChoice = field(default_factory=ToolChoice)
+    app: str | None = None
+    session: str | None = None
 
     @classmethod
     def decode(cls, source: Fields) -> ChatParams:
@@ -155,12 +160,13 @@ def _decode_completion(source: Fields) -> dict[str, Any]:
         "format": decode_format(source),
         "adapter": source.text_or_none("adapter", max_chars=MAX_MODEL_NAME_CHARS),
         **decode_scheduling(source),
+        **decode_labels(source),
     }
 
 
 def _encode_completion(params: GenerateParams | ChatParams) -> dict[str, Any]:
     encoded = {"stream": params.stream, **params.sampling.encode()}
-    for name in ("model", "max_tokens", "priority", "deadline_s", "adapter"):
+    for name in ("model", "max_tokens", "priority", "deadline_s", "adapter", "app", "session"):
         if (value := getattr(params, name)) is not None:
             encoded[name] = value
     if params.n != 1:

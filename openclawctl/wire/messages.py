@@ -30,12 +30,13 @@ LONGEST_S: Final = 1e10
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """The client's first message. `key` replaces the identity the kernel reports."""
+    """The client's first message. `key` replaces the identity the kernel reports; it is in no
+    `repr`, which could end in a log."""
 
     type: ClassVar[str] = "hello"
     version: int
     client: str
-    key: str | None = None
+    key: str | None = field(default=None, repr=False)
     app: str | None = None
 
 

@@ -18,6 +18,8 @@ from openclawctl.wire.completion import MAX_MODEL_NAME_CHARS, ChatParams, Genera
 from openclawctl.wire.errors import InvalidRequest
 from openclawctl.wire.fields import Fields, present
 from openclawctl.wire.framing import MAX_ITEMS
+from openclawctl.wire.keys import KeyCreateParams, KeyParams, KeyRotateParams
+from openclawctl.wire.labels import decode_labels
 from openclawctl.wire.messages import LONGEST_S
 from openclawctl.wire.sampling import Sampling
 from openclawctl.wire.scheduling import decode_scheduling
@@ -49,6 +51,12 @@ class Op(enum.Enum):
     USAGE = "usage"
     AUDIT = "audit"
     AUDIT_VERIFY = "audit.verify"
+    WHOAMI = "whoami"
+    KEYS_CREATE = "keys.create"
+    KEYS_LIST = "keys.list"
+    KEYS_SHOW = "keys.show"
+    KEYS_ROTATE = "keys.rotate"
+    KEYS_REVOKE = "keys.revoke"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +68,8 @@ class EmbedParams:
     priority: str | None = None
     deadline_s: float | None = None
     adapter: str | None = None
+    app: str | None = None
+    session: str | None = None
 
     @classmethod
     def decode(cls, source: Fields) -> EmbedParams:
@@ -68,7 +78,8 @@ class EmbedParams:
             raise source.fail("'input' must hold at least one text, and no empty ones")
         model = source.text_or_none("model", max_chars=MAX_MODEL_NAME_CHARS)
         adapter = source.text_or_none("adapter", max_chars=MAX_MODEL_NAME_CHARS)
-        return cls(texts, model, adapter=adapter, **decode_scheduling(source))
+        others = {**decode_scheduling(source), **decode_labels(source)}
+        return cls(texts, model, adapter=adapter, **others)
 
     def encode(self) -> dict[str, Any]:
         return present(self)
@@ -190,7 +201,7 @@ class AuditVerifyParams:
 
 @dataclass(frozen=True, slots=True)
 class NoParams:
-    """`ping`, `status`, `models`."""
+    """`ping`, `status`, `models`, `whoami`, `keys.list`."""
 
     @classmethod
     def decode(cls, source: Fields) -> NoParams:
@@ -212,6 +223,9 @@ Params = (
     | UsageParams
     | AuditParams
     | AuditVerifyParams
+    | KeyCreateParams
+    | KeyParams
+    | KeyRotateParams
 )
 
 PARAMS: Final[dict[Op, type[Params]]] = {
@@ -228,6 +242,12 @@ PARAMS: Final[dict[Op, type[Params]]] = {
     Op.USAGE: UsageParams,
     Op.AUDIT: AuditParams,
     Op.AUDIT_VERIFY: AuditVerifyParams,
+    Op.WHOAMI: NoParams,
+    Op.KEYS_CREATE: KeyCreateParams,
+    Op.KEYS_LIST: NoParams,
+    Op.KEYS_SHOW: KeyParams,
+    Op.KEYS_ROTATE: KeyRotateParams,
+    Op.KEYS_REVOKE: KeyParams,
 }
 
 

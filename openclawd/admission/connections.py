@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from openclawctl.wire.errors import Overloaded
-from openclawd.admission.identity import Principal, Role
 
 RETRY_AFTER_S = 1.0
 
@@ -23,10 +22,9 @@ class ConnectionLimits:
 
 
 def check_connection(
-    num_connections: int, num_of_user: int, principal: Principal, limits: ConnectionLimits
+    num_connections: int, num_of_user: int, limits: ConnectionLimits, *, is_admin: bool
 ) -> None:
-    """May one more connection stay? Both numbers count it already."""
-    is_admin = principal.role is Role.ADMIN
+    """May one more connection stay? Both numbers count it already. Raises `Overloaded`."""
     allowed = limits.max_connections - (0 if is_admin else limits.reserved_for_admins)
     if num_connections > allowed:
         raise Overloaded(

@@ -111,6 +111,9 @@ def _contradictions(config: Config) -> Iterator[tuple[KeyPath, str]]:
             yield ("models", name, key), message
     for index, key, message in rates.contradictions(config.rate_limits):
         yield ("rate_limits", index, key), message
+    tiers = getattr(config, "tiers", {})
+    for path, message in config.security.mistakes(tiers=tiers, aliases=config.aliases):
+        yield ("security", *path), message
     limits = config.resource_limits
     reserved, most = limits.reserved_admin_connections, limits.max_connections
     if reserved >= most:

@@ -26,6 +26,7 @@ from openclawd.config import values
 from openclawd.config.keys import Section, count, key
 from openclawd.config.notify import NotifyConfig
 from openclawd.config.rates import RateLimitConfig  # noqa: TC001 - pydantic reads the annotations
+from openclawd.config.security import SecurityConfig
 
 MODEL_NAME_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._:-]*$"
 DEFAULT_KEEP_ALIVE_S: Final = 300.0
@@ -516,7 +517,9 @@ class Config(Section):
         allowed="a map",
     )
     monitoring: Unbuilt = key({}, meaning="Metrics (not built yet).", allowed="an empty map")
-    security: Unbuilt = key({}, meaning="Roles and keys (not built yet).", allowed="an empty map")
+    security: Annotated[SecurityConfig, BeforeValidator(values.empty_if_nil)] = key(
+        SecurityConfig(), meaning="Who may do what.", allowed="a map"
+    )
     caching: Unbuilt = key({}, meaning="Response caches (not built yet).", allowed="an empty map")
 
     def default_name(self) -> str | None:

@@ -31,6 +31,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+def _anybody(name: str) -> bool:
+    """Every model may be named to this caller."""
+    del name
+    return True
+
+
 class Fleet:
     """Every model. `on_change` hears of every change of a model's state or load progress. Workers
     keep prefixes in folders of `prefix_dir`.
@@ -70,22 +76,31 @@ class Fleet:
         """Its configuration; the defaults for a file without one."""
         return self._config.models.get(model.name) or ModelConfig(path=model.spec.load.path)
 
-    def resolve(self, name: str | None) -> Model:
+    def name_of(self, name: str | None, *, may_see: Callable[[str], bool] = _anybody) -> str:
+        """The own name of the model a request means, whether or not there is one: of an alias its
+        model, without a name the default. Raises `InvalidRequest`, naming what the caller `may_see`
+        only."""
+        if name is None:
+            name = self._config.default_name()
+            if name is None:
+                known = sorted(filter(may_see, self._models))
+                raise InvalidRequest(
+                    "the request names no model and the daemon has no default",
+                    hint="name one of: " + (", ".join(known) or "(none configured)"),
+                )
+        return self._config.aliases.get(name, name)
+
+    def resolve(self, name: str | None, *, may_see: Callable[[str], bool] = _anybody) -> Model:
         """The model a request means. Raises `NotFound` or `InvalidRequest`.
 
         Looks for files only when the name is not configured, and then only at one path per folder.
         """
-        if name is None:
-            name = self._config.default_name()
-            if name is None:
-                raise InvalidRequest(
-                    "the request names no model and the daemon has no default",
-                    hint="name one of: " + (", ".join(sorted(self._models)) or "(none configured)"),
-                )
-        name = self._config.aliases.get(name, name)
+        name = self.name_of(name, may_see=may_see)
         model = self._models.get(name) or self._find_file(name)
         if model is None:
-            known = [*self._models, *self._config.aliases]
+            aliases = self._config.aliases
+            known = [*self._models, *aliases]
+            known = [each for each in known if may_see(aliases.get(each, each))]
             raise NotFound(
                 f"there is no model {name!r}" + suggestion(name, known),
                 hint="`openclawctl models` lists what there is; a GGUF file in "

@@ -117,12 +117,28 @@ class Ledger:
         return self._submit(insert_and_settle, must_not_be_lost=True)
 
     async def usage(
-        self, by: str, since_s: float | None, *, now: float | None = None
+        self,
+        by: str,
+        since_s: float | None,
+        *,
+        now: float | None = None,
+        principal: str | None = None,
     ) -> dict[str, Any]:
-        """The result of the `usage` operation; `now` is Unix time. Raises `Unavailable`."""
+        """The result of the `usage` operation, of one principal or of all; `now` is Unix time.
+        Raises `Unavailable`."""
         now = time.time() if now is None else now
-        report = await asyncio.to_thread(read_usage, self.path, by, since_s=since_s, now=now)
+        report = await asyncio.to_thread(
+            read_usage, self.path, by, since_s=since_s, now=now, principal=principal
+        )
         return report.as_dict()
+
+    def write(self, apply: Callable[[sqlite3.Connection], None]) -> asyncio.Future[None]:
+        """Write anything else, such as a key: one of the functions of this package."""
+        return self._submit(apply)
+
+    def write_later(self, apply: Callable[[sqlite3.Connection], None]) -> None:
+        """The same for what is no loss if the disk refuses it. Nobody waits for it."""
+        self._writer.submit(Write(apply, None, must_not_be_lost=False))
 
     def close(self) -> None:
         """Write what is waiting, then close. Blocks on the disk; nothing may be asked after it."""

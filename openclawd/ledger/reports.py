@@ -52,8 +52,11 @@ _KEYS: Final = {
 }
 
 
-def read_usage(path: Path, by: str, *, since_s: float | None, now: float) -> UsageReport:
-    """Sums by one of `openclawctl.wire.operations.USAGE_GROUPS`; `now` is Unix time.
+def read_usage(
+    path: Path, by: str, *, since_s: float | None, now: float, principal: str | None = None
+) -> UsageReport:
+    """Sums by one of `openclawctl.wire.operations.USAGE_GROUPS`, of one principal's requests or of
+    all; `now` is Unix time.
 
     Open requests are not in it. Days are those of the daemon's time zone and come in order, other
     groups by completion tokens, most first. Blocks on the disk. Raises `Unavailable`.
@@ -63,10 +66,11 @@ def read_usage(path: Path, by: str, *, since_s: float | None, now: float) -> Usa
     with contextlib.closing(open_reader(path)) as database, storage_errors(path):
         # nosec: both parts come from the tables above, never from a caller's text
         rows = database.execute(
-            f"SELECT {_KEYS[by]} AS key, {_SUMS} GROUP BY key ORDER BY {order}", (earliest,)
+            f"SELECT {_KEYS[by]} AS key, {_SUMS} GROUP BY key ORDER BY {order}",
+            (earliest, principal),
         )
         found = [UsageRow(*row) for row in rows]
-        total = database.execute(f"SELECT '', {_SUMS}", (earliest,)).fetchone()
+        total = database.execute(f"SELECT '', {_SUMS}", (earliest, principal)).fetchone()
     return UsageReport(by, since_s, found, UsageRow(*total))
 
 
@@ -79,4 +83,5 @@ _SUMS: Final = """
     LEFT JOIN tokens AS h ON h.request_id = r.request_id AND h.kind = 'cached'
     LEFT JOIN tokens AS c ON c.request_id = r.request_id AND c.kind = 'completion'
     WHERE state <> 'open' AND (?1 IS NULL OR arrived_at >= ?1)
+    AND (?2 IS NULL OR principal = ?2)
 """

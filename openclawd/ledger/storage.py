@@ -28,7 +28,27 @@ _CACHE_KIB: Final = 512
 4 MiB in the end; rows are written at the end and found by an index, which needs few pages."""
 
 _COMPACT_USAGE: Final[Sequence[str]] = ()
-_KEYS: Final[Sequence[str]] = ()
+_KEYS: Final[Sequence[str]] = (
+    """CREATE TABLE keys (
+        name         TEXT PRIMARY KEY,
+        role         TEXT NOT NULL,
+        tier         TEXT NOT NULL,
+        models       TEXT NOT NULL,
+        created_at   REAL NOT NULL,
+        created_by   TEXT NOT NULL,
+        expires_at   REAL,
+        revoked_at   REAL,
+        last_used_at REAL
+    ) STRICT, WITHOUT ROWID""",
+    """CREATE TABLE key_secrets (
+        prefix     TEXT PRIMARY KEY,
+        name       TEXT NOT NULL REFERENCES keys,
+        digest     BLOB NOT NULL CHECK (length(digest) = 32),
+        created_at REAL NOT NULL,
+        ends_at    REAL
+    ) STRICT, WITHOUT ROWID""",
+)
+"""API keys, and the SHA-256 of their secrets: two of a key while a rotation overlaps."""
 _AUDIT: Final[Sequence[str]] = (
     """CREATE TABLE audit (
         seq        INTEGER PRIMARY KEY,

@@ -83,8 +83,8 @@ class Auditing:
                 at=time.time(),
                 action=action,
                 principal=principal or (peer.principal.name if peer else ""),
-                uid=peer.caller.uid if peer else None,
-                pid=peer.caller.pid if peer else None,
+                uid=peer.credentials.uid if peer else None,
+                pid=peer.credentials.pid if peer else None,
                 app=peer.app if peer else "",
                 model=model,
                 code=code,
@@ -102,8 +102,8 @@ class Auditing:
                 at=time.time(),
                 action=inference.op.value,
                 principal=peer.principal.name,
-                uid=peer.caller.uid,
-                pid=peer.caller.pid,
+                uid=peer.credentials.uid,
+                pid=peer.credentials.pid,
                 app=peer.app,
                 model=inference.model.name,
                 code=settlement.error_code or settlement.finish_reason or "",
@@ -125,8 +125,8 @@ class Auditing:
                     operation=exchange.request.op[:MAX_MODEL_NAME_CHARS],
                     model=model[:MAX_MODEL_NAME_CHARS] if isinstance(model, str) else "",
                     app=peer.app,
-                    uid=peer.caller.uid,
-                    pid=peer.caller.pid,
+                    uid=peer.credentials.uid,
+                    pid=peer.credentials.pid,
                 )
             )
 

@@ -1,6 +1,7 @@
 """From a request to its handler, and from whatever the handler does to one `done` or one `error`.
 
-Owns the table of operations. A test fails when an operation of the protocol has no entry.
+Owns the table of operations, and is the one place where it is checked that the caller may use one,
+and the model it names. A test fails when an operation of the protocol has no entry.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from openclawctl.wire.errors import (
     Problem,
 )
 from openclawctl.wire.fields import suggestion
+from openclawctl.wire.keys import KeyCreateParams, KeyParams, KeyRotateParams
 from openclawctl.wire.operations import (
     AuditParams,
     AuditVerifyParams,
@@ -33,8 +35,10 @@ from openclawctl.wire.operations import (
     UsageParams,
     decode_params,
 )
+from openclawd.admission.identity import check_operation
 from openclawd.ledger.audit import AuditQuery
 from openclawd.ledger.audit_key import parse_head
+from openclawd.server import keys
 from openclawd.server.inference import ask_tokenizer, infer, tell_loading
 
 if TYPE_CHECKING:
@@ -73,6 +77,7 @@ async def answer(service: Service, exchange: Exchange) -> None:
 
 async def _serve(service: Service, exchange: Exchange) -> dict[str, Any]:
     op = _operation(exchange.request.op)
+    check_operation(exchange.peer.principal, op)
     service.check_request(exchange, op)
     params, unknown = decode_params(op, exchange.request.params)
     for name in unknown[:16]:
@@ -103,13 +108,15 @@ async def _status(service: Service, exchange: Exchange, params: Params) -> dict[
 
 
 async def _models(service: Service, exchange: Exchange, params: Params) -> dict[str, Any]:
-    del exchange, params
-    return {"models": await service.fleet.rows_with_files()}
+    del params
+    may_see = exchange.peer.principal.may_see
+    rows = await service.fleet.rows_with_files()
+    return {"models": [row for row in rows if may_see(row["name"])]}
 
 
 async def _load(service: Service, exchange: Exchange, params: Params) -> dict[str, Any]:
     assert isinstance(params, ModelParams)
-    model = service.fleet.resolve(params.model)
+    model = service.model_for(exchange.peer.principal, params.model)
     with _audited(service, exchange, model.name):
         await model.load(lambda progress: tell_loading(exchange, progress))
     return {"model": model.name, "state": model.state.value, "info": model.info}
@@ -117,7 +124,7 @@ async def _load(service: Service, exchange: Exchange, params: Params) -> dict[st
 
 async def _unload(service: Service, exchange: Exchange, params: Params) -> dict[str, Any]:
     assert isinstance(params, ModelParams)
-    model = service.fleet.resolve(params.model)
+    model = service.model_for(exchange.peer.principal, params.model)
     with _audited(service, exchange, model.name):
         await model.unload()
     return {"model": model.name, "state": model.state.value}
@@ -140,18 +147,50 @@ def _audited(service: Service, exchange: Exchange, model: str) -> Iterator[None]
 
 async def _infer(service: Service, exchange: Exchange, params: Params) -> dict[str, Any]:
     assert isinstance(params, GenerateParams | ChatParams | EmbedParams)
+    service.model_for(exchange.peer.principal, params.model)
     return await infer(service, exchange, params)
 
 
 async def _tokenizer(service: Service, exchange: Exchange, params: Params) -> dict[str, Any]:
     assert isinstance(params, TokenizeParams | DetokenizeParams)
+    service.model_for(exchange.peer.principal, params.model)
     return await ask_tokenizer(service, exchange, params)
 
 
 async def _usage(service: Service, exchange: Exchange, params: Params) -> dict[str, Any]:
-    del exchange
     assert isinstance(params, UsageParams)
-    return await service.usage(params)
+    return await service.usage(params, exchange.peer.principal)
+
+
+async def _whoami(service: Service, exchange: Exchange, params: Params) -> dict[str, Any]:
+    del params
+    return service.whoami(exchange.peer)
+
+
+async def _create_key(service: Service, exchange: Exchange, params: Params) -> dict[str, Any]:
+    assert isinstance(params, KeyCreateParams)
+    return await keys.create(service, exchange, params)
+
+
+async def _list_keys(service: Service, exchange: Exchange, params: Params) -> dict[str, Any]:
+    del exchange, params
+    return {"keys": keys.rows(service)}
+
+
+async def _show_key(service: Service, exchange: Exchange, params: Params) -> dict[str, Any]:
+    del exchange
+    assert isinstance(params, KeyParams)
+    return keys.show(service, params)
+
+
+async def _rotate_key(service: Service, exchange: Exchange, params: Params) -> dict[str, Any]:
+    assert isinstance(params, KeyRotateParams)
+    return await keys.rotate(service, exchange, params)
+
+
+async def _revoke_key(service: Service, exchange: Exchange, params: Params) -> dict[str, Any]:
+    assert isinstance(params, KeyParams)
+    return await keys.revoke(service, exchange, params)
 
 
 async def _audit(service: Service, exchange: Exchange, params: Params) -> dict[str, Any]:
@@ -199,4 +238,10 @@ HANDLERS: Final[dict[Op, Handler]] = {
     Op.USAGE: _usage,
     Op.AUDIT: _audit,
     Op.AUDIT_VERIFY: _audit_verify,
+    Op.WHOAMI: _whoami,
+    Op.KEYS_CREATE: _create_key,
+    Op.KEYS_LIST: _list_keys,
+    Op.KEYS_SHOW: _show_key,
+    Op.KEYS_ROTATE: _rotate_key,
+    Op.KEYS_REVOKE: _revoke_key,
 }

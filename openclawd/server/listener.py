@@ -1,7 +1,7 @@
 """The daemon's socket in the file system: made, guarded against a second daemon, removed.
 
 Invariants: a socket that another daemon answers on is never touched; a stale one is replaced; the
-socket is 0660 from its first moment.
+socket is 0660 from its first moment, and never open to everybody.
 """
 
 from __future__ import annotations
@@ -61,8 +61,9 @@ def _lock(descriptor: int, what: str) -> None:
 
 
 @contextlib.contextmanager
-def open_socket(path: Path) -> Iterator[socket.socket]:
-    """A listening socket at `path`, removed again when the block ends. Raises `StartError`."""
+def open_socket(path: Path, *, gid: int | None = None) -> Iterator[socket.socket]:
+    """A listening socket at `path`, removed again when the block ends; with `gid`, that group's.
+    Raises `StartError`."""
     if len(os.fsencode(path)) > _MAX_SOCKET_PATH_BYTES:
         raise StartError(
             f"the socket path {path} is longer than {_MAX_SOCKET_PATH_BYTES} bytes, the most that "
@@ -70,7 +71,7 @@ def open_socket(path: Path) -> Iterator[socket.socket]:
         )
     with hold_lock(path.with_name(path.name + ".lock"), what=f"the socket {path}"):
         _remove_stale(path)
-        sock = _bind(path)
+        sock = _bind(path, gid)
         with sock:
             try:
                 yield sock
@@ -78,11 +79,13 @@ def open_socket(path: Path) -> Iterator[socket.socket]:
                 path.unlink(missing_ok=True)
 
 
-def _bind(path: Path) -> socket.socket:
+def _bind(path: Path, gid: int | None) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     old_umask = os.umask(0o117)
     try:
         sock.bind(str(path))
+        if gid is not None:
+            os.chown(path, -1, gid)
         sock.listen(BACKLOG)
     except OSError as error:
         sock.close()

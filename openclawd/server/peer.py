@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
-import struct
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -27,6 +25,7 @@ from openclawctl.wire.errors import (
     ProtocolError,
     RemoteProtocolError,
     SlowConsumer,
+    Unavailable,
     Unsupported,
 )
 from openclawctl.wire.messages import (
@@ -43,13 +42,15 @@ from openclawctl.wire.messages import (
     Welcome,
 )
 from openclawctl.wire.tokens import num_items
-from openclawd.admission.identity import Credentials, Principal, check_key
+from openclawd.server.credentials import credentials_of
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable, Coroutine, Iterator
 
     from openclawctl.wire.tokens import TokenLogprob
     from openclawctl.wire.tools import ToolCall
+    from openclawd.admission.identity import Caller, Credentials, Principal
 
 logger = logging.getLogger(__name__)
 
@@ -79,8 +80,6 @@ _READ_BUFFER: Final = memoryview(bytearray(64 * 1024))
 """What any client has just sent; it is copied before the next one's is read. `asyncio.Protocol`
 allocates 256 KiB for each read, and after 60,000 bad connections 2.6 MB of the heap were holes."""
 
-_PEERCRED = struct.Struct("3i")  # pid, uid, gid: `struct ucred`, socket(7)
-
 
 class Host(Protocol):
     """What a peer needs of the daemon."""
@@ -89,7 +88,10 @@ class Host(Protocol):
     hello_timeout_s: float
     max_frame_bytes: int
 
-    def admit(self, peer: Peer, caller: Credentials) -> Principal: ...
+    def admit(self, peer: Peer, credentials: Credentials) -> None: ...
+    def recognise(self, credentials: Credentials, then: Callable[[Caller], object]) -> None: ...
+    def identify(self, peer: Peer, caller: Caller) -> Principal: ...
+    def greet(self, peer: Peer, key: str | None) -> Principal: ...
     def welcome_limits(self) -> dict[str, Any]: ...
     def forget(self, peer: Peer) -> None: ...
     def note_refused(self, peer: Peer, problem: Problem) -> None: ...
@@ -191,8 +193,11 @@ class Peer(asyncio.BufferedProtocol):
         self._gone = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self._transport: asyncio.Transport
+        self._is_recognised = False
         self.principal: Principal
-        self.caller: Credentials
+        """From when the caller's names are known; with a key, another one from `hello` on."""
+        self.key_prefix = ""
+        self.credentials: Credentials
         self.client = ""
         self.app = ""
 
@@ -252,15 +257,16 @@ class Peer(asyncio.BufferedProtocol):
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
-        self.caller = _credentials(transport)
+        sock: socket.socket = transport.get_extra_info("socket")
+        self.credentials = credentials = credentials_of(sock)
         try:
-            self.principal = self._host.admit(self, self.caller)
+            self._host.admit(self, credentials)
         except Problem as problem:
-            logger.warning("a connection was refused: %s", problem)
-            self._refuse(problem)
+            self._refuse_caller(f"uid {credentials.uid}", problem)
             return
         self._set_timer(self._host.hello_timeout_s, self._time_out_hello)
         self._host.run_session(self._session())
+        self._host.recognise(credentials, self._become)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         del sizehint
@@ -297,6 +303,18 @@ class Peer(asyncio.BufferedProtocol):
 
     # ---- from the client ----
 
+    def _become(self, caller: Caller) -> None:
+        """The caller's names are there, at once or after a while: read what it has sent since."""
+        if self._gone.is_set() or self._connection.state is State.CLOSED:
+            return
+        try:
+            self.principal = self._host.identify(self, caller)
+        except Problem as problem:
+            self._refuse_caller(caller.name, problem)
+            return
+        self._is_recognised = True
+        self._handle_messages()
+
     async def _session(self) -> None:
         """Owns the tasks of this connection's requests; ends when the client has gone and they have
         ended too."""
@@ -308,6 +326,9 @@ class Peer(asyncio.BufferedProtocol):
     def _handle_messages(self) -> None:
         """Handle what is complete, a bounded number at a time; read on when all of it is done."""
         if self._gone.is_set() or self._is_paused:
+            return
+        if not self._is_recognised:
+            self._transport.pause_reading()
             return
         try:
             has_more = self._handle_some(self._connection.events())
@@ -359,7 +380,11 @@ class Peer(asyncio.BufferedProtocol):
     def _greet(self, hello: Hello) -> None:
         if hello.version < PROTOCOL_VERSION:
             raise Unsupported(f"protocol version {hello.version} is not spoken here any more")
-        check_key(hello.key)
+        try:
+            self.principal = self._host.greet(self, hello.key)
+        except Problem as problem:
+            self._refuse_caller(self.principal.name, problem)
+            return
         self._set_timer(0, None)
         self.client, self.app = hello.client, hello.app or ""
         self.send(
@@ -370,6 +395,10 @@ class Peer(asyncio.BufferedProtocol):
                 limits=self._host.welcome_limits(),
             )
         )
+
+    def _refuse_caller(self, who: str, problem: Problem) -> None:
+        logger.warning("a connection of %s was refused: %s", who, problem)
+        self._refuse(problem)
 
     def _refuse(self, problem: Problem) -> None:
         """Tell the client why, and close once it has had the time to read it."""
@@ -401,7 +430,14 @@ class Peer(asyncio.BufferedProtocol):
 
     def _time_out_hello(self) -> None:
         seconds = self._host.hello_timeout_s
-        self._refuse(ProtocolError(f"no `hello` came within {seconds:.0f} s"))
+        if self._is_recognised:
+            self._refuse(ProtocolError(f"no `hello` came within {seconds:.0f} s"))
+            return
+        problem = Unavailable(
+            f"the names of the caller and its groups were not found within {seconds:.0f} s",
+            hint="the directory service that knows them (nsswitch.conf) does not answer",
+        )
+        self._refuse_caller("somebody", problem)
 
     def _time_out_stall(self) -> None:
         self._disconnect(f"has read nothing for {STALL_TIMEOUT_S:.0f} s")
@@ -416,10 +452,3 @@ class Peer(asyncio.BufferedProtocol):
         if self._timer is not None:
             self._timer.cancel()
         self._timer = self._loop.call_later(delay_s, callback) if callback else None
-
-
-def _credentials(transport: asyncio.BaseTransport) -> Credentials:
-    sock: socket.socket = transport.get_extra_info("socket")
-    raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size)
-    pid, uid, gid = _PEERCRED.unpack(raw)
-    return Credentials(uid=uid, gid=gid, pid=pid)

@@ -50,7 +50,8 @@ def _reservation(inference: Inference) -> Reservation:
         arrived_at=time.time() - inference.elapsed_s(),
         prompt_tokens=inference.prompt_tokens,
         reserved_tokens=inference.prompt_tokens + inference.reserved_completion_tokens,
-        app=peer.app or None,
+        app=inference.params.app or peer.app or None,
+        session=inference.params.session,
     )
 
 
@@ -95,7 +96,7 @@ def _log(inference: Inference, settlement: Settlement) -> None:
     log_request(
         request_id=inference.request_id,
         principal=peer.principal.name,
-        app=peer.app,
+        app=inference.params.app or peer.app,
         model=inference.model.name,
         op=inference.op.value,
         prompt_tokens=settlement.tokens["prompt"],

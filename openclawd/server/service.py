@@ -17,7 +17,7 @@ import psutil
 from openclawctl.wire.errors import ShuttingDown
 from openclawctl.wire.operations import Op
 from openclawd.admission.connections import ConnectionLimits, check_connection, check_request
-from openclawd.admission.identity import Credentials, Principal, identify
+from openclawd.admission.identity import check_known, check_model
 from openclawd.admission.limits import TokenLimits
 from openclawd.server.auditing import Auditing
 from openclawd.server.rates import Rates, rules_of
@@ -30,21 +30,36 @@ if TYPE_CHECKING:
     from openclawctl.wire.errors import Problem
     from openclawctl.wire.operations import UsageParams
     from openclawctl.wire.sampling import Sampling
+    from openclawd.admission.identity import Caller, Credentials, Principal
     from openclawd.config import Config
     from openclawd.fleet.model import Model
     from openclawd.fleet.registry import Fleet
     from openclawd.ledger import Ledger
     from openclawd.observe.alerts import AlertSender
+    from openclawd.server.identities import Identities
+    from openclawd.server.names import Names
     from openclawd.server.peer import Exchange, Peer
 
-_NEEDS_NO_MODEL = frozenset({Op.PING, Op.STATUS, Op.MODELS, Op.USAGE, Op.AUDIT, Op.AUDIT_VERIFY})
+_NEEDS_NO_MODEL = frozenset(
+    {
+        Op.PING,
+        Op.STATUS,
+        Op.MODELS,
+        Op.USAGE,
+        Op.WHOAMI,
+        Op.KEYS_LIST,
+        Op.AUDIT,
+        Op.AUDIT_VERIFY,
+    }
+)
 """What is still answered while the daemon drains."""
 
 
 class Service:
     """Everything a request's handler needs. `alerts` tells people of budgets.
 
-    `answer` serves one request (`dispatch.answer`); `names` maps user ids to user names.
+    `answer` serves one request (`dispatch.answer`). `left_of` says what of its budgets and rates a
+    principal has left, for `whoami`.
     """
 
     def __init__(
@@ -56,8 +71,10 @@ class Service:
         answer: Callable[[Service, Exchange], Awaitable[None]],
         version: str,
         socket_path: Path,
-        names: dict[int, str],
         alerts: AlertSender,
+        identities: Identities,
+        names: Names,
+        left_of: Callable[[Principal], dict[str, Any]] = lambda principal: {},
     ) -> None:
         limits = config.resource_limits
         self.fleet = fleet
@@ -75,7 +92,10 @@ class Service:
         self.is_draining = False
         self._config = config
         self._socket_path = socket_path
+        self.identities = identities
+        self.keys_lock = asyncio.Lock()
         self._names = names
+        self._left_of = left_of
         self._limits = ConnectionLimits(
             max_connections=limits.max_connections,
             reserved_for_admins=limits.reserved_admin_connections,
@@ -84,7 +104,8 @@ class Service:
             max_requests_per_user=limits.max_requests_per_user,
         )
         self._started_at = time.time()
-        self._peers: set[Peer] = set()
+        self._peers: dict[Peer, str] = {}
+        """Every connection, and whose it counts as."""
         self._num_connections: Counter[str] = Counter()
         self._num_requests: Counter[str] = Counter()
         self._is_idle = asyncio.Event()
@@ -102,24 +123,52 @@ class Service:
 
     # ---- connections (peer.Host) ----
 
-    def admit(self, peer: Peer, caller: Credentials) -> Principal:
-        """Let a connection in. Raises `Denied` or `Overloaded`."""
-        principal = identify(caller, own_uid=os.geteuid(), names=self._names)
-        num_of_user = self._num_connections[principal.name] + 1
-        check_connection(len(self._peers) + 1, num_of_user, principal, self._limits)
-        self._peers.add(peer)
-        self._num_connections[principal.name] += 1
+    def admit(self, peer: Peer, credentials: Credentials) -> None:
+        """Let a connection in of which only numbers are known. Raises `Overloaded`."""
+        self._count(peer, f"uid:{credentials.uid}", is_admin=True)  # perhaps it is one
+
+    def recognise(self, credentials: Credentials, then: Callable[[Caller], object]) -> None:
+        """Find the names of a caller. `then` is called now, or on the loop once they are there."""
+        caller = self._names.known(credentials)
+        if caller is None:
+            self._names.look_up(credentials, then)
+        else:
+            then(caller)
+
+    def identify(self, peer: Peer, caller: Caller) -> Principal:
+        """Whom the kernel names. Raises `Overloaded`, and `Denied` for a stranger whom no `hello`
+        can help: there are no keys."""
+        principal = self.identities.of_caller(caller)
+        if not self.identities.keys:
+            check_known(principal)
+        self._count(peer, principal.name, is_admin=principal.is_admin)
         return principal
+
+    def greet(self, peer: Peer, key: str | None) -> Principal:
+        """Whom the connection speaks for. Raises `Denied` or `Overloaded`."""
+        principal, peer.key_prefix = self.identities.of_hello(peer.principal, key)
+        self._count(peer, principal.name, is_admin=principal.is_admin)
+        return principal
+
+    def _count(self, peer: Peer, name: str, *, is_admin: bool) -> None:
+        """Count a connection as somebody's, where there is room for one more of theirs."""
+        num_of_user = self._num_connections[name] + (self._peers.get(peer) != name)
+        num_all = len(self._peers) + (peer not in self._peers)
+        check_connection(num_all, num_of_user, self._limits, is_admin=is_admin)
+        self.forget(peer)
+        self._peers[peer] = name
+        self._num_connections[name] += 1
 
     def forget(self, peer: Peer) -> None:
         """A connection is gone; one that was never admitted is none of ours."""
-        if peer in self._peers:
-            self._peers.remove(peer)
-            self._num_connections[peer.principal.name] -= 1
+        if (name := self._peers.pop(peer, None)) is not None:
+            self._num_connections[name] -= 1
+            if not self._num_connections[name]:
+                del self._num_connections[name]
 
     def note_refused(self, peer: Peer, problem: Problem) -> None:
         """A connection, or its `hello`, was refused."""
-        self.audit.refused_connection(peer.caller, problem, app=peer.app)
+        self.audit.refused_connection(peer.credentials, problem, app=peer.app)
 
     def welcome_limits(self) -> dict[str, Any]:
         return {
@@ -144,8 +193,11 @@ class Service:
                 self._is_idle.set()
 
     def check_request(self, exchange: Exchange, op: Op) -> None:
-        """May this request be served now? Raises `Overloaded` or `ShuttingDown`."""
+        """May this request be served now? Raises `Denied` where its key is none any more,
+        `Overloaded` or `ShuttingDown`."""
         peer = exchange.peer
+        if peer.key_prefix:
+            self.identities.check_key(peer.key_prefix)
         check_request(peer.num_open, self._num_requests[peer.principal.name], self._limits)
         if self.is_draining and op not in _NEEDS_NO_MODEL:
             raise ShuttingDown(
@@ -173,6 +225,14 @@ class Service:
             exchange.cancel(problem)
         return len(exchanges)
 
+    def cancel_of_key(self, name: str, problem: Problem, *, but: Exchange) -> int:
+        """Cancel what is open by an API key, `but` one; returns how many requests that were."""
+        open_ones = [each for peer in self._peers for each in peer.exchanges]
+        of_key = [each for each in open_ones if each.peer.principal.key == name and each is not but]
+        for exchange in of_key:
+            exchange.cancel(problem)
+        return len(of_key)
+
     def close_connections(self) -> None:
         """Close every connection once its bytes are sent."""
         for peer in list(self._peers):
@@ -184,6 +244,17 @@ class Service:
             peer.abort()
 
     # ---- what handlers ask ----
+
+    def model_for(self, principal: Principal, name: str | None) -> Model:
+        """The model that a request of this principal means: the one way from a name to a model.
+        Raises `Denied`, `NotFound` or `InvalidRequest`.
+
+        Refused by its name before anything is looked for, so that nobody learns which models there
+        are that are not theirs.
+        """
+        own_name = self.fleet.name_of(name, may_see=principal.may_see)
+        check_model(principal, own_name)
+        return self.fleet.resolve(own_name, may_see=principal.may_see)
 
     def limits_of(self, model: Model) -> TokenLimits:
         """The token limits of a model; before it is loaded, with the configured context."""
@@ -209,13 +280,34 @@ class Service:
     def note_tokens(self, num_tokens: int) -> None:
         self.totals.note_tokens(num_tokens, now=self.now())
 
-    async def usage(self, params: UsageParams) -> dict[str, Any]:
-        """Sums of the ledger. Raises `Unavailable`."""
-        return await self.ledger.usage(params.by, since_s=params.since_s, now=time.time())
+    async def usage(self, params: UsageParams, caller: Principal) -> dict[str, Any]:
+        """Sums of the ledger, of all or of the caller's own requests. Raises `Unavailable`."""
+        return await self.ledger.usage(
+            params.by,
+            since_s=params.since_s,
+            now=time.time(),
+            principal=None if caller.sees_everybody else caller.name,
+        )
+
+    def whoami(self, peer: Peer) -> dict[str, Any]:
+        """Who is asking, what they may do, and what they have left."""
+        principal = peer.principal
+        limits = self._limits
+        return {
+            **self.identities.whoami(principal, peer.key_prefix),
+            "models": [model.name for model in self.fleet.models if principal.may_use(model.name)],
+            "limits": {
+                "max_connections": limits.max_connections_per_user,
+                "max_requests": limits.max_requests_per_user,
+                "max_requests_per_connection": limits.max_requests_per_connection,
+            },
+            "left": self._left_of(principal),
+        }
 
     def status(self, caller: Principal) -> dict[str, Any]:
         """What `status` answers. Never waits."""
         models = list(self.fleet.models)
+        rows = [row for row in self.fleet.rows() if caller.may_see(row["name"])]
         return {
             "server": {
                 "version": self.version,
@@ -237,7 +329,7 @@ class Service:
                 "completion": self.totals.completion_tokens,
                 "per_s": round(self.totals.tokens_per_s(now=self.now()), 1),
             },
-            "models": self.fleet.rows(),
+            "models": rows,
             "memory_bytes": int(psutil.Process().memory_info().rss),
             "principal": caller.name,
         }

@@ -79,7 +79,7 @@ def environment(folder, model_path, **more):
     return {**os.environ, "PWD": str(folder), "MODEL": str(model_path), **more}
 
 
-@pytest.mark.parametrize("name", ["generate", "shapes", "texts", "models", "errors"])
+@pytest.mark.parametrize("name", ["generate", "shapes", "texts", "models", "keys", "errors"])
 def test_with_a_warm_daemon(name, daemon, folder, model_path):
     env = environment(folder, model_path, OPENCLAWD_SOCKET=str(daemon.socket))
     file = FOLDER / f"{name}.transcript"
@@ -98,7 +98,7 @@ def test_daemon_of_one_s_own(folder, model_path):
 
 
 def test_every_transcript_is_run():
-    run = {"generate", "shapes", "texts", "models", "errors", "daemon"}
+    run = {"generate", "shapes", "texts", "models", "keys", "errors", "daemon"}
     assert {file.stem for file in FOLDER.glob("*.transcript")} == run
 
 

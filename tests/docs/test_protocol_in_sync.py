@@ -214,6 +214,10 @@ def answers(daemon):
             "status": client.status(),
             "models": client.models(),
             "usage": client.usage(),
+            "whoami": client.whoami(),
+            "create": client.create_key("documented", role="reader"),
+            "show": client.show_key("documented"),
+            "list": client.list_keys(),
         }
 
 
@@ -241,6 +245,14 @@ def test_usage(answers):
     assert set(usage) <= documented
     assert set(usage["rows"][0]) <= documented
     assert set(usage["total"]) == set(usage["rows"][0]) - {"key"}
+
+
+def test_whoami_and_keys(answers):
+    assert set(answers["whoami"]) <= set(names(paragraph("**`whoami`**")))
+    documented = set(names(paragraph("**`keys.create`**")))
+    assert set(answers["create"]) == set(answers["show"]) | {"secret"}
+    assert set(answers["show"]) <= documented
+    assert answers["show"] in answers["list"]
 
 
 def test_the_example_client(daemon):

@@ -381,14 +381,14 @@ def test_a_stranger_is_refused_with_a_sentence(daemon: Daemon, folder: Path) -> 
     path.chmod(0o666)
     program = (
         "import os, socket, sys; os.setuid(65534);"
-        "s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); print(s.recv(9999))"
+        "s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]);"
+        "s.send(bytes.fromhex(sys.argv[2])); print(s.recv(9999))"
     )
-    answer = subprocess.run(
-        [sys.executable, "-c", program, str(path)], capture_output=True, check=True, timeout=30
-    )
+    command = [sys.executable, "-c", program, str(path), HELLO.hex()]
+    answer = subprocess.run(command, capture_output=True, check=True, timeout=30)
     path.chmod(0o660)
     assert b"denied" in answer.stdout
-    assert b"65534 may not use this daemon" in answer.stdout
+    assert b"may not use this daemon" in answer.stdout
 
 
 def test_descriptors_and_threads_do_not_grow(daemon: Daemon) -> None:

@@ -5,7 +5,17 @@ from dataclasses import replace
 
 from hypothesis import strategies as st
 
-from openclawctl.wire import chat, completion, formats, results, sampling, scheduling, tokens, tools
+from openclawctl.wire import (
+    chat,
+    completion,
+    formats,
+    keys,
+    results,
+    sampling,
+    scheduling,
+    tokens,
+    tools,
+)
 from openclawctl.wire import messages as m
 from openclawctl.wire import operations as ops
 from openclawctl.wire.errors import Code, Kind
@@ -111,6 +121,8 @@ _scheduling = {
     "priority": maybe(st.sampled_from(scheduling.PRIORITIES)),
     "deadline_s": maybe(st.floats(scheduling.MIN_DEADLINE_S, m.LONGEST_S)),
 }
+labels = st.text("abz 019_-ü日", min_size=1, max_size=20)
+_labels = {"app": maybe(labels), "session": maybe(labels)}
 _schemas = st.dictionaries(texts, st.integers() | texts, max_size=3).map(json.dumps)
 output_formats = st.one_of(
     st.builds(formats.OutputFormat, st.just("json_object")),
@@ -120,6 +132,7 @@ output_formats = st.one_of(
 _completion = {
     "format": maybe(output_formats),
     **_scheduling,
+    **_labels,
     "model": maybe(texts),
     "adapter": maybe(texts),
     "max_tokens": maybe(st.integers(1, completion.MAX_TOKENS)),
@@ -128,6 +141,7 @@ _completion = {
     "stream": st.booleans(),
     "sampling": samplings,
 }
+key_names = st.from_regex(keys.KEY_NAME_PATTERN, fullmatch=True)
 chat_messages = st.builds(
     chat.ChatMessage,
     role=st.sampled_from(chat.CHAT_ROLES),
@@ -182,6 +196,7 @@ params = {
         input=st.lists(some_text, min_size=1, max_size=5),
         model=maybe(texts),
         **_scheduling,
+        **_labels,
     ),
     ops.Op.TOKENIZE: st.builds(
         ops.TokenizeParams, text=texts, model=maybe(texts), add_special=st.booleans()
@@ -201,6 +216,24 @@ params = {
     ops.Op.USAGE: st.builds(
         ops.UsageParams, by=st.sampled_from(ops.USAGE_GROUPS), since_s=maybe(seconds)
     ),
+    ops.Op.WHOAMI: st.builds(ops.NoParams),
+    ops.Op.KEYS_CREATE: st.builds(
+        ops.KeyCreateParams,
+        name=key_names,
+        role=texts,
+        tier=maybe(texts),
+        models=maybe(st.lists(some_text, min_size=1, max_size=3)),
+        expires_s=maybe(st.floats(1, m.LONGEST_S)),
+    ),
+    ops.Op.KEYS_LIST: st.builds(ops.NoParams),
+    ops.Op.KEYS_SHOW: st.builds(ops.KeyParams, name=key_names),
+    ops.Op.KEYS_ROTATE: st.builds(
+        ops.KeyRotateParams,
+        name=key_names,
+        overlap_s=seconds,
+        expires_s=maybe(st.floats(1, m.LONGEST_S)),
+    ),
+    ops.Op.KEYS_REVOKE: st.builds(ops.KeyParams, name=key_names),
 }
 
 usages = st.builds(

@@ -51,6 +51,10 @@ def test_unknown_params_are_named_in_their_order(op):
         Op.CHAT: {"messages": [{"role": "user", "content": "x"}]},
         Op.EMBED: {"input": ["x"]},
         Op.TOKENIZE: {"text": "x"},
+        Op.KEYS_CREATE: {"name": "ci", "role": "user"},
+        Op.KEYS_SHOW: {"name": "ci"},
+        Op.KEYS_ROTATE: {"name": "ci"},
+        Op.KEYS_REVOKE: {"name": "ci"},
     }.get(op, {})
     _, unknown = decode_params(op, {"zebra": 1, **known, "ape": None})
     assert unknown == ["zebra", "ape"]

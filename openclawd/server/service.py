@@ -18,7 +18,10 @@ from openclawctl.wire.errors import ShuttingDown
 from openclawctl.wire.operations import Op
 from openclawd.admission.connections import ConnectionLimits, check_connection, check_request
 from openclawd.admission.identity import Credentials, Principal, identify
+from openclawd.admission.limit_rules import OnTooLong
 from openclawd.admission.limits import TokenLimits
+from openclawd.server.lanes import Lanes
+from openclawd.server.limits import limit_rules
 from openclawd.server.totals import Totals
 
 if TYPE_CHECKING:
@@ -58,6 +61,8 @@ class Service:
         limits = config.resource_limits
         self.fleet = fleet
         self.ledger = ledger
+        self.limit_rules = limit_rules(config.limits)
+        self.lanes = Lanes()
         self.totals = Totals()
         self._answer = answer
         self.version = version
@@ -182,7 +187,13 @@ class Service:
             max_input_tokens=self._config.max_input_tokens_for(config),
             max_output_tokens=self._config.max_output_tokens_for(config),
             parallel=config.parallel,
+            on_too_long=OnTooLong.parse(self._config.on_too_long_for(config)),
         )
+
+    def may_use(self, caller: Principal, model: str) -> bool:
+        """May this caller's request fall back to a model? Everybody who is let in may use all."""
+        del caller, model
+        return True
 
     def sampling_of(self, model: Model) -> Sampling:
         """The sampling defaults of a model."""

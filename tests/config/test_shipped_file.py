@@ -18,6 +18,8 @@ def uncommented() -> str:
 
 
 def key_paths(value: object, path: str = "") -> set[str]:
+    if isinstance(value, list) and value and isinstance(value[0], dict):  # a list of rules
+        return {path} | key_paths(value[0], f"{path}.NAME")
     if not isinstance(value, dict) or path in ("aliases", "models.NAME.inference_settings"):
         return {path}
     has_names = path in ("models", "models.NAME.adapters")
@@ -41,7 +43,7 @@ def test_every_key_is_in_it_and_no_other():
     schema = {info.path for info in all_keys()}
     per_model = "models.NAME.inference_settings."  # the same keys as inference_settings
     wanted = {path for path in schema if not path.startswith(per_model)}
-    no_keys = {"", "models.NAME", "models.NAME.adapters.NAME"}
+    no_keys = {"", "models.NAME", "models.NAME.adapters.NAME", "limits.NAME"}
     assert key_paths(yaml.safe_load(uncommented())) - no_keys == wanted
 
 
@@ -49,7 +51,7 @@ def test_every_setting_is_explained():
     explained = re.compile(r"^## +\S")
     lines = SHIPPED.read_text().splitlines()
     for number, line in enumerate(lines):
-        if re.match(r"^# *\w+:", line) and not re.match(r"^#  smollm2:|^#      cache_type_v", line):
+        if re.match(r"^# *(- )?\w+:", line) and not re.match(r"^#  smollm2:|^#      cache_type_v", line):
             assert explained.match(lines[number - 1]), line
 
 
@@ -70,4 +72,5 @@ def test_the_defaults_it_shows_are_the_defaults(tmp_path):
         )
     )
     assert sampling.pop("max_output_tokens") == 1024
+    assert sampling.pop("on_too_long") == "error"
     assert sampling == {name: getattr(defaults, name) for name in sampling}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from openclawctl.cli.shell import (
@@ -13,6 +15,7 @@ from openclawctl.cli.shell import (
     print_json,
     print_line,
     read_stdin,
+    say,
     scheduling_options,
     write,
 )
@@ -50,6 +53,7 @@ def embed_command(
         result = client.embed(
             values, model=model, priority=priority, deadline_s=deadline_s, adapter=adapter
         )
+    _warn_of(result.context)
     if shell.is_json:
         print_json(result.as_dict())
         return
@@ -111,6 +115,15 @@ def detokenize_command(shell: Shell, /, ids: tuple[str, ...], model: str | None)
         print_json({"text": text})
     else:
         write(text + "\n")
+
+
+def _warn_of(context: dict[str, Any]) -> None:
+    """Say on stderr what became of the texts, if anything did."""
+    if context.get("dropped"):
+        policy, dropped, came = (context[n] for n in ("policy", "dropped", "prompt_tokens_in"))
+        say(f"openclawctl: warning: {dropped} of {came} tokens were dropped ({policy})")
+    if name := context.get("fallback_from"):
+        say(f"openclawctl: warning: another model answers instead of {name}")
 
 
 def _piped() -> str:

@@ -51,7 +51,9 @@ def test_every_setting_is_explained():
     explained = re.compile(r"^## +\S")
     lines = SHIPPED.read_text().splitlines()
     for number, line in enumerate(lines):
-        if re.match(r"^# *(- )?\w+:", line) and not re.match(r"^#  smollm2:|^#      cache_type_v", line):
+        if re.match(r"^# *(- )?\w+:", line) and not re.match(
+            r"^#  smollm2:|^#      cache_type_v", line
+        ):
             assert explained.match(lines[number - 1]), line
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sqlite3
@@ -158,6 +159,18 @@ def test_the_command_line_says_on_stderr_that_it_was_cut(limited: Daemon) -> Non
     done = subprocess.run(command, input=WORDS * 3, capture_output=True, text=True, check=True)
     assert "openclawctl: warning: the prompt had " in done.stderr
     assert "were dropped (truncate_middle)" in done.stderr
+
+
+def test_an_embedding_of_texts_that_were_cut_says_so(limited: Daemon) -> None:
+    command = [sys.executable, "-m", "openclawctl", "--socket", str(limited.socket)]
+    command += ["embed", "--model", "cut", "--json", WORDS * 2, "short"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    result = json.loads(done.stdout)
+    context = result["context"]
+    num_dropped, num_in = context["dropped"], context["prompt_tokens_in"]
+    assert context["policy"] == "truncate_middle"
+    assert num_in - num_dropped == result["usage"]["prompt_tokens"] > 256
+    assert f"{num_dropped} of {num_in} tokens were dropped (truncate_middle)" in done.stderr
 
 
 def test_a_prompt_that_is_too_long_goes_to_the_fallback(limited: Daemon) -> None:

@@ -98,7 +98,8 @@ class Completion:
 
 
 class Embeddings(list[list[float]]):
-    """One normalised vector per input, in their order, with what they cost."""
+    """One normalised vector per input, in their order, with what they cost. `context` says what
+    became of the texts."""
 
     def __init__(
         self,
@@ -108,8 +109,10 @@ class Embeddings(list[list[float]]):
         model: str,
         usage: Usage,
         timings: Timings,
+        context: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(vectors)
+        self.context = context or {}
         self.request_id = request_id
         self.model = model
         self.usage = usage
@@ -126,6 +129,7 @@ class Embeddings(list[list[float]]):
             "embeddings": self.vectors,
             "usage": usage_dict(self.usage),
             "timings": asdict(self.timings),
+            "context": self.context,
         }
 
 
@@ -183,6 +187,7 @@ def embeddings(result: dict[str, Any], deltas: Iterable[Delta], num_inputs: int)
         model=decoded.model,
         usage=decoded.usage,
         timings=decoded.timings,
+        context=decoded.context,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,6 +16,7 @@ from openclawctl.cli.shell import (
     print_json,
     print_line,
     read_stdin,
+    say,
     scheduling_options,
     write,
 )
@@ -54,6 +55,7 @@ def embed_command(
         raise click.UsageError("no text to embed")
     with shell.client() as client:
         result = client.embed(values, **options)
+    _warn_of(result.context)
     if shell.is_json:
         print_json(result.as_dict())
         return
@@ -115,6 +117,15 @@ def detokenize_command(shell: Shell, /, ids: tuple[str, ...], model: str | None)
         print_json({"text": text})
     else:
         write(text + "\n")
+
+
+def _warn_of(context: dict[str, Any]) -> None:
+    """Say on stderr what became of the texts, if anything did."""
+    if context.get("dropped"):
+        policy, dropped, came = (context[n] for n in ("policy", "dropped", "prompt_tokens_in"))
+        say(f"openclawctl: warning: {dropped} of {came} tokens were dropped ({policy})")
+    if name := context.get("fallback_from"):
+        say(f"openclawctl: warning: another model answers instead of {name}")
 
 
 def _piped() -> str:

@@ -1,5 +1,9 @@
 """How many tokens a request may take and make. Pure: exact counts in, a plan or a refusal out.
 
+Owns what a model's own limits and the rules that a request is under (`limit_rules.py`) come to
+together. The strictest decides: it is the one that a refusal names, and whose `on_too_long` says
+what becomes of a prompt that is too long.
+
 Rules (design, "Names, places, defaults"): prompt + explicit `max_tokens` over the context is
 refused with the numbers; an unset `max_tokens` becomes min(`max_output_tokens`, what is left).
 Nothing is ever cut without a word.
@@ -7,11 +11,25 @@ Nothing is ever cut without a word.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
 
 from openclawctl.wire.errors import LimitExceeded, PromptTooLong
 from openclawctl.wire.framing import MAX_RESULT_ITEMS
+from openclawd.admission.limit_rules import Action, OnTooLong, strictest
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Iterator
+
+    from openclawd.admission.limit_rules import LimitRule
+
+MAX_CUT_BYTES: Final = 4 * 1024 * 1024
+"""Longest prompt that is read in order to be cut, though it can fit nowhere. Others' prompts wait
+meanwhile: about 1.2 s a megabyte for the worst text (`worker/tokenizer.py`)."""
+
+_ANSWER_SHARE: Final = 4
+"""A prompt that is cut leaves an answer without `max_tokens` at least this part of the room, one in
+so many tokens, unless `max_output_tokens` is less."""
 
 _OTHER_ITEMS: Final = 4096
 """Far more than a result has beside its tokens."""
@@ -20,13 +38,56 @@ _OTHER_ITEMS: Final = 4096
 @dataclass(frozen=True, slots=True)
 class TokenLimits:
     """The limits of one model. `context` is tokens per sequence, `parallel` sequences in one batch;
-    None means no further limit."""
+    None means no further limit. `on_too_long` is for prompts over these, not over a rule's."""
 
     model: str
     context: int
     max_input_tokens: int | None
     max_output_tokens: int
     parallel: int
+    on_too_long: OnTooLong = field(default_factory=OnTooLong)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The answer that is asked for: `n` choices of `max_tokens` each (None: as many as may be). An
+    embedding asks for none, `n` is 0."""
+
+    n: int = 1
+    max_tokens: int | None = None
+
+    @property
+    def least(self) -> int:
+        """Tokens of each choice for which there must be room."""
+        return min(self.n, 1) if self.max_tokens is None else self.max_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Excess:
+    """A prompt is too long. Where it is to be cut, then to at most `max_prompt_tokens`."""
+
+    on_too_long: OnTooLong
+    max_prompt_tokens: int
+
+    @property
+    def truncates(self) -> bool:
+        return self.on_too_long.truncates and self.max_prompt_tokens > 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Room:
+    """How long a prompt may be by one limit: `most` tokens, and if it is cut, `target`. The limit
+    is called `name` and allows `value` tokens, in words `allows`."""
+
+    most: int
+    target: int
+    on_too_long: OnTooLong
+    name: str
+    value: int
+    allows: str
+
+
+# ---- what can be said early ----
 
 
 def check_choices(n: int, limits: TokenLimits) -> None:
@@ -37,6 +98,12 @@ def check_choices(n: int, limits: TokenLimits) -> None:
             "(parallel)",
             hint=f"ask for at most {limits.parallel} choices, or send several requests",
         )
+
+
+def may_shorten(limits: TokenLimits, rules: Collection[LimitRule]) -> bool:
+    """Might a prompt that is too long be served all the same?"""
+    policies = [limits.on_too_long, *(rule.on_too_long for rule in rules)]
+    return any(policy.action is not Action.ERROR for policy in policies)
 
 
 def check_prompt_bytes(num_bytes: int, *, longest_token_bytes: int, limits: TokenLimits) -> None:
@@ -51,47 +118,64 @@ def check_prompt_bytes(num_bytes: int, *, longest_token_bytes: int, limits: Toke
         )
 
 
-def check_prompt_tokens(prompt_tokens: int, limits: TokenLimits) -> None:
-    """Refuse a prompt over `max_input_tokens` or one that leaves the context no room to answer."""
-    if limits.max_input_tokens is not None and prompt_tokens > limits.max_input_tokens:
-        raise PromptTooLong(
-            f"the prompt has {prompt_tokens} tokens; model {limits.model} allows "
-            f"{limits.max_input_tokens} (max_input_tokens)",
-            hint="shorten the prompt, or ask the administrator to raise max_input_tokens",
-        )
-    if prompt_tokens > limits.context:
-        raise PromptTooLong(
-            f"the prompt has {prompt_tokens} tokens; the context of model {limits.model} holds "
-            f"{limits.context} tokens",
-            hint="shorten the prompt, or ask the administrator for a larger context",
-        )
+def check_bytes_to_cut(num_bytes: int, *, longest_token_bytes: int, limits: TokenLimits) -> None:
+    """The same for a prompt that could be cut: reading it must not take too long."""
+    if num_bytes > MAX_CUT_BYTES:
+        check_prompt_bytes(num_bytes, longest_token_bytes=longest_token_bytes, limits=limits)
 
 
-def plan_completion(prompt_tokens: int, asked: int | None, limits: TokenLimits) -> int:
-    """The `max_tokens` that applies. Raises `PromptTooLong` or `LimitExceeded` with the numbers."""
-    check_prompt_tokens(prompt_tokens, limits)
-    left = limits.context - prompt_tokens
-    if left < 1:
-        raise PromptTooLong(
-            f"the prompt's {prompt_tokens} tokens fill the context of model {limits.model} "
-            f"({limits.context} tokens), so that there is no room for an answer",
-            hint="shorten the prompt",
-        )
-    if asked is None:
-        return min(limits.max_output_tokens, left)
-    if asked > limits.max_output_tokens:
+# ---- on exact counts ----
+
+
+def excess_of(
+    prompt_tokens: int, asked: Asked, limits: TokenLimits, rules: Collection[LimitRule] = ()
+) -> Excess | None:
+    """What the strictest limit wants to be done about a prompt that is too long; None for one that
+    is not. A cut makes it short enough for all limits, and leaves room for the answer."""
+    if asked.least > _most_completion(asked, limits, rules):
+        return None  # it will be refused whatever is cut
+    rooms = list(_rooms(asked, limits, rules))
+    tightest = _tightest(rooms)
+    if prompt_tokens <= tightest.most:
+        return None
+    return Excess(tightest.on_too_long, min(room.target for room in rooms))
+
+
+def check_prompt_tokens(
+    prompt_tokens: int, limits: TokenLimits, rules: Collection[LimitRule] = ()
+) -> None:
+    """Refuse a prompt that is too long by itself, without any answer."""
+    _refuse_longer(prompt_tokens, Asked(n=0), limits, rules)
+
+
+def check_total_tokens(num_tokens: int, rules: Collection[LimitRule]) -> None:
+    """Refuse an embedding of several texts that together have more tokens than a rule allows."""
+    if (found := strictest(rules, "max_total_tokens")) and num_tokens > found[1]:
+        rule, allowed = found
         raise LimitExceeded(
-            f"max_tokens is {asked}; model {limits.model} allows {limits.max_output_tokens} "
-            "(max_output_tokens)",
-            hint=f"ask for at most {limits.max_output_tokens} tokens",
+            f"the texts have {num_tokens} tokens together; limit {rule.name} allows {allowed} "
+            "(max_total_tokens)",
+            hint="send fewer or shorter texts in one request",
         )
-    if asked > left:
-        raise PromptTooLong(
-            f"{prompt_tokens} prompt tokens + max_tokens {asked} = {prompt_tokens + asked}; "
-            f"the context of model {limits.model} holds {limits.context} tokens",
-            hint=f"ask for at most {left} tokens, or leave max_tokens out",
-        )
-    return asked
+
+
+def plan_completion(
+    prompt_tokens: int,
+    asked: Asked,
+    limits: TokenLimits,
+    rules: Collection[LimitRule] = (),
+) -> int:
+    """The `max_tokens` of each choice that applies. Raises `PromptTooLong` or `LimitExceeded` with
+    the limit, what was asked and what is allowed."""
+    _refuse_longer(prompt_tokens, Asked(asked.n), limits, rules)
+    _check_completion(asked, limits, rules)
+    _refuse_longer(prompt_tokens, asked, limits, rules)
+    if asked.max_tokens is not None:
+        return asked.max_tokens
+    left = [limits.context - prompt_tokens]
+    if found := strictest(rules, "max_total_tokens"):
+        left.append((found[1] - prompt_tokens) // asked.n)
+    return min(_most_completion(asked, limits, rules), *left)
 
 
 def check_min_tokens(min_tokens: int, max_tokens: int) -> None:
@@ -111,3 +195,101 @@ def check_answer_tokens(num_tokens: int) -> None:
             f"the answer may have {num_tokens} tokens; one result holds {most} at most",
             hint="ask for fewer tokens (max_tokens) or choices (n)",
         )
+
+
+def _check_completion(asked: Asked, limits: TokenLimits, rules: Collection[LimitRule]) -> None:
+    """Refuse an answer that is too long whatever the prompt is."""
+    most = limits.max_output_tokens
+    if asked.max_tokens is not None and asked.max_tokens > most:
+        raise LimitExceeded(
+            f"max_tokens is {asked.max_tokens}; model {limits.model} allows {most} "
+            "(max_output_tokens)",
+            hint=f"ask for at most {most} tokens",
+        )
+    found = strictest(rules, "max_completion_tokens")
+    if found is not None and asked.n * asked.least > found[1]:
+        rule, allowed = found
+        raise LimitExceeded(
+            f"{_answer_text(asked)} asks for {asked.n * asked.least} completion tokens; limit "
+            f"{rule.name} allows {allowed} (max_completion_tokens)",
+            hint=f"ask for at most {allowed} tokens over all choices",
+        )
+
+
+def _most_completion(asked: Asked, limits: TokenLimits, rules: Collection[LimitRule]) -> int:
+    """Most tokens of each choice, whatever the prompt is."""
+    found = strictest(rules, "max_completion_tokens")
+    if found is None or asked.n == 0:
+        return limits.max_output_tokens
+    return min(limits.max_output_tokens, found[1] // asked.n)
+
+
+# ---- the prompt ----
+
+
+def _rooms(asked: Asked, limits: TokenLimits, rules: Collection[LimitRule]) -> Iterator[_Room]:
+    """What each limit leaves a prompt beside the least answer, the narrowest last resort being the
+    model's context."""
+    least = asked.n * asked.least
+    for rule in rules:
+        policy, allows = rule.on_too_long, f"limit {rule.name} allows {{}} ({{}})".format
+        if (most := rule.max_prompt_tokens) is not None:
+            name = "max_prompt_tokens"
+            yield _Room(most, most, policy, name, most, allows(most, name))
+        if (total := rule.max_total_tokens) is not None and asked.n:
+            name, target = "max_total_tokens", total - asked.n * _usual_answer(asked, total, limits)
+            yield _Room(total - least, target, policy, name, total, allows(total, name))
+    policy = limits.on_too_long
+    if (most := limits.max_input_tokens) is not None:
+        name = "max_input_tokens"
+        allows_text = f"model {limits.model} allows {most} ({name})"
+        yield _Room(most, most, policy, name, most, allows_text)
+    context = limits.context
+    target = context - _usual_answer(asked, context, limits)
+    holds = f"the context of model {limits.model} holds {context} tokens"
+    yield _Room(context - asked.least, target, policy, "context", context, holds)
+
+
+def _usual_answer(asked: Asked, room: int, limits: TokenLimits) -> int:
+    """Tokens of one choice for which a prompt that is cut makes room."""
+    if asked.max_tokens is not None or asked.n == 0:
+        return asked.least
+    return max(1, min(limits.max_output_tokens, room // (_ANSWER_SHARE * asked.n)))
+
+
+def _tightest(rooms: Iterable[_Room]) -> _Room:
+    return min(rooms, key=lambda room: room.most)
+
+
+def _refuse_longer(
+    prompt_tokens: int, asked: Asked, limits: TokenLimits, rules: Collection[LimitRule]
+) -> None:
+    room = _tightest(_rooms(asked, limits, rules))
+    if prompt_tokens > room.most:
+        raise _too_long(prompt_tokens, asked, room)
+
+
+def _too_long(prompt_tokens: int, asked: Asked, room: _Room) -> PromptTooLong:
+    """The refusal, in words: too long by itself, without room for an answer, or for this one."""
+    if prompt_tokens > room.value:
+        return PromptTooLong(
+            f"the prompt has {prompt_tokens} tokens; {room.allows}",
+            hint=f"shorten the prompt, or ask the administrator for a larger {room.name}",
+        )
+    if asked.max_tokens is None:
+        return PromptTooLong(
+            f"the prompt has {prompt_tokens} tokens, which leave no room for an answer; "
+            f"{room.allows}",
+            hint="shorten the prompt",
+        )
+    whole = prompt_tokens + room.value - room.most
+    left = (room.value - prompt_tokens) // (asked.n if room.name == "max_total_tokens" else 1)
+    return PromptTooLong(
+        f"{prompt_tokens} prompt tokens + {_answer_text(asked)} = {whole}; {room.allows}",
+        hint=f"ask for at most {left} tokens, or leave max_tokens out",
+    )
+
+
+def _answer_text(asked: Asked) -> str:
+    tokens = "one token" if asked.max_tokens is None else f"max_tokens {asked.max_tokens}"
+    return tokens if asked.n == 1 else f"{tokens} for each of {asked.n} choices"

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, Final
 from pydantic import ValidationError
 
 from openclawctl.wire.fields import suggestion
+from openclawd.config import limits as limit_rules
 from openclawd.config import rates, reference
 from openclawd.config.errors import ConfigError, Finding, shown
 from openclawd.config.model_files import model_files_by_stem
-from openclawd.config.schema import NAME_TEXT, Config, ModelConfig
+from openclawd.config.schema import NAME_TEXT, Config, InferenceSettings, ModelConfig
 from openclawd.config.source import KeyPath, Source, key_path, read_source
 from openclawd.config.values import NotBuiltError
 
@@ -114,11 +115,27 @@ def _contradictions(config: Config) -> Iterator[tuple[KeyPath, str]]:
     tiers = getattr(config, "tiers", {})
     for path, message in config.security.mistakes(tiers=tiers, aliases=config.aliases):
         yield ("security", *path), message
+    yield from _contradictions_of_limits(config)
     limits = config.resource_limits
     reserved, most = limits.reserved_admin_connections, limits.max_connections
     if reserved >= most:
         message = f"found {reserved}; it must be less than max_connections, which is {most}"
         yield ("resource_limits", "reserved_admin_connections"), message
+
+
+def _contradictions_of_limits(config: Config) -> Iterator[tuple[KeyPath, str]]:
+    known = [*config.models, *config.aliases]
+    yield from limit_rules.contradictions(config.limits, known)
+    sections: list[tuple[KeyPath, InferenceSettings]] = [((), config.inference_settings)]
+    sections += [
+        (("models", name), model.inference_settings) for name, model in config.models.items()
+    ]
+    for place, settings in sections:
+        for message in limit_rules.wrong_fallback(settings.on_too_long, known):
+            yield (*place, "inference_settings", "on_too_long"), message
+        if place and settings.on_too_long == f"fallback:{place[-1]}":
+            message = f"found {shown(settings.on_too_long)}, which is the model itself"
+            yield (*place, "inference_settings", "on_too_long"), message
 
 
 def _contradictions_of_model(model: ModelConfig) -> Iterator[tuple[str, str]]:

@@ -24,6 +24,7 @@ from openclawctl.wire.framing import MAX_FRAME_BYTES
 from openclawctl.wire.sampling import SAMPLING_INTEGERS, SAMPLING_RANGES, Sampling
 from openclawd.config import values
 from openclawd.config.keys import Section, count, key
+from openclawd.config.limits import ON_TOO_LONG_ALLOWED, LimitConfig, OnTooLongText
 from openclawd.config.notify import NotifyConfig
 from openclawd.config.rates import RateLimitConfig  # noqa: TC001 - pydantic reads the annotations
 from openclawd.config.security import SecurityConfig
@@ -90,7 +91,8 @@ class InferenceSettings(Section):
         None,
         low=1,
         high=_MAX_CONTEXT,
-        meaning="Most prompt tokens of a request. Longer prompts are refused, never cut.",
+        meaning="Most prompt tokens of a request. What becomes of longer prompts, `on_too_long`"
+        " says.",
         default_text="what the model's context holds",
     )
     max_output_tokens: int | None = count(
@@ -99,6 +101,13 @@ class InferenceSettings(Section):
         high=_MAX_CONTEXT,
         meaning="Most completion tokens of a request, and what a request that does not say gets.",
         default_text=str(DEFAULT_MAX_OUTPUT_TOKENS),
+    )
+    on_too_long: OnTooLongText | None = key(
+        None,
+        meaning="What becomes of a prompt that is over `max_input_tokens`, or does not fit into the"
+        " context together with its answer. See `limits`.",
+        allowed=ON_TOO_LONG_ALLOWED,
+        default_text="error",
     )
     temperature: float | None = _sampling(
         "temperature", "How freely tokens are chosen; 0 always takes the likeliest."
@@ -508,6 +517,12 @@ class Config(Section):
         " room for it.",
         allowed="a list of rules, each a map",
     )
+    limits: list[LimitConfig] = key(
+        [],
+        meaning="Rules that bound single requests, and how many of them run and wait. Of all that"
+        " fit a request, the strictest value wins.",
+        allowed="a list of maps with the keys of limits",
+    )
     logging: Annotated[LoggingConfig, BeforeValidator(values.empty_if_nil)] = key(
         LoggingConfig(), meaning="What is logged, how and where.", allowed="a map"
     )
@@ -546,3 +561,8 @@ class Config(Section):
         own = model.inference_settings.max_output_tokens
         daemon_wide = self.inference_settings.max_output_tokens
         return own or daemon_wide or DEFAULT_MAX_OUTPUT_TOKENS
+
+    def on_too_long_for(self, model: ModelConfig) -> str:
+        """What becomes of a prompt that is too long for this model."""
+        own = model.inference_settings.on_too_long
+        return own or self.inference_settings.on_too_long or "error"

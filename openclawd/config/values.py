@@ -91,6 +91,20 @@ def alert_timeout_s(value: object) -> float:
     return seconds
 
 
+def duration_or_none_s(value: object) -> float | None:
+    return None if value is None else duration_s(value)
+
+
+def on_too_long(value: str) -> str:
+    """What becomes of a prompt that is too long; see `admission.limit_rules.OnTooLong`."""
+    action, colon, model = value.partition(":")
+    if action == "fallback" and model:
+        return value
+    if colon or action not in ("error", "truncate_head", "truncate_middle"):
+        raise ValueError("not such a policy")
+    return value
+
+
 def keep_alive_s(value: object) -> float:
     if value in ("forever", "-1") or (value == -1 and not isinstance(value, bool)):
         return math.inf

@@ -119,8 +119,16 @@ class Link(asyncio.BufferedProtocol):
         if self._transport is not None and not self._transport.is_closing():
             self._transport.write(encode_frame(encode(message), max_bytes=TO_WORKER_FRAME_BYTES))
 
-    def prepare(self, op: str, params: dict[str, Any]) -> Call:
-        """Have a request tokenised. `call.prepared` gets the exact counts, or a problem.
+    def prepare(
+        self,
+        op: str,
+        params: dict[str, Any],
+        *,
+        max_prompt_tokens: int = 0,
+        truncation: str = "",
+    ) -> Call:
+        """Have a request tokenised, and cut if it is too long (`Prepare`). `call.prepared` gets the
+        exact counts, or a problem.
 
         `params` are decoded and encoded again: what a client added to them would make the frame
         larger than its own, and a frame that is too large ends the worker.
@@ -129,7 +137,7 @@ class Link(asyncio.BufferedProtocol):
         call = Call(self._next_rid, loop.create_future(), loop.create_future())
         self._next_rid += 1
         self._calls[call.rid] = call
-        self.send(Prepare(call.rid, op, params))
+        self.send(Prepare(call.rid, op, params, max_prompt_tokens, truncation))
         return call
 
     async def wait_prepared(self, call: Call) -> Prepared | Answer:

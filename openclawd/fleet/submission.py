@@ -94,6 +94,7 @@ class Submission:
         self._link: Link | None = None
         self._call: Call | None = None
         self._prompt_tokens = 0
+        self._cut: dict[str, Any] = {}
         self._on_output: Callable[[Output], None]
         self._parts: dict[int, _Part] = {}
         self._num_deaths = 0  # in a row, with nothing delivered in between
@@ -115,9 +116,13 @@ class Submission:
 
     # ---- the steps ----
 
-    async def prepare(self) -> Prepared | Answer:
-        """Have the request tokenised. Raises the worker's refusal, `WorkerDied`, and what
-        `Model.lease` raises."""
+    async def prepare(
+        self, *, max_prompt_tokens: int = 0, truncation: str = ""
+    ) -> Prepared | Answer:
+        """Have the request tokenised, and its prompt cut if it is longer than that (`Prepare`); so
+        it will be in every worker that has it later. May be called again, before `compute`. Raises
+        the worker's refusal, `WorkerDied`, and what `Model.lease` raises."""
+        self._cut = {"max_prompt_tokens": max_prompt_tokens, "truncation": truncation}
         while True:
             try:
                 await self._go_alone_if_suspected()
@@ -168,8 +173,9 @@ class Submission:
     async def _prepare(
         self, on_loading: Callable[[Loading], None], *, patience_s: float
     ) -> Prepared | Answer:
+        self.drop()
         self._link = await self._model.wait_link(on_loading, patience_s=patience_s)
-        self._call = self._link.prepare(self._op, self._params)
+        self._call = self._link.prepare(self._op, self._params, **self._cut)
         self._call.is_survivor = self._num_deaths > 0
         prepared = await self._link.wait_prepared(self._call)
         if isinstance(prepared, Prepared):

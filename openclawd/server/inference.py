@@ -15,7 +15,7 @@ import os
 import secrets
 import time
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from openclawctl.wire.chat import ChatMessage
@@ -24,24 +24,18 @@ from openclawctl.wire.errors import Code, Internal, Problem
 from openclawctl.wire.messages import Delta
 from openclawctl.wire.operations import DetokenizeParams, EmbedParams, Op, TokenizeParams
 from openclawctl.wire.results import Choice, FinishReason, InferenceResult, Timings, Usage
-from openclawd.admission.limits import (
-    TokenLimits,
-    check_answer_tokens,
-    check_choices,
-    check_min_tokens,
-    check_prompt_bytes,
-    check_prompt_tokens,
-    plan_completion,
-)
 from openclawd.admission.queue import Place, Priority
-from openclawd.admission.subjects import Subject
 from openclawd.fleet.submission import submit
 from openclawd.server.deadline import Stage, deadline
+from openclawd.server.fallback import UseFallback
+from openclawd.server.planning import check_size, plan, subject_of
 from openclawd.server.recording import reserve, settle
-from openclawd.worker.messages import Answer, Ended, Output, Prepared, Start
+from openclawd.worker.messages import Answer, Ended, Output, Start
 
 if TYPE_CHECKING:
     from openclawctl.wire.tools import ToolCall
+    from openclawd.admission.limit_rules import LimitRule
+    from openclawd.admission.limits import TokenLimits
     from openclawd.admission.rates import RatePlace
     from openclawd.fleet.model import Model
     from openclawd.fleet.submission import Submission
@@ -52,28 +46,56 @@ if TYPE_CHECKING:
 
 InferenceParams = GenerateParams | ChatParams | EmbedParams
 
-LONGEST_TOKEN_BYTES = 1024
-"""No vocabulary in use has longer tokens (the longest seen are runs of 128 spaces or dashes)."""
-
 
 async def infer(service: Service, exchange: Exchange, params: InferenceParams) -> dict[str, Any]:
     """Serve `generate`, `chat` or `embed`. Raises `Problem` with what stood in the way."""
-    model = service.fleet.resolve(params.model)
-    model.check_adapter(params.adapter)
-    inference = Inference(service, exchange, params, model)
-    inference.check_size()  # before anything is loaded, with what is known of the model by then
+    inference = Inference(service, exchange, params, service.fleet.resolve(params.model))
     with deadline(exchange, params.deadline_s, lambda: inference.stage):
-        async with submit(
-            model,
-            exchange.request.op,
-            params.encode(),
-            owner=f"request {inference.request_id} of {exchange.peer.principal.name}",
-            on_loading=inference.on_loading,
-        ) as submission:
-            inference.load_s = inference.elapsed_s()
-            inference.check_size()
-            await inference.run(submission)
+        try:
+            await _serve(inference)
+        except UseFallback as fallback:
+            inference = _fallen_back(inference, fallback)
+            try:
+                await _serve(inference)
+            except BaseException as error:
+                # It has reached `prepare`, with its first model, and so it has a row.
+                if inference.stage is Stage.LOADING:
+                    await inference.record_failure(error)
+                raise
     return inference.result()
+
+
+async def _serve(inference: Inference) -> None:
+    """All of a request with one model. Raises `UseFallback`, or what stood in the way."""
+    exchange, params, model = inference.exchange, inference.params, inference.model
+    model.check_adapter(params.adapter)
+    check_size(inference)  # before anything is loaded, with what is known of the model by then
+    async with submit(
+        model,
+        exchange.request.op,
+        params.encode(),
+        owner=f"request {inference.request_id} of {exchange.peer.principal.name}",
+        on_loading=inference.on_loading,
+    ) as submission:
+        inference.load_s = inference.elapsed_s()
+        check_size(inference)
+        await inference.run(submission)
+
+
+def _fallen_back(first: Inference, fallback: UseFallback) -> Inference:
+    """The same request for another model, of which its client is told."""
+    first.exchange.warn(
+        "fallback",
+        f"{fallback.problem.message}: model {fallback.model} answers instead of {first.model.name}",
+    )
+    return Inference(
+        first.service,
+        first.exchange,
+        replace(first.params, model=fallback.model),
+        first.service.fleet.resolve(fallback.model),
+        request_id=first.request_id,
+        fallback_from=first.model.name,
+    )
 
 
 async def ask_tokenizer(
@@ -133,6 +155,10 @@ class Inference:
     prompt_tokens: int = 0
     max_tokens: int = 0
     prompt_text: str | None = None
+    fallback_from: str = ""
+    rules: tuple[LimitRule, ...] = ()
+    truncation: str = ""
+    dropped_tokens: int = 0
     parts: dict[int, _Part] = field(default_factory=dict)
     is_reserved: bool = False
     charge: Charge | None = None
@@ -158,23 +184,13 @@ class Inference:
 
     # ---- the steps ----
 
-    def check_size(self) -> None:
-        """Refuse what cannot fit before time is spent on it. Raises `PromptTooLong`, and
-        `LimitExceeded` for more choices than can be computed together."""
-        check_choices(self.num_choices, self.limits)
-        if isinstance(self.params, GenerateParams) and not isinstance(self.params.prompt, str):
-            check_prompt_tokens(len(self.params.prompt), self.limits)
-        num_bytes = sum(len(text.encode(errors="replace")) for text in _longest_inputs(self.params))
-        longest = self.model.info.get("max_token_bytes") or LONGEST_TOKEN_BYTES
-        check_prompt_bytes(num_bytes, longest_token_bytes=longest, limits=self.limits)
-
     async def run(self, submission: Submission) -> None:
         """Everything between tokenising and the last token, recorded however it ends."""
         try:
             self.stage = Stage.PREPARING
-            self._plan(await submission.prepare())
+            await plan(self, submission)
             self.charge = await self.service.rates.admit(
-                self._subject(), self.prompt_tokens, on_queued=self._on_rate_queued
+                subject_of(self), self.prompt_tokens, on_queued=self._on_rate_queued
             )
             await reserve(self)
             self.is_reserved = True
@@ -186,31 +202,22 @@ class Inference:
                 self.queue_s = self.elapsed_s() - self.queued_at_s
                 self.ended = await self._compute(submission)
             self._raise_if_cut_short(self.ended)
+        except UseFallback:
+            raise
         except BaseException as error:
-            self.total_s = self.elapsed_s()
-            if self.charge is not None and self.stage is not Stage.COMPUTING:
-                self.charge.refund()
-            if self.stage is Stage.QUEUED:
-                self.queue_s = self.total_s - self.queued_at_s
-            await settle(self, self._problem_of(error))
+            await self.record_failure(error)
             raise
         self.total_s = self.elapsed_s()
         await settle(self, None)
 
-    def _plan(self, prepared: Prepared | Answer) -> None:
-        """Decide on exact counts whether the request may run, and how far."""
-        if not isinstance(prepared, Prepared):
-            raise Internal(f"the worker of model {self.model.name} did not count the prompt")
-        self.prompt_tokens = prepared.prompt_tokens
-        self.prompt_text = prepared.text
-        if isinstance(self.params, EmbedParams):
-            check_prompt_tokens(prepared.longest, self.limits)
-        else:
-            self.max_tokens = plan_completion(
-                prepared.prompt_tokens, self.params.max_tokens, self.limits
-            )
-            check_min_tokens(self.params.sampling.min_tokens or 0, self.max_tokens)
-            check_answer_tokens(self.reserved_completion_tokens)
+    async def record_failure(self, error: BaseException) -> None:
+        """Write down that the request ended so. Raises `Unavailable`."""
+        self.total_s = self.elapsed_s()
+        if self.charge is not None and self.stage is not Stage.COMPUTING:
+            self.charge.refund()
+        if self.stage is Stage.QUEUED:
+            self.queue_s = self.total_s - self.queued_at_s
+        await settle(self, self._problem_of(error))
 
     @property
     def reserved_completion_tokens(self) -> int:
@@ -287,18 +294,6 @@ class Inference:
 
     def _on_queued(self, place: Place) -> None:
         self.exchange.event("queued", {"position": place.position, "eta_s": place.eta_s})
-
-    def _subject(self) -> Subject:
-        peer = self.exchange.peer
-        return Subject(
-            principal=peer.principal.name,
-            groups=peer.principal.groups,
-            key=peer.principal.key,
-            tier=peer.principal.tier,
-            app=peer.app,
-            model=self.model.name,
-            operation=self.op.value,
-        )
 
     def _on_rate_queued(self, place: RatePlace) -> None:
         data = {"position": place.position, "eta_s": place.eta_s, "rule": place.rule}
@@ -383,13 +378,20 @@ class Inference:
             usage=self.usage,
             timings=self.timings,
             choices=self._choices(),
-            context={
-                "policy": "error",
-                "prompt_tokens_in": self.prompt_tokens,
-                "dropped": 0,
-                "max_tokens": self.max_tokens,
-            },
+            context=self._context(),
         ).encode()
+
+    def _context(self) -> dict[str, Any]:
+        """What became of the prompt."""
+        context: dict[str, Any] = {
+            "policy": self.truncation or "error",
+            "prompt_tokens_in": self.prompt_tokens + self.dropped_tokens,
+            "dropped": self.dropped_tokens,
+            "max_tokens": self.max_tokens,
+        }
+        if self.fallback_from:
+            context["fallback_from"] = self.fallback_from
+        return context
 
     def _choices(self) -> list[Choice]:
         assert self.ended is not None
@@ -425,14 +427,3 @@ def new_request_id() -> uuid.UUID:
 def tell_loading(exchange: Exchange, progress: Loading) -> None:
     """Tell a request's client how far its model is."""
     exchange.event("loading", {"phase": progress.phase, "fraction": progress.fraction})
-
-
-def _longest_inputs(params: InferenceParams) -> list[str]:
-    """The texts that share one context, or the longest of those that do not."""
-    match params:
-        case GenerateParams(prompt=prompt, suffix=suffix):
-            return [text for text in (prompt, suffix) if isinstance(text, str)]
-        case ChatParams(messages=messages):
-            return [message.content for message in messages]
-        case EmbedParams(input=texts):
-            return [max(texts, key=len)]

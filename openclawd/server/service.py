@@ -18,8 +18,11 @@ from openclawctl.wire.errors import ShuttingDown
 from openclawctl.wire.operations import Op
 from openclawd.admission.connections import ConnectionLimits, check_connection, check_request
 from openclawd.admission.identity import check_known, check_model
+from openclawd.admission.limit_rules import OnTooLong
 from openclawd.admission.limits import TokenLimits
 from openclawd.server.auditing import Auditing
+from openclawd.server.lanes import Lanes
+from openclawd.server.limits import limit_rules
 from openclawd.server.rates import Rates, rules_of
 from openclawd.server.totals import Totals
 
@@ -81,6 +84,8 @@ class Service:
         self.ledger = ledger
         self.alerts = alerts
         self.audit = Auditing(ledger.audit)
+        self.limit_rules = limit_rules(config.limits)
+        self.lanes = Lanes()
         self.totals = Totals()
         self.rates = Rates(rules_of(config.rate_limits))
         self._answer = answer
@@ -265,6 +270,7 @@ class Service:
             max_input_tokens=self._config.max_input_tokens_for(config),
             max_output_tokens=self._config.max_output_tokens_for(config),
             parallel=config.parallel,
+            on_too_long=OnTooLong.parse(self._config.on_too_long_for(config)),
         )
 
     def sampling_of(self, model: Model) -> Sampling:

@@ -97,12 +97,16 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Prepare:
-    """Tokenise a request. `op` and `params` as on the wire (`openclawctl.wire.operations`)."""
+    """Tokenise a request. `op` and `params` as on the wire (`openclawctl.wire.operations`). A
+    prompt of more than `max_prompt_tokens` (0: none is) is cut as `truncation` says,
+    `truncate_head` or `truncate_middle`."""
 
     type: ClassVar[str] = "prepare"
     rid: int
     op: str
     params: dict[str, Any]
+    max_prompt_tokens: int = 0
+    truncation: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,13 +209,18 @@ class LoadFailed:
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """Exact prompt tokens of a request, over all its prompts. Nothing is computed yet. `text` is
-    that of a prompt given in tokens, where the answer is to begin with it."""
+    that of a prompt given in tokens, where the answer is to begin with it.
+
+    `prompt_tokens_in` came, `dropped` of them were cut. A prompt of which no more may be cut can
+    still have more tokens than `Prepare` allowed."""
 
     type: ClassVar[str] = "prepared"
     rid: int
     prompt_tokens: int
     longest: int = 0
     text: str | None = None
+    prompt_tokens_in: int = 0
+    dropped: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -376,6 +385,8 @@ def _prepared(source: Fields) -> Prepared:
         prompt_tokens=_count(source, "prompt_tokens"),
         longest=_count(source, "longest"),
         text=source.text_or_none("text"),
+        prompt_tokens_in=_count(source, "prompt_tokens_in"),
+        dropped=_count(source, "dropped"),
     )
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import queue
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from openclawctl.wire.chat import ChatMessage
 from openclawctl.wire.completion import ChatParams, GenerateParams
@@ -36,6 +36,13 @@ from openclawd.worker.chats import AnswerReading, Chats
 from openclawd.worker.grammar import grammar_of, refused
 from openclawd.worker.messages import Answer, Drop, Prepare, Prepared, Refused, error_fields
 from openclawd.worker.template import ChatTemplate, Span
+from openclawd.worker.truncation import (
+    cut_around_gap,
+    cut_tokens,
+    droppable_turns,
+    fewest,
+    without,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,17 +71,37 @@ _log = logging.getLogger(__name__)
 class PreparedRequest:
     """The tokens of each prompt of a request, and the grammar that the answers follow. `text` is
     that of a prompt given in tokens, where the answer is to begin with it. `reading` is how the
-    answers of a chat are read."""
+    answers of a chat are read. `num_dropped` tokens were cut."""
 
     kind: BatchKind
     prompts: list[list[int]]
     grammar: str = ""
     text: str | None = None
     reading: AnswerReading | None = None
+    num_dropped: int = 0
 
     @property
     def num_prompt_tokens(self) -> int:
         return sum(map(len, self.prompts))
+
+
+@dataclass(frozen=True, slots=True)
+class _Rendered:
+    """A chat as tokens, and how the answers to it are read."""
+
+    tokens: list[int]
+    reading: AnswerReading
+
+
+@dataclass(frozen=True, slots=True)
+class _Cut:
+    """A prompt of more than `most` tokens is cut by this policy; an empty one cuts nothing."""
+
+    most: int
+    policy: str
+
+    def applies(self, num_tokens: int) -> bool:
+        return bool(self.policy) and num_tokens > self.most
 
 
 class Tokenizer:
@@ -101,54 +128,97 @@ class Tokenizer:
             match self._inbox.get():
                 case Drop(rid):
                     self._prepared.pop(rid, None)
-                case Prepare(rid, op, params):
-                    self._send(self._answer(rid, op, params))
+                case Prepare() as message:
+                    self._send(self._answer(message))
 
-    def _answer(self, rid: int, op: str, params: dict[str, Any]) -> FromWorker:
+    def _answer(self, message: Prepare) -> FromWorker:
+        rid = message.rid
         try:
-            return self._prepare(rid, op, params)
+            return self._prepare(message)
         except Problem as problem:
             return Refused(rid, error_fields(problem))
         except Exception:  # a bug ends the smallest scope, and that is this request
-            _log.exception("a %s request could not be prepared", op)
+            _log.exception("a %s request could not be prepared", message.op)
             return Refused(rid, error_fields(Internal("the worker failed to prepare the request")))
 
-    def _prepare(self, rid: int, op: str, params: dict[str, Any]) -> FromWorker:
-        decoded, _ = decode_params(Op(op), params)
+    def _prepare(self, message: Prepare) -> FromWorker:
+        rid, op = message.rid, message.op
+        cut = _Cut(message.max_prompt_tokens, message.truncation)
+        decoded, _ = decode_params(Op(op), message.params)
         match decoded:
             case TokenizeParams():
                 return Answer(rid, {"tokens": self._tokenize(decoded)})
             case DetokenizeParams():
                 return Answer(rid, {"text": self._detokenize(decoded.tokens)})
             case GenerateParams():
-                request = self._generate(decoded)
+                request = self._generate(decoded, cut)
             case ChatParams():
-                request = self._chat(decoded)
+                request = self._chat(decoded, cut)
             case EmbedParams():
-                request = self._embed(decoded)
+                request = self._embed(decoded, cut)
             case _:
                 raise Unsupported(f"{op} is not an operation of a model")
         self._prepared[rid] = request
-        longest = max(map(len, request.prompts))
-        return Prepared(rid, request.num_prompt_tokens, longest, request.text)
+        return Prepared(
+            rid,
+            request.num_prompt_tokens,
+            longest=max(map(len, request.prompts)),
+            text=request.text,
+            prompt_tokens_in=request.num_prompt_tokens + request.num_dropped,
+            dropped=request.num_dropped,
+        )
 
     # ---- operations ----
 
-    def _generate(self, params: GenerateParams) -> PreparedRequest:
+    def _generate(self, params: GenerateParams, cut: _Cut) -> PreparedRequest:
         self._check_generation(params)
         text = None
         if not isinstance(params.prompt, str):
             self._check_token_ids(params.prompt)
             text = self._detokenize(params.prompt) if params.echo else None
-        return replace(self._generation(self._prompt_of(params), params), text=text)
+        tokens, num_dropped = self._prompt_of(params, cut)
+        return replace(self._generation(tokens, params), text=text, num_dropped=num_dropped)
 
-    def _chat(self, params: ChatParams) -> PreparedRequest:
+    def _chat(self, params: ChatParams, cut: _Cut) -> PreparedRequest:
         self._check_generation(params)
-        spans, reading = self._chats.render(params)
-        prepared = self._generation(self._tokens_of(spans), params, reading.before)
+        whole = self._rendered(params)
+        chat = self._cut_chat(params, whole, cut) if cut.applies(len(whole.tokens)) else whole
+        reading, num_dropped = chat.reading, len(whole.tokens) - len(chat.tokens)
+        prepared = self._generation(chat.tokens, params, reading.before)
         if reading.calls:
             prepared = replace(prepared, grammar=self._checked(reading.calls, "tools"))
-        return replace(prepared, reading=reading)
+        return replace(prepared, reading=reading, num_dropped=num_dropped)
+
+    def _rendered(self, params: ChatParams) -> _Rendered:
+        spans, reading = self._chats.render(params)
+        return _Rendered(self._tokens_of(spans), reading)
+
+    def _cut_chat(self, params: ChatParams, whole: _Rendered, cut: _Cut) -> _Rendered:
+        """Without as few turns as will do, or without all that may go. Each try renders and
+        tokenises what is left anew: what a template makes of it is nowhere to be read off."""
+        turns = droppable_turns(params.messages, cut.policy)
+        best = whole
+
+        def fits(number: int) -> bool:
+            nonlocal best
+            kept = replace(params, messages=without(params.messages, turns[:number]))
+            is_last_resort = number == len(turns)
+            if number == 0 or not (is_last_resort or self._may_fit(kept, cut)):
+                return False
+            rendered = self._rendered(kept)
+            is_short_enough = len(rendered.tokens) <= cut.most
+            if is_short_enough or is_last_resort:
+                best = rendered
+            return is_short_enough
+
+        fewest(len(turns), fits)
+        return best
+
+    def _may_fit(self, params: ChatParams, cut: _Cut) -> bool:
+        """False where the number of bytes says that there are too many tokens: that is not worth
+        tokenising."""
+        num_bytes = sum(len(turn.content.encode("utf-8", "replace")) for turn in params.messages)
+        return num_bytes <= cut.most * (self._backend.max_token_bytes or num_bytes)
 
     def _generation(
         self, tokens: list[int], params: GenerateParams | ChatParams, before: str = ""
@@ -168,13 +238,15 @@ class Tokenizer:
             raise refused(str(failure), field=field) from None
         return grammar
 
-    def _embed(self, params: EmbedParams) -> PreparedRequest:
+    def _embed(self, params: EmbedParams, cut: _Cut) -> PreparedRequest:
         if not self._backend.info.can_embed:
             raise Unsupported("this model cannot embed", hint="use an embedding model")
         prompts = [self._plain(text) for text in params.input]
         if not all(prompts):
             raise InvalidRequest("an input has no tokens", hint="leave it out")
-        return PreparedRequest(BatchKind.EMBEDDING, prompts)
+        pieces = [self._cut_plain(prompt, cut) for prompt in prompts]
+        num_dropped = sum(map(len, prompts)) - sum(map(len, pieces))
+        return PreparedRequest(BatchKind.EMBEDDING, pieces, num_dropped=num_dropped)
 
     def _tokenize(self, params: TokenizeParams) -> list[int]:
         text, add_special = params.text, params.add_special
@@ -216,14 +288,27 @@ class Tokenizer:
         )
         return first[: num_same(first, second, offset=0)]
 
-    def _prompt_of(self, params: GenerateParams) -> list[int]:
-        if params.suffix is None:
-            prompt = params.prompt
-            return self._plain(prompt) if isinstance(prompt, str) else prompt
-        return self._with_gap(params.prompt, params.suffix)
+    def _prompt_of(self, params: GenerateParams, cut: _Cut) -> tuple[list[int], int]:
+        """The prompt's tokens, and how many were cut from it."""
+        if params.suffix is not None:
+            return self._with_gap(params.prompt, params.suffix, cut)
+        prompt = params.prompt
+        whole = self._plain(prompt) if isinstance(prompt, str) else prompt
+        tokens = self._cut_plain(whole, cut)
+        return tokens, len(whole) - len(tokens)
 
-    def _with_gap(self, prompt: str | list[int], suffix: str) -> list[int]:
-        """What precedes a gap and what follows it, in the order that llama.cpp's server uses."""
+    def _cut_plain(self, tokens: list[int], cut: _Cut) -> list[int]:
+        """Token ids of a client's are cut like a text's: the token in front stays if it is the one
+        that the tokenizer puts there."""
+        if not cut.applies(len(tokens)):
+            return tokens
+        front = self._with_added([])[:1] if self._backend.chat_format.adds_bos else []
+        num_kept_first = len(front) if tokens[: len(front)] == front else 0
+        return cut_tokens(tokens, cut.most, policy=cut.policy, num_kept_first=num_kept_first)
+
+    def _with_gap(self, prompt: str | list[int], suffix: str, cut: _Cut) -> tuple[list[int], int]:
+        """What precedes a gap and what follows it, in the order that llama.cpp's server uses, and
+        how many tokens were cut from it."""
         infill = self._backend.infill_tokens
         if infill is None:
             raise Unsupported(
@@ -236,8 +321,12 @@ class Tokenizer:
             else text
             for text in (prompt, suffix)
         )
+        frame = self._with_added([infill.prefix, infill.suffix, infill.middle])
+        num_text = len(before) + len(after)
+        if cut.applies(len(frame) + num_text):
+            before, after = cut_around_gap(before, after, max(0, cut.most - len(frame)))
         tokens = [infill.prefix, *before, infill.suffix, *after, infill.middle]
-        return self._with_added(tokens)
+        return self._with_added(tokens), num_text - len(before) - len(after)
 
     def _plain(self, text: str) -> list[int]:
         """A prompt of a user: nothing in it becomes a control token."""

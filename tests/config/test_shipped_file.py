@@ -18,7 +18,7 @@ def uncommented() -> str:
 
 
 def key_paths(value: object, path: str = "") -> set[str]:
-    if isinstance(value, list) and value and isinstance(value[0], dict):
+    if isinstance(value, list) and value and isinstance(value[0], dict):  # a list of rules
         return {path} | key_paths(value[0], f"{path}.NAME")
     if not isinstance(value, dict) or path in ("aliases", "models.NAME.inference_settings"):
         return {path}
@@ -59,7 +59,7 @@ def test_every_setting_is_explained():
     explained = re.compile(r"^## +\S")
     lines = SHIPPED.read_text().splitlines()
     for number, line in enumerate(lines):
-        if re.match(r"^# *\w+:", line) and not re.match(
+        if re.match(r"^# *(- )?\w+:", line) and not re.match(
             r"^#  smollm2:|^#    alice:|^#      cache_type_v", line
         ):
             assert explained.match(lines[number - 1]), line
@@ -82,4 +82,5 @@ def test_the_defaults_it_shows_are_the_defaults(tmp_path):
         )
     )
     assert sampling.pop("max_output_tokens") == 1024
+    assert sampling.pop("on_too_long") == "error"
     assert sampling == {name: getattr(defaults, name) for name in sampling}

@@ -40,7 +40,7 @@ def test_the_examples_load(tmp_path):
     for example in re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL):
         (tmp_path / "openclawd.yaml").write_text(example)
         loaded.append(list(load_config(tmp_path / "openclawd.yaml").models))
-    assert loaded == [["smollm2", "big"], ["assistant"], []]
+    assert loaded == [["smollm2", "big"], ["assistant"], ["smollm2"], []]
 
 
 def test_the_fields_of_a_requests_line():

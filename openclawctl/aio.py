@@ -379,6 +379,9 @@ class AsyncClient:
     async def usage(self, *, by: str = "model", since: str | float | None = None) -> dict[str, Any]:
         return await self._ask("usage", options.usage_params(by, since))
 
+    async def budgets(self) -> list[dict[str, Any]]:
+        return calls.rows_of(await self._ask("budgets", {}), "budgets")
+
     async def aclose(self) -> None:
         """End the connection, and with it every request that is open."""
         links, self._links = self._links, []

@@ -23,6 +23,7 @@ EXIT_PIPE_CLOSED: Final = 141
 """What a shell reports of a program that SIGPIPE ended: whoever read our output has left."""
 
 COMMANDS: Final = {
+    "budgets": "budgets",
     "chat": "chat",
     "config": "config",
     "daemon": "daemon",
@@ -104,8 +105,8 @@ class _LazyGroup(click.Group):
     "timeout_s",
     metavar="SECONDS",
     type=click.FloatRange(min=0, min_open=True),
-    help="Give up after this long without any news. Default: 30 for status, models, usage and "
-    "ping, else none.",
+    help="Give up after this long without any news. Default: 30 for status, models, usage, budgets "
+    "and ping, else none.",
 )
 @click.version_option(__version__, prog_name="openclawctl", message="%(prog)s %(version)s")
 @click.pass_context

@@ -40,6 +40,7 @@ class Op(enum.Enum):
     TOKENIZE = "tokenize"
     DETOKENIZE = "detokenize"
     USAGE = "usage"
+    BUDGETS = "budgets"
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +138,7 @@ class UsageParams:
 
 @dataclass(frozen=True, slots=True)
 class NoParams:
-    """`ping`, `status`, `models`."""
+    """`ping`, `status`, `models`, `budgets`."""
 
     @classmethod
     def decode(cls, source: Fields) -> NoParams:
@@ -171,6 +172,7 @@ PARAMS: Final[dict[Op, type[Params]]] = {
     Op.TOKENIZE: TokenizeParams,
     Op.DETOKENIZE: DetokenizeParams,
     Op.USAGE: UsageParams,
+    Op.BUDGETS: NoParams,
 }
 
 

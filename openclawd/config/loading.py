@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from pydantic import ValidationError
 
 from openclawctl.wire.fields import suggestion
-from openclawd.config import reference
+from openclawd.config import budgets, reference
 from openclawd.config.errors import ConfigError, Finding, shown
 from openclawd.config.model_files import model_files_by_stem
 from openclawd.config.schema import NAME_TEXT, Config, ModelConfig
@@ -109,6 +109,7 @@ def _contradictions(config: Config) -> Iterator[tuple[KeyPath, str]]:
     for name, model in config.models.items():
         for key, message in _contradictions_of_model(model):
             yield ("models", name, key), message
+    yield from budgets.contradictions(config.budgets, [*config.models, *config.aliases])
     limits = config.resource_limits
     reserved, most = limits.reserved_admin_connections, limits.max_connections
     if reserved >= most:

@@ -23,6 +23,7 @@ from pydantic import (
 from openclawctl.wire.framing import MAX_FRAME_BYTES
 from openclawctl.wire.sampling import SAMPLING_INTEGERS, SAMPLING_RANGES, Sampling
 from openclawd.config import values
+from openclawd.config.budgets import BudgetConfig  # noqa: TC001 - pydantic reads the annotations
 from openclawd.config.keys import Section, count, key
 
 MODEL_NAME_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._:-]*$"
@@ -501,6 +502,12 @@ class Config(Section):
     )
     logging: Annotated[LoggingConfig, BeforeValidator(values.empty_if_nil)] = key(
         LoggingConfig(), meaning="What is logged, how and where.", allowed="a map"
+    )
+    budgets: Annotated[list[BudgetConfig], BeforeValidator(values.empty_list_if_nil)] = key(
+        [],
+        meaning="How much may be used in a window of time. A request must fit every budget that it"
+        " matches.",
+        allowed="a list of budgets",
     )
     monitoring: Unbuilt = key({}, meaning="Metrics (not built yet).", allowed="an empty map")
     security: Unbuilt = key({}, meaning="Roles and keys (not built yet).", allowed="an empty map")

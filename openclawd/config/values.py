@@ -26,6 +26,11 @@ def empty_if_nil(value: object) -> object:
     return {} if value is None else value
 
 
+def empty_list_if_nil(value: object) -> object:
+    """A list whose every line is commented out reads as nil."""
+    return [] if value is None else value
+
+
 def nothing_yet(value: object) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError("not a map")

@@ -11,6 +11,7 @@ import sqlite3
 from typing import TYPE_CHECKING, Final
 
 from openclawctl.wire.errors import Unavailable
+from openclawd.ledger.budgets import BUDGET_TABLES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -30,7 +31,7 @@ _CACHE_KIB: Final = 512
 _COMPACT_USAGE: Final[Sequence[str]] = ()
 _KEYS: Final[Sequence[str]] = ()
 _AUDIT: Final[Sequence[str]] = ()
-_BUDGETS: Final[Sequence[str]] = ()
+_BUDGETS: Final[Sequence[str]] = BUDGET_TABLES
 
 MIGRATIONS: Final[Sequence[Sequence[str]]] = (
     (

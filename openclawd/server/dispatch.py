@@ -130,6 +130,11 @@ async def _usage(service: Service, exchange: Exchange, params: Params) -> dict[s
     return await service.usage(params)
 
 
+async def _budgets(service: Service, exchange: Exchange, params: Params) -> dict[str, Any]:
+    del params
+    return {"budgets": service.budget_rows(exchange.peer.principal)}
+
+
 HANDLERS: Final[dict[Op, Handler]] = {
     Op.PING: _ping,
     Op.STATUS: _status,
@@ -142,4 +147,5 @@ HANDLERS: Final[dict[Op, Handler]] = {
     Op.TOKENIZE: _tokenizer,
     Op.DETOKENIZE: _tokenizer,
     Op.USAGE: _usage,
+    Op.BUDGETS: _budgets,
 }

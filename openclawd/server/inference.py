@@ -20,10 +20,12 @@ from typing import TYPE_CHECKING, Any
 
 from openclawctl.wire.chat import ChatMessage
 from openclawctl.wire.completion import ChatParams, GenerateParams
-from openclawctl.wire.errors import Code, Internal, Problem
+from openclawctl.wire.errors import Code, Internal, Problem, Unsupported
 from openclawctl.wire.messages import Delta
 from openclawctl.wire.operations import DetokenizeParams, EmbedParams, Op, TokenizeParams
 from openclawctl.wire.results import Choice, FinishReason, InferenceResult, Timings, Usage
+from openclawd.admission.budget_rules import Amount, Need
+from openclawd.admission.budgets import Fallback
 from openclawd.admission.limits import (
     TokenLimits,
     check_answer_tokens,
@@ -37,12 +39,14 @@ from openclawd.admission.queue import Place, Priority
 from openclawd.fleet.submission import submit
 from openclawd.server.deadline import Stage, deadline
 from openclawd.server.recording import reserve, settle
+from openclawd.server.service import subject_of
 from openclawd.worker.messages import Answer, Ended, Output, Prepared, Start
 
 if TYPE_CHECKING:
     from openclawctl.wire.tools import ToolCall
     from openclawd.fleet.model import Model
     from openclawd.fleet.submission import Submission
+    from openclawd.server.budgets import Reservation
     from openclawd.server.peer import Exchange
     from openclawd.server.service import Service
     from openclawd.worker.messages import Loading
@@ -132,6 +136,7 @@ class Inference:
     prompt_text: str | None = None
     parts: dict[int, _Part] = field(default_factory=dict)
     is_reserved: bool = False
+    budget: Reservation | None = None
     ended: Ended | None = None
 
     def elapsed_s(self) -> float:
@@ -169,10 +174,11 @@ class Inference:
         try:
             self.stage = Stage.PREPARING
             self._plan(await submission.prepare())
-            await reserve(self)
-            self.is_reserved = True
             self.stage = Stage.QUEUED
             self.queued_at_s = self.elapsed_s()
+            await self._take_budget()
+            await reserve(self)
+            self.is_reserved = True
             async with self.model.turns.take(
                 self._on_queued, priority=self.priority, weight=self.num_choices
             ):
@@ -202,6 +208,39 @@ class Inference:
             )
             check_min_tokens(self.params.sampling.min_tokens or 0, self.max_tokens)
             check_answer_tokens(self.reserved_completion_tokens)
+
+    async def _take_budget(self) -> None:
+        """Hold the worst case in every budget, perhaps with a lower maximum."""
+        peer = self.exchange.peer
+        least = 1 if isinstance(self.params, EmbedParams) else self.params.sampling.min_tokens or 1
+        taken = await self.service.budgets.reserve(
+            subject_of(
+                peer.principal,
+                app=peer.app or "",
+                model=self.model.name,
+                operation=self.op.value,
+            ),
+            Need.linear(
+                Amount(self.prompt_tokens),
+                Amount(self.num_choices),
+                max_completion=self.max_tokens,
+                least_completion=least,
+            ),
+            on_queued=self._on_waiting_for_budget,
+        )
+        if isinstance(taken, Fallback):
+            raise Unsupported("fallbacks of budgets are not built yet") from taken.problem
+        self.budget = taken
+        if taken.shrunk_by:
+            self.exchange.warn(
+                "max-tokens-lowered",
+                f"budget {taken.shrunk_by} leaves {taken.max_completion} completion tokens; "
+                f"max_tokens was {self.max_tokens}",
+            )
+        self.max_tokens = taken.max_completion
+
+    def _on_waiting_for_budget(self, position: int) -> None:
+        self.exchange.event("queued", {"position": position, "eta_s": None})
 
     @property
     def reserved_completion_tokens(self) -> int:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from openclawctl.wire.errors import Code
 from openclawctl.wire.results import FinishReason
+from openclawd.admission.budget_rules import Amount
 from openclawd.ledger import Counts, Outcome, Reservation, Settlement
 from openclawd.observe.logs import log_request
 
@@ -33,10 +34,15 @@ async def settle(inference: Inference, problem: Problem | None) -> None:
     _count(inference, settlement)
     _log(inference, settlement)
     ledger = inference.service.ledger
-    if inference.is_reserved:
-        await ledger.settle(settlement)
-    else:
-        await ledger.record(_reservation(inference), settlement)
+    try:
+        if inference.is_reserved:
+            await ledger.settle(settlement)
+        else:
+            await ledger.record(_reservation(inference), settlement)
+    finally:  # however the disk is: the ledger keeps what it could not write
+        if inference.budget is not None:
+            usage = inference.usage
+            inference.budget.settle(Amount(usage.prompt_tokens + usage.completion_tokens))
 
 
 def _reservation(inference: Inference) -> Reservation:
@@ -50,6 +56,7 @@ def _reservation(inference: Inference) -> Reservation:
         prompt_tokens=inference.prompt_tokens,
         reserved_tokens=inference.prompt_tokens + inference.reserved_completion_tokens,
         app=peer.app or None,
+        charges=inference.budget.charges if inference.budget else (),
     )
 
 

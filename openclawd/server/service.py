@@ -19,6 +19,8 @@ from openclawctl.wire.operations import Op
 from openclawd.admission.connections import ConnectionLimits, check_connection, check_request
 from openclawd.admission.identity import Credentials, Principal, identify
 from openclawd.admission.limits import TokenLimits
+from openclawd.admission.subjects import Subject
+from openclawd.server.budgets import BudgetDesk, rule_from
 from openclawd.server.totals import Totals
 
 if TYPE_CHECKING:
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
     from openclawd.ledger import Ledger
     from openclawd.server.peer import Exchange, Peer
 
-_NEEDS_NO_MODEL = frozenset({Op.PING, Op.STATUS, Op.MODELS, Op.USAGE})
+_NEEDS_NO_MODEL = frozenset({Op.PING, Op.STATUS, Op.MODELS, Op.USAGE, Op.BUDGETS})
 """What is still answered while the daemon drains."""
 
 
@@ -58,6 +60,12 @@ class Service:
         limits = config.resource_limits
         self.fleet = fleet
         self.ledger = ledger
+        self.budgets = BudgetDesk(
+            [rule_from(budget.plain()) for budget in config.budgets],
+            ledger.budget_counters(now=time.time()) if config.budgets else (),
+            note_alerts=ledger.note_alerts,
+            on_alert=lambda alert: None,
+        )
         self.totals = Totals()
         self._answer = answer
         self.version = version
@@ -201,6 +209,11 @@ class Service:
         """Sums of the ledger. Raises `Unavailable`."""
         return await self.ledger.usage(params.by, since_s=params.since_s, now=time.time())
 
+    def budget_rows(self, caller: Principal) -> list[dict[str, Any]]:
+        """What `budgets` answers: a caller's own, or everybody's to who may see that."""
+        sees_everybody = getattr(caller, "sees_everybody", True)
+        return self.budgets.rows(None if sees_everybody else subject_of(caller))
+
     def status(self, caller: Principal) -> dict[str, Any]:
         """What `status` answers. Never waits."""
         models = list(self.fleet.models)
@@ -234,3 +247,8 @@ class Service:
         if self.is_draining:
             return "draining"
         return "ready" if self.is_ready else "starting"
+
+
+def subject_of(caller: Principal, **more: str) -> Subject:
+    """A caller as rules see it. `more` is what a request adds: app, session, model, operation."""
+    return Subject(caller.name, caller.groups, caller.key, caller.tier, **more)

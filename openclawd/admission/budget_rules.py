@@ -91,6 +91,8 @@ class Need:
     def longest_within(self, fits: Callable[[Amount], bool]) -> int:
         """The largest maximum whose worst case fits; the least does."""
         low, high = self.least_completion, self.max_completion
+        if fits(self.worst(high)):  # as nearly always
+            return high
         while low < high:
             middle = (low + high + 1) // 2
             low, high = (middle, high) if fits(self.worst(middle)) else (low, middle - 1)

@@ -151,6 +151,7 @@ def test_tokenize_detokenize_load_and_usage(peer):
             connection.done(request, model=request.params["model"], state="ready")
         else:
             answers = {"tokenize": {"tokens": [1, 2]}, "detokenize": {"text": "ab"}}
+            answers["budgets"] = {"budgets": [{"name": "b"}]}
             connection.done(request, **answers.get(request.op, request.params))
 
     progress = []
@@ -158,6 +159,7 @@ def test_tokenize_detokenize_load_and_usage(peer):
         assert client.tokenize("ab") == [1, 2]
         assert client.detokenize([1, 2]) == "ab"
         assert client.usage(by="day", since="1h30m") == {"by": "day", "since_s": 5400.0}
+        assert client.budgets() == [{"name": "b"}]
         assert client.load("m", on_progress=lambda *args: progress.append(args))["state"] == "ready"
     assert progress == [("weights", 0.5)]
 

@@ -18,6 +18,8 @@ def uncommented() -> str:
 
 
 def key_paths(value: object, path: str = "") -> set[str]:
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return {path} | key_paths(value[0], f"{path}.NAME")
     if not isinstance(value, dict) or path in ("aliases", "models.NAME.inference_settings"):
         return {path}
     has_names = path in ("models", "models.NAME.adapters")
@@ -41,7 +43,7 @@ def test_every_key_is_in_it_and_no_other():
     schema = {info.path for info in all_keys()}
     per_model = "models.NAME.inference_settings."  # the same keys as inference_settings
     wanted = {path for path in schema if not path.startswith(per_model)}
-    no_keys = {"", "models.NAME", "models.NAME.adapters.NAME"}
+    no_keys = {"", "models.NAME", "models.NAME.adapters.NAME", "budgets.NAME"}
     assert key_paths(yaml.safe_load(uncommented())) - no_keys == wanted
 
 

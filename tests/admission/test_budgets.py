@@ -2,9 +2,10 @@
 
 import itertools
 import random
+from collections import Counter as Multiset
 
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -337,6 +338,31 @@ def test_two_years_of_hours_use_every_window_once(ask, zone):
             budgets.settle(reserved, reserved.amount, now=now)
             used += reserved.amount.tokens
     assert used == 1000 * len(windows)
+
+
+@given(
+    unit=st.sampled_from(Unit),
+    zone=st.sampled_from(["Europe/Berlin", "America/Sao_Paulo", "Australia/Lord_Howe"]),
+    steps=st.lists(
+        st.tuples(
+            st.sampled_from([-30 * 24, -24, -1, 0, 1, 24]).map(lambda hours: hours * HOUR_S)
+            | st.integers(0, HOUR_S),
+            st.integers(1, 600),
+        )
+    ),
+)
+def test_however_the_clock_jumps_each_window_is_given_once_and_whole(unit, zone, steps):
+    window = Calendar(unit, zone_named(zone))
+    budgets = Budgets([budget(window=window, on_short=OnShort.REJECT)])
+    now, used = NOW, Multiset()
+    for jump, tokens in steps:
+        now += jump
+        outcome = budgets.ask(alice(), need(0, tokens), now=now)[1]
+        fits = used[window.slot(now)] + tokens <= 1000
+        assert isinstance(outcome, Reserved) == fits
+        if fits:
+            budgets.settle(outcome, Amount(tokens), now=now)
+            used[window.slot(now)] += tokens
 
 
 # ---- alerts ----

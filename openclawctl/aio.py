@@ -413,6 +413,9 @@ class AsyncClient:
     async def revoke_key(self, name: str) -> dict[str, Any]:
         return await self._ask("keys.revoke", options.key_name_params("keys.revoke", name))
 
+    async def budgets(self) -> list[dict[str, Any]]:
+        return calls.rows_of(await self._ask("budgets", {}), "budgets")
+
     async def aclose(self) -> None:
         """End the connection, and with it every request that is open."""
         links, self._links = self._links, []

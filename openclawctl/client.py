@@ -158,7 +158,7 @@ class Client:
     `socket_path`: where the daemon listens; by default it is found as `openclawctl` finds it.
     `timeout_s`: the longest time without any news of a request, after which it is cancelled and
     `DeadlineExceeded` is raised. By default there is none (a model may take minutes to load), but
-    30 s for `ping`, `status`, `models`, `usage` and `whoami`; a daemon that does not even greet
+    30 s for what no model takes part in, such as `status`; a daemon that does not even greet
     within 10 s is always given up. `api_key_file` holds a key that stands in for the caller's
     identity; `app` is a name that usage can be grouped by. `retries`: how often a request is sent
     again when it failed, before its first delta, for a reason that may pass; 0 turns that off.
@@ -396,6 +396,11 @@ class Client:
         from openclawctl.options import key_name_params
 
         return self._ask("keys.revoke", key_name_params("keys.revoke", name))
+
+    def budgets(self) -> list[dict[str, Any]]:
+        """Your budgets, or everybody's if you may see them: what is used, reserved and left of
+        each, when it is reset, and what will be used by then if it goes on so."""
+        return calls.rows_of(self._ask("budgets", {}), "budgets")
 
     def close(self) -> None:
         """End the connection, and with it every request that is open. The client can be used

@@ -169,6 +169,7 @@ class _Daemon:
             self._fleet.start(tasks)
             self._service.start(tasks)
             self._audit_start()
+            self._service.budgets.say_due_alerts()
             listener = await loop.create_unix_server(lambda: Peer(self._service), sock=sock)
             logger.info("listening on %s", self._settings.places.socket)
             readiness = tasks.create_task(self._become_ready())

@@ -57,6 +57,7 @@ class Op(enum.Enum):
     KEYS_SHOW = "keys.show"
     KEYS_ROTATE = "keys.rotate"
     KEYS_REVOKE = "keys.revoke"
+    BUDGETS = "budgets"
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +202,7 @@ class AuditVerifyParams:
 
 @dataclass(frozen=True, slots=True)
 class NoParams:
-    """`ping`, `status`, `models`, `whoami`, `keys.list`."""
+    """`ping`, `status`, `models`, `whoami`, `keys.list`, `budgets`."""
 
     @classmethod
     def decode(cls, source: Fields) -> NoParams:
@@ -248,6 +249,7 @@ PARAMS: Final[dict[Op, type[Params]]] = {
     Op.KEYS_SHOW: KeyParams,
     Op.KEYS_ROTATE: KeyRotateParams,
     Op.KEYS_REVOKE: KeyParams,
+    Op.BUDGETS: NoParams,
 }
 
 

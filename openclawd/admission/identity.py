@@ -24,6 +24,7 @@ from openclawd.admission.roles import (
     fits,
     needed_role,
 )
+from openclawd.admission.subjects import Subject
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -97,6 +98,10 @@ class Principal:
     def sees_everybody(self) -> bool:
         """Is other people's usage shown to it? Others see their own rows only."""
         return self.role.sees_everybody
+
+    def subject(self, **more: str) -> Subject:
+        """As rules see it. `more` is what a request adds: app, session, model, operation."""
+        return Subject(self.name, self.groups, self.key, self.tier, **more)
 
     def may(self, op: Op) -> bool:
         return op in self.role.operations

@@ -35,6 +35,7 @@ PERMISSIONS: Final[dict[Op, Permission]] = {
     Op.MODELS: Permission.LOOK,
     Op.USAGE: Permission.LOOK,
     Op.WHOAMI: Permission.LOOK,
+    Op.BUDGETS: Permission.LOOK,
     Op.GENERATE: Permission.COMPUTE,
     Op.CHAT: Permission.COMPUTE,
     Op.EMBED: Permission.COMPUTE,

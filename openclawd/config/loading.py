@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 from pydantic import ValidationError
 
 from openclawctl.wire.fields import suggestion
+from openclawd.config import budgets, rates, reference
 from openclawd.config import limits as limit_rules
-from openclawd.config import rates, reference
 from openclawd.config.errors import ConfigError, Finding, shown
 from openclawd.config.model_files import model_files_by_stem
 from openclawd.config.schema import NAME_TEXT, Config, InferenceSettings, ModelConfig
@@ -116,6 +116,7 @@ def _contradictions(config: Config) -> Iterator[tuple[KeyPath, str]]:
     for path, message in config.security.mistakes(tiers=tiers, aliases=config.aliases):
         yield ("security", *path), message
     yield from _contradictions_of_limits(config)
+    yield from budgets.contradictions(config.budgets, [*config.models, *config.aliases])
     limits = config.resource_limits
     reserved, most = limits.reserved_admin_connections, limits.max_connections
     if reserved >= most:

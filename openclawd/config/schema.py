@@ -23,6 +23,7 @@ from pydantic import (
 from openclawctl.wire.framing import MAX_FRAME_BYTES
 from openclawctl.wire.sampling import SAMPLING_INTEGERS, SAMPLING_RANGES, Sampling
 from openclawd.config import values
+from openclawd.config.budgets import BudgetConfig  # noqa: TC001 - pydantic reads the annotations
 from openclawd.config.keys import Section, count, key
 from openclawd.config.limits import ON_TOO_LONG_ALLOWED, LimitConfig, OnTooLongText
 from openclawd.config.notify import NotifyConfig
@@ -511,7 +512,7 @@ class Config(Section):
     inference_settings: Annotated[InferenceSettings, BeforeValidator(values.empty_if_nil)] = key(
         InferenceSettings(), meaning="Defaults and limits of every request.", allowed="a map"
     )
-    rate_limits: Annotated[list[RateLimitConfig], BeforeValidator(values.no_rules_if_nil)] = key(
+    rate_limits: Annotated[list[RateLimitConfig], BeforeValidator(values.empty_list_if_nil)] = key(
         [],
         meaning="How many tokens and requests in how long. All rules that fit a request must have"
         " room for it.",
@@ -530,6 +531,12 @@ class Config(Section):
         NotifyConfig(),
         meaning="Who is told when a budget reaches one of its `alerts`.",
         allowed="a map",
+    )
+    budgets: Annotated[list[BudgetConfig], BeforeValidator(values.empty_list_if_nil)] = key(
+        [],
+        meaning="How much may be used in a window of time. A request must fit every budget that it"
+        " matches.",
+        allowed="a list of budgets",
     )
     monitoring: Unbuilt = key({}, meaning="Metrics (not built yet).", allowed="an empty map")
     security: Annotated[SecurityConfig, BeforeValidator(values.empty_if_nil)] = key(

@@ -26,7 +26,7 @@ def empty_if_nil(value: object) -> object:
     return {} if value is None else value
 
 
-def no_rules_if_nil(value: object) -> object:
+def empty_list_if_nil(value: object) -> object:
     """A list whose every line is commented out reads as nil."""
     return [] if value is None else value
 

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import socket
 import time
 from typing import TYPE_CHECKING, Any
 
 from openclawd.ledger.audit import AuditLog
 from openclawd.ledger.audit_chain import AuditChain
+from openclawd.ledger.budgets import note_alerts, read_counters
 from openclawd.ledger.reports import read_usage
 from openclawd.ledger.rows import has_row, insert_reservation, settle_interrupted, settle_row
-from openclawd.ledger.storage import open_database, storage_errors, transaction
+from openclawd.ledger.storage import open_database, open_reader, storage_errors, transaction
 from openclawd.ledger.writer import Post, Write, Writer
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from openclawctl.wire.errors import Unavailable
+    from openclawd.admission.budget_rules import Alert, Counter
     from openclawd.ledger.audit_key import AuditKey, Head
     from openclawd.ledger.rows import Reservation, Settlement
 
@@ -115,6 +119,16 @@ class Ledger:
             settle_row(database, end)
 
         return self._submit(insert_and_settle, must_not_be_lost=True)
+
+    def note_alerts(self, alerts: Sequence[Alert]) -> None:
+        """Remember that budget alerts were said. Never waits; tried again if the disk refuses."""
+        apply = functools.partial(note_alerts, alerts=alerts)
+        self._writer.submit(Write(apply, None, must_not_be_lost=True))
+
+    def budget_counters(self, *, now: float) -> list[Counter]:
+        """What is used of budgets, for the start. Blocks on the disk. Raises `Unavailable`."""
+        with contextlib.closing(open_reader(self.path)) as database, storage_errors(self.path):
+            return list(read_counters(database, now=now))
 
     async def usage(
         self,

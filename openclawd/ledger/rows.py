@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from openclawctl.wire.errors import Code
+from openclawd.ledger.budgets import reserve_budgets, settle_budgets
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from openclawd.admission.budget_rules import Charge
 
 PROGRESS_INTERVAL_S: Final = 0.25
 """How often the progress of open requests is written."""
@@ -38,7 +41,7 @@ class Counts(enum.Enum):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reservation:
     """A request that is about to be queued. `reserved_tokens` is its prompt and the most it may
-    produce; `arrived_at` is wall time in Unix seconds."""
+    produce; `arrived_at` is wall time in Unix seconds; `charges` are its budgets' counters."""
 
     request_id: str
     principal: str
@@ -49,11 +52,13 @@ class Reservation:
     reserved_tokens: int
     app: str | None = None
     session: str | None = None
+    charges: Sequence[Charge] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settlement:
-    """How a request ended. `tokens` are counts by kind: `prompt`, `cached`, `completion`."""
+    """How a request ended. `tokens` are counts by kind: `prompt`, `cached`, `completion`; `cost`
+    is in micro-units."""
 
     request_id: str
     outcome: Outcome
@@ -67,6 +72,7 @@ class Settlement:
     total_s: float = 0.0
     provider: str = "local"
     cache: str = "none"
+    cost: int = 0
 
 
 class RowError(Exception):
@@ -97,6 +103,7 @@ def insert_reservation(database: sqlite3.Connection, node: str, row: Reservation
         ),
     )
     _put_tokens(database, row.request_id, {"prompt": row.prompt_tokens})
+    reserve_budgets(database, row.request_id, row.charges)
 
 
 def settle_row(database: sqlite3.Connection, end: Settlement) -> None:
@@ -122,6 +129,8 @@ def settle_row(database: sqlite3.Connection, end: Settlement) -> None:
     if cursor.rowcount != 1:
         raise RowError(f"request {end.request_id} has no open row to settle")
     _put_tokens(database, end.request_id, end.tokens)
+    tokens = _total_tokens(database, end.request_id)
+    settle_budgets(database, end.request_id, tokens=tokens, money=end.cost)
 
 
 def note_progress(database: sqlite3.Connection, progress: Iterable[tuple[str, int]]) -> None:
@@ -159,6 +168,15 @@ def settle_interrupted(database: sqlite3.Connection) -> int:
         )
         settle_row(database, end)
     return len(rows)
+
+
+def _total_tokens(database: sqlite3.Connection, request_id: str) -> int:
+    (number,) = database.execute(
+        "SELECT coalesce(sum(number), 0) FROM tokens"
+        " WHERE request_id = ? AND kind IN ('prompt', 'completion')",
+        (request_id,),
+    ).fetchone()
+    return int(number)
 
 
 def _put_tokens(database: sqlite3.Connection, request_id: str, tokens: Mapping[str, int]) -> None:

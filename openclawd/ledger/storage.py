@@ -11,6 +11,7 @@ import sqlite3
 from typing import TYPE_CHECKING, Final
 
 from openclawctl.wire.errors import Unavailable
+from openclawd.ledger.budgets import BUDGET_TABLES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -82,7 +83,7 @@ _AUDIT: Final[Sequence[str]] = (
         WHEN OLD.seq > coalesce((SELECT pruned_through FROM audit_head), 0)
         BEGIN SELECT RAISE(ABORT, 'the audit is append-only; prune it'); END""",
 )
-_BUDGETS: Final[Sequence[str]] = ()
+_BUDGETS: Final[Sequence[str]] = BUDGET_TABLES
 
 MIGRATIONS: Final[Sequence[Sequence[str]]] = (
     (

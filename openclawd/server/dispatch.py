@@ -224,6 +224,11 @@ async def _audit_verify(service: Service, exchange: Exchange, params: Params) ->
     }
 
 
+async def _budgets(service: Service, exchange: Exchange, params: Params) -> dict[str, Any]:
+    del params
+    return {"budgets": service.budget_rows(exchange.peer.principal)}
+
+
 HANDLERS: Final[dict[Op, Handler]] = {
     Op.PING: _ping,
     Op.STATUS: _status,
@@ -244,4 +249,5 @@ HANDLERS: Final[dict[Op, Handler]] = {
     Op.KEYS_SHOW: _show_key,
     Op.KEYS_ROTATE: _rotate_key,
     Op.KEYS_REVOKE: _revoke_key,
+    Op.BUDGETS: _budgets,
 }

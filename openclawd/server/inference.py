@@ -26,6 +26,7 @@ from openclawctl.wire.operations import DetokenizeParams, EmbedParams, Op, Token
 from openclawctl.wire.results import Choice, FinishReason, InferenceResult, Timings, Usage
 from openclawd.admission.queue import Place, Priority
 from openclawd.fleet.submission import submit
+from openclawd.server.account import Account
 from openclawd.server.deadline import Stage, deadline
 from openclawd.server.fallback import UseFallback
 from openclawd.server.planning import check_size, plan, subject_of
@@ -36,11 +37,9 @@ if TYPE_CHECKING:
     from openclawctl.wire.tools import ToolCall
     from openclawd.admission.limit_rules import LimitRule
     from openclawd.admission.limits import TokenLimits
-    from openclawd.admission.rates import RatePlace
     from openclawd.fleet.model import Model
     from openclawd.fleet.submission import Submission
     from openclawd.server.peer import Exchange
-    from openclawd.server.rates import Charge
     from openclawd.server.service import Service
     from openclawd.worker.messages import Loading
 
@@ -161,8 +160,11 @@ class Inference:
     dropped_tokens: int = 0
     parts: dict[int, _Part] = field(default_factory=dict)
     is_reserved: bool = False
-    charge: Charge | None = None
     ended: Ended | None = None
+    account: Account = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.account = Account(self)
 
     def elapsed_s(self) -> float:
         return self.service.now() - self.exchange.arrived_at
@@ -189,20 +191,23 @@ class Inference:
         try:
             self.stage = Stage.PREPARING
             await plan(self, submission)
-            self.charge = await self.service.rates.admit(
-                subject_of(self), self.prompt_tokens, on_queued=self._on_rate_queued
-            )
-            await reserve(self)
-            self.is_reserved = True
             self.stage = Stage.QUEUED
             self.queued_at_s = self.elapsed_s()
-            async with self.model.turns.take(
-                self._on_queued, priority=self.priority, weight=self.num_choices
-            ):
-                self.queue_s = self.elapsed_s() - self.queued_at_s
-                self.ended = await self._compute(submission)
+            async with self.service.lanes.take(
+                self.rules, subject_of(self), self._on_queued, give_up=self.exchange.cancel
+            ) as slot:
+                await self.account.take()
+                await reserve(self)
+                self.is_reserved = True
+                async with self.model.turns.take(
+                    slot.wait, priority=self.priority, weight=self.num_choices
+                ):
+                    slot.start()
+                    self.queue_s = self.elapsed_s() - self.queued_at_s
+                    self.ended = await self._compute(submission)
             self._raise_if_cut_short(self.ended)
         except UseFallback:
+            self.account.refund()
             raise
         except BaseException as error:
             await self.record_failure(error)
@@ -213,8 +218,8 @@ class Inference:
     async def record_failure(self, error: BaseException) -> None:
         """Write down that the request ended so. Raises `Unavailable`."""
         self.total_s = self.elapsed_s()
-        if self.charge is not None and self.stage is not Stage.COMPUTING:
-            self.charge.refund()
+        if self.stage is not Stage.COMPUTING:
+            self.account.refund()
         if self.stage is Stage.QUEUED:
             self.queue_s = self.total_s - self.queued_at_s
         await settle(self, self._problem_of(error))
@@ -295,17 +300,12 @@ class Inference:
     def _on_queued(self, place: Place) -> None:
         self.exchange.event("queued", {"position": place.position, "eta_s": place.eta_s})
 
-    def _on_rate_queued(self, place: RatePlace) -> None:
-        data = {"position": place.position, "eta_s": place.eta_s, "rule": place.rule}
-        self.exchange.event("queued", data)
-
     def _on_output(self, output: Output) -> None:
         if self.ttft_s is None:
             self.ttft_s = self.elapsed_s()
         self.parts.setdefault(output.index, _Part()).take(output)
         if output.token_ids:
-            if self.charge is not None:
-                self.charge.completion(len(output.token_ids))
+            self.account.completion(len(output.token_ids))
             self.service.note_tokens(len(output.token_ids))
             self.service.ledger.progress(self.request_id, self.completion_tokens)
         if self._is_streamed:

@@ -27,11 +27,11 @@ from openclawd.admission.limits import (
     may_shorten,
     plan_completion,
 )
-from openclawd.admission.subjects import Subject
 from openclawd.server.fallback import use_fallback
 from openclawd.worker.messages import Prepared
 
 if TYPE_CHECKING:
+    from openclawd.admission.subjects import Subject
     from openclawd.fleet.submission import Submission
     from openclawd.server.inference import Inference, InferenceParams
 
@@ -84,15 +84,10 @@ async def plan(inference: Inference, submission: Submission) -> None:
 
 def subject_of(inference: Inference) -> Subject:
     """The request as rules see it."""
-    peer = inference.exchange.peer
-    principal = peer.principal
-    return Subject(
-        principal.name,
-        groups=principal.groups,
-        key=principal.key,
-        tier=principal.tier,
-        app=inference.params.app or peer.app,
-        session=inference.params.session or "",
+    peer, params = inference.exchange.peer, inference.params
+    return peer.principal.subject(
+        app=params.app or peer.app,
+        session=params.session or "",
         model=inference.model.name,
         operation=inference.op.value,
     )
@@ -100,7 +95,11 @@ def subject_of(inference: Inference) -> Subject:
 
 def situation_of(inference: Inference, prompt_tokens: int) -> Situation:
     """How things are for a request that asks with so many tokens."""
-    return Situation(inference.model.turns.num_waiting, prompt_tokens=prompt_tokens)
+    return Situation(
+        inference.model.turns.num_waiting,
+        budget_left=inference.service.budgets.share_left(subject_of(inference)),
+        prompt_tokens=prompt_tokens,
+    )
 
 
 async def _count(

@@ -34,14 +34,18 @@ async def settle(inference: Inference, problem: Problem | None) -> None:
     _log(inference, settlement)
     inference.service.audit.finished(inference, settlement)  # in the commit of the settlement
     ledger = inference.service.ledger
-    if inference.is_reserved:
-        await ledger.settle(settlement)
-    else:
-        await ledger.record(_reservation(inference), settlement)
+    try:
+        if inference.is_reserved:
+            await ledger.settle(settlement)
+        else:
+            await ledger.record(_reservation(inference), settlement)
+    finally:  # however the disk is: the ledger keeps what it could not write
+        tokens = settlement.tokens
+        inference.account.settle(tokens=tokens["prompt"] + tokens["completion"], money=0)
 
 
 def _reservation(inference: Inference) -> Reservation:
-    peer = inference.exchange.peer
+    peer, reservation = inference.exchange.peer, inference.account.reservation
     return Reservation(
         request_id=inference.request_id,
         principal=peer.principal.name,
@@ -52,6 +56,7 @@ def _reservation(inference: Inference) -> Reservation:
         reserved_tokens=inference.prompt_tokens + inference.reserved_completion_tokens,
         app=inference.params.app or peer.app or None,
         session=inference.params.session,
+        charges=reservation.charges if reservation else (),
     )
 
 

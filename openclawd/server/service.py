@@ -21,6 +21,7 @@ from openclawd.admission.identity import check_known, check_model
 from openclawd.admission.limit_rules import OnTooLong
 from openclawd.admission.limits import TokenLimits
 from openclawd.server.auditing import Auditing
+from openclawd.server.budgets import BudgetDesk, rule_from
 from openclawd.server.lanes import Lanes
 from openclawd.server.limits import limit_rules
 from openclawd.server.rates import Rates, rules_of
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from openclawctl.wire.errors import Problem
     from openclawctl.wire.operations import UsageParams
     from openclawctl.wire.sampling import Sampling
+    from openclawd.admission.budget_rules import Alert
     from openclawd.admission.identity import Caller, Credentials, Principal
     from openclawd.config import Config
     from openclawd.fleet.model import Model
@@ -51,6 +53,7 @@ _NEEDS_NO_MODEL = frozenset(
         Op.USAGE,
         Op.WHOAMI,
         Op.KEYS_LIST,
+        Op.BUDGETS,
         Op.AUDIT,
         Op.AUDIT_VERIFY,
     }
@@ -86,6 +89,12 @@ class Service:
         self.audit = Auditing(ledger.audit)
         self.limit_rules = limit_rules(config.limits)
         self.lanes = Lanes()
+        self.budgets = BudgetDesk(
+            [rule_from(budget.plain()) for budget in config.budgets],
+            ledger.budget_counters(now=time.time()) if config.budgets else (),
+            note_alerts=ledger.note_alerts,
+            on_alert=self._tell_alert,
+        )
         self.totals = Totals()
         self.rates = Rates(rules_of(config.rate_limits))
         self._answer = answer
@@ -286,6 +295,21 @@ class Service:
     def note_tokens(self, num_tokens: int) -> None:
         self.totals.note_tokens(num_tokens, now=self.now())
 
+    def _tell_alert(self, alert: Alert) -> None:
+        """A budget has reached one of its shares; the journal has it already."""
+        charge = alert.charge
+        self.alerts.alert(
+            {
+                "budget": charge.budget,
+                "principal": charge.bucket,
+                "window": charge.shape,
+                "share": alert.share / 1000,
+                "used": alert.used,
+                "limit": alert.limit,
+                "reset_at": alert.reset_at,
+            }
+        )
+
     async def usage(self, params: UsageParams, caller: Principal) -> dict[str, Any]:
         """Sums of the ledger, of all or of the caller's own requests. Raises `Unavailable`."""
         return await self.ledger.usage(
@@ -309,6 +333,10 @@ class Service:
             },
             "left": self._left_of(principal),
         }
+
+    def budget_rows(self, caller: Principal) -> list[dict[str, Any]]:
+        """What `budgets` answers: a caller's own, or everybody's to who may see that."""
+        return self.budgets.rows(None if caller.sees_everybody else caller.subject())
 
     def status(self, caller: Principal) -> dict[str, Any]:
         """What `status` answers. Never waits."""

@@ -28,6 +28,7 @@ LEAST_ROLE = {
     "models": "reader",
     "usage": "reader",
     "whoami": "reader",
+    "budgets": "reader",
     "generate": "user",
     "chat": "user",
     "embed": "user",

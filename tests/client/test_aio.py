@@ -17,6 +17,8 @@ def echo(connection, request):
         connection.complete(request, "Par", "is", ".")
     elif request.op == "models":
         connection.done(request, models=[{"name": "m"}])
+    elif request.op == "budgets":
+        connection.done(request, budgets=[{"name": "b"}])
     elif request.op == "tokenize":
         connection.done(request, tokens=[1, 2])
     elif request.op == "detokenize":
@@ -58,6 +60,7 @@ def test_every_operation(peer):
             assert await client.usage(by="day", since=60) == {"by": "day", "since_s": 60.0}
             assert await client.audit(limit=3) == {"limit": 3}
             assert await client.audit_verify(head=f"1:{'0' * 64}") == {"head": f"1:{'0' * 64}"}
+            assert await client.budgets() == [{"name": "b"}]
             assert await client.unload("m") == {"model": "m"}
             assert await client.status() == await client.ping() == {}
 

@@ -151,6 +151,7 @@ def test_tokenize_detokenize_load_and_usage(peer):
             connection.done(request, model=request.params["model"], state="ready")
         else:
             answers = {"tokenize": {"tokens": [1, 2]}, "detokenize": {"text": "ab"}}
+            answers["budgets"] = {"budgets": [{"name": "b"}]}
             connection.done(request, **answers.get(request.op, request.params))
 
     progress = []
@@ -161,6 +162,7 @@ def test_tokenize_detokenize_load_and_usage(peer):
         rows = {"since_s": 60.0, "action": "load", "limit": 100, "after_seq": 3}
         assert client.audit(since="1m", action="load", after_seq=3) == rows
         assert client.audit_verify() == {}
+        assert client.budgets() == [{"name": "b"}]
         assert client.load("m", on_progress=lambda *args: progress.append(args))["state"] == "ready"
     assert progress == [("weights", 0.5)]
 

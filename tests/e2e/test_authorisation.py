@@ -63,6 +63,7 @@ LEAST = {
     "models": "reader",
     "usage": "reader",
     "whoami": "reader",
+    "budgets": "reader",
     "generate": "user",
     "chat": "user",
     "embed": "user",

@@ -176,6 +176,7 @@ params = {
     ops.Op.PING: st.builds(ops.NoParams),
     ops.Op.STATUS: st.builds(ops.NoParams),
     ops.Op.MODELS: st.builds(ops.NoParams),
+    ops.Op.BUDGETS: st.builds(ops.NoParams),
     ops.Op.LOAD: model_params,
     ops.Op.UNLOAD: model_params,
     ops.Op.GENERATE: st.builds(

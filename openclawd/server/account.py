@@ -1,0 +1,97 @@
+"""What a request takes of its rate limits and budgets, from before its reservation to its end.
+
+Owns the order (rates, then budgets, both before anything is on disk) and what is given back. How
+much there is, and who waits, is admission's.
+
+Invariant: whatever was taken is settled with what was computed, or given back.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from openclawctl.wire.operations import EmbedParams
+from openclawd.admission.budget_rules import Amount, Need
+from openclawd.admission.budgets import Fallback
+from openclawd.server.fallback import use_fallback
+from openclawd.server.planning import subject_of
+
+if TYPE_CHECKING:
+    from openclawd.admission.rates import RatePlace
+    from openclawd.server.budgets import Reservation
+    from openclawd.server.inference import Inference
+    from openclawd.server.rates import Charge
+
+
+class Account:
+    """Of one request. Takes everything in `take`, and once; then it is settled or given back."""
+
+    def __init__(self, inference: Inference) -> None:
+        self._inference = inference
+        self._charge: Charge | None = None
+        self.reservation: Reservation | None = None
+
+    async def take(self) -> None:
+        """Charge the prompt to every rate limit and hold the worst case in every budget, waiting
+        where the rules say so; perhaps with a lower `max_tokens`. Raises `RateLimited`,
+        `LimitExceeded`, `BudgetExceeded` or `UseFallback`."""
+        inference = self._inference
+        service, subject = inference.service, subject_of(inference)
+        self._charge = await service.rates.admit(
+            subject, inference.prompt_tokens, on_queued=self._on_rate_queued
+        )
+        taken = await service.budgets.reserve(
+            subject,
+            self._need(),
+            on_queued=self._on_budget_queued,
+            is_fallback=bool(inference.fallback_from),
+        )
+        if isinstance(taken, Fallback):
+            use_fallback(inference, taken.model, taken.problem)
+        self.reservation = taken
+        self._lower_maximum(taken)
+
+    def completion(self, num_tokens: int) -> None:
+        """So many tokens more have been computed."""
+        if self._charge is not None:
+            self._charge.completion(num_tokens)
+
+    def settle(self, *, tokens: int, money: int) -> None:
+        """It came to this. Only once the ledger has it, or cannot."""
+        if self.reservation is not None:
+            self.reservation.settle(Amount(tokens, money))
+
+    def refund(self) -> None:
+        """Nothing was computed: the prompt's tokens count in no rate limit."""
+        if self._charge is not None:
+            self._charge.refund()
+
+    def _need(self) -> Need:
+        """The worst case by the tokens that each choice may have."""
+        inference = self._inference
+        prompt, num_choices = inference.prompt_tokens, inference.num_choices
+        params = inference.params
+        least = 1 if isinstance(params, EmbedParams) else params.sampling.min_tokens or 1
+
+        def worst(max_completion: int) -> Amount:
+            completion = num_choices * max_completion
+            return Amount(prompt + completion)
+
+        return Need(worst, max_completion=inference.max_tokens, least_completion=least)
+
+    def _lower_maximum(self, taken: Reservation) -> None:
+        inference = self._inference
+        if taken.shrunk_by:
+            inference.exchange.warn(
+                "max-tokens-lowered",
+                f"budget {taken.shrunk_by} leaves {taken.max_completion} completion tokens; "
+                f"max_tokens was {inference.max_tokens}",
+            )
+        inference.max_tokens = taken.max_completion
+
+    def _on_rate_queued(self, place: RatePlace) -> None:
+        data = {"position": place.position, "eta_s": place.eta_s, "rule": place.rule}
+        self._inference.exchange.event("queued", data)
+
+    def _on_budget_queued(self, position: int) -> None:
+        self._inference.exchange.event("queued", {"position": position, "eta_s": None})

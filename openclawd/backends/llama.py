@@ -35,6 +35,7 @@ from openclawd.backends.llama_candidates import Candidates
 from openclawd.backends.llama_load import Loaded, load_model
 from openclawd.backends.llama_sampler import DrySamplers, NotNumbers, Sampler
 from openclawd.backends.llama_vocab import LlamaVocab
+from openclawd.backends.llama_waits import Waits
 from openclawd.engine.batch import (
     Batch,
     BatchKind,
@@ -85,6 +86,7 @@ class LlamaBackend:
         self._parked: dict[int, tuple[Sampler, bytes]] = {}
         self._sums: dict[int, npt.NDArray[np.float64]] = {}
         self._is_embedding = False
+        self._waits = Waits(loaded.info.threads)
 
         self.control_texts = self._vocab.control_texts
         self.infill_tokens = self._vocab.infill_tokens
@@ -121,6 +123,7 @@ class LlamaBackend:
             return NoFreeCells(lost)
         if not batch.chunks:
             return Outputs()
+        self._waits.adapt()
         if batch.is_aside:
             return self._forward_aside(batch, between)
         self._switch_to(batch.kind)
@@ -164,6 +167,7 @@ class LlamaBackend:
         self._samplers.clear()
         self._dry.close()
         self._parked.clear()
+        self._waits.close()
         self._loaded.free()
 
     # ---- slots ----

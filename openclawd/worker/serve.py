@@ -7,7 +7,6 @@ serves a file; knows no sockets and no signals.
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from typing import TYPE_CHECKING, Any, Final
@@ -52,12 +51,6 @@ _WARM_UP: Final = "warm-up"
 _SYSTEM_PROMPTS: Final = "system prompts"
 _PROGRESS_S: Final = 0.1
 """At most ten progress messages a second."""
-
-_SPIN_COUNT: Final = "1000"
-"""How often a compute thread looks before it sleeps until the others are done. With libgomp's
-default, 300 times as often, threads that want more CPUs than there are keep each other from
-working: two workers with 4 streams each on 2 cores took 5.1 s, with this 1.3 s. One worker alone
-is as fast with either, and half as fast if threads never spin (measured 2026-11-23)."""
 
 _NOT_PINNED: Final = (
     "system_prompts are computed anew for every request: this model cannot share a part of"
@@ -237,8 +230,6 @@ class Worker:
 
 def _import_backend() -> Callable[[LoadSpec, Callable[[float], bool]], Backend]:
     """The llama backend. Imported only here: the rest of the worker needs no ML library."""
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", _SPIN_COUNT)  # read when libgomp is loaded
     try:
         from openclawd.backends import llama
     except (ImportError, OSError, RuntimeError) as error:

@@ -38,6 +38,11 @@ class Principal:
     groups: tuple[str, ...] = ()
     key: str = ""
 
+    @property
+    def sees_everybody(self) -> bool:
+        """May they see other people's requests in reports?"""
+        return self.role is Role.ADMIN
+
 
 def identify(caller: Credentials, *, own_uid: int, names: dict[int, str]) -> Principal:
     """The principal of a caller. `names` maps user ids to names. Raises `Denied`."""

@@ -24,6 +24,7 @@ from openclawctl.wire.framing import MAX_FRAME_BYTES
 from openclawctl.wire.sampling import SAMPLING_INTEGERS, SAMPLING_RANGES, Sampling
 from openclawd.config import values
 from openclawd.config.keys import Section, count, key
+from openclawd.config.prices import CURRENCY_ALLOWED, Currency, LedgerConfig, PriceConfig
 
 MODEL_NAME_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._:-]*$"
 DEFAULT_KEEP_ALIVE_S: Final = 300.0
@@ -501,6 +502,17 @@ class Config(Section):
     )
     logging: Annotated[LoggingConfig, BeforeValidator(values.empty_if_nil)] = key(
         LoggingConfig(), meaning="What is logged, how and where.", allowed="a map"
+    )
+    currency: Currency = key(
+        "USD", meaning="What `prices` are in. One for the whole daemon.", allowed=CURRENCY_ALLOWED
+    )
+    prices: Annotated[dict[ModelName, PriceConfig], BeforeValidator(values.empty_if_nil)] = key(
+        {},
+        meaning="What models cost, by their names; a model that is not in it is free.",
+        allowed=f"a map of names ({NAME_TEXT}) to prices",
+    )
+    ledger: Annotated[LedgerConfig, BeforeValidator(values.empty_if_nil)] = key(
+        LedgerConfig(), meaning="How long the ledger keeps what was used.", allowed="a map"
     )
     monitoring: Unbuilt = key({}, meaning="Metrics (not built yet).", allowed="an empty map")
     security: Unbuilt = key({}, meaning="Roles and keys (not built yet).", allowed="an empty map")

@@ -24,10 +24,13 @@ from openclawctl.wire.operations import (
     ModelParams,
     Op,
     Params,
+    PruneParams,
     TokenizeParams,
     UsageParams,
+    UsageRowsParams,
     decode_params,
 )
+from openclawd.server import upkeep
 from openclawd.server.inference import ask_tokenizer, infer, tell_loading
 
 if TYPE_CHECKING:
@@ -125,9 +128,29 @@ async def _tokenizer(service: Service, exchange: Exchange, params: Params) -> di
 
 
 async def _usage(service: Service, exchange: Exchange, params: Params) -> dict[str, Any]:
-    del exchange
     assert isinstance(params, UsageParams)
-    return await service.usage(params)
+    return await service.usage(params, exchange.peer.principal)
+
+
+async def _usage_rows(service: Service, exchange: Exchange, params: Params) -> dict[str, Any]:
+    assert isinstance(params, UsageRowsParams)
+    return await service.usage_rows(params, exchange.peer.principal)
+
+
+async def _ledger_check(service: Service, exchange: Exchange, params: Params) -> dict[str, Any]:
+    del exchange, params
+    return await upkeep.check(service.ledger)
+
+
+async def _ledger_prune(service: Service, exchange: Exchange, params: Params) -> dict[str, Any]:
+    del exchange
+    assert isinstance(params, PruneParams)
+    return await upkeep.prune(service.ledger, params.older_than_s)
+
+
+async def _ledger_backup(service: Service, exchange: Exchange, params: Params) -> dict[str, Any]:
+    del exchange, params
+    return await upkeep.back_up(service.ledger)
 
 
 HANDLERS: Final[dict[Op, Handler]] = {
@@ -142,4 +165,8 @@ HANDLERS: Final[dict[Op, Handler]] = {
     Op.TOKENIZE: _tokenizer,
     Op.DETOKENIZE: _tokenizer,
     Op.USAGE: _usage,
+    Op.USAGE_ROWS: _usage_rows,
+    Op.LEDGER_CHECK: _ledger_check,
+    Op.LEDGER_PRUNE: _ledger_prune,
+    Op.LEDGER_BACKUP: _ledger_backup,
 }

@@ -13,6 +13,7 @@ from openclawctl.wire.errors import Code
 from openclawctl.wire.results import FinishReason
 from openclawd.ledger import Counts, Outcome, Reservation, Settlement
 from openclawd.observe.logs import log_request
+from openclawd.server.deadline import Stage
 
 if TYPE_CHECKING:
     from openclawctl.wire.errors import Problem
@@ -41,6 +42,9 @@ async def settle(inference: Inference, problem: Problem | None) -> None:
 
 def _reservation(inference: Inference) -> Reservation:
     peer = inference.exchange.peer
+    prices = inference.service.prices
+    price = prices.of(inference.model.name)
+    completion_tokens = inference.reserved_completion_tokens
     return Reservation(
         request_id=inference.request_id,
         principal=peer.principal.name,
@@ -48,8 +52,15 @@ def _reservation(inference: Inference) -> Reservation:
         op=inference.op.value,
         arrived_at=time.time() - inference.elapsed_s(),
         prompt_tokens=inference.prompt_tokens,
-        reserved_tokens=inference.prompt_tokens + inference.reserved_completion_tokens,
+        reserved_tokens=inference.prompt_tokens + completion_tokens,
         app=peer.app or None,
+        reserved_at=time.time(),
+        key=peer.principal.key or None,
+        tier=peer.principal.tier,
+        adapter=inference.params.adapter,
+        reserved_cost=price.worst_case(inference.prompt_tokens, completion_tokens),
+        prompt_cost=price.worst_case(inference.prompt_tokens, 0),
+        currency=prices.currency,
     )
 
 
@@ -70,6 +81,18 @@ def _settlement(inference: Inference, problem: Problem | None) -> Settlement:
         queue_s=timings.queue_s,
         ttft_s=timings.ttft_s,
         total_s=timings.total_s,
+        cost=_cost(inference),
+    )
+
+
+def _cost(inference: Inference) -> int:
+    """What it costs, by what was computed; the time is that from its start to its end."""
+    usage, timings = inference.usage, inference.timings
+    price = inference.service.prices.of(inference.model.name)
+    was_started = inference.stage is Stage.COMPUTING
+    compute_s = timings.total_s - inference.queued_at_s - timings.queue_s if was_started else 0.0
+    return price.cost(
+        usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens, max(0.0, compute_s)
     )
 
 

@@ -19,6 +19,8 @@ from openclawctl.wire.operations import Op
 from openclawd.admission.connections import ConnectionLimits, check_connection, check_request
 from openclawd.admission.identity import Credentials, Principal, identify
 from openclawd.admission.limits import TokenLimits
+from openclawd.admission.prices import Price, Prices
+from openclawd.ledger import UsageQuery
 from openclawd.server.totals import Totals
 
 if TYPE_CHECKING:
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from openclawctl.wire.errors import Problem
-    from openclawctl.wire.operations import UsageParams
+    from openclawctl.wire.operations import UsageParams, UsageRowsParams
     from openclawctl.wire.sampling import Sampling
     from openclawd.config import Config
     from openclawd.fleet.model import Model
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
     from openclawd.ledger import Ledger
     from openclawd.server.peer import Exchange, Peer
 
-_NEEDS_NO_MODEL = frozenset({Op.PING, Op.STATUS, Op.MODELS, Op.USAGE})
+_NEEDS_NO_MODEL = frozenset({Op.PING, Op.STATUS, Op.MODELS, Op.USAGE, Op.USAGE_ROWS})
 """What is still answered while the daemon drains."""
 
 
@@ -66,6 +68,10 @@ class Service:
         self.max_frame_bytes = limits.max_frame_bytes
         self.is_ready = False
         self.is_draining = False
+        self.prices = Prices(
+            config.currency,
+            {name: Price(**price.rates()) for name, price in config.prices.items()},
+        )
         self._config = config
         self._socket_path = socket_path
         self._names = names
@@ -197,9 +203,18 @@ class Service:
     def note_tokens(self, num_tokens: int) -> None:
         self.totals.note_tokens(num_tokens, now=self.now())
 
-    async def usage(self, params: UsageParams) -> dict[str, Any]:
-        """Sums of the ledger. Raises `Unavailable`."""
-        return await self.ledger.usage(params.by, since_s=params.since_s, now=time.time())
+    async def usage(self, params: UsageParams, caller: Principal) -> dict[str, Any]:
+        """Sums of the ledger, of all requests or of the caller's own. Raises `Unavailable`."""
+        query = UsageQuery.of(
+            params, now=time.time(), principal=_whose(caller), currency=self.prices.currency
+        )
+        return await self.ledger.usage(query)
+
+    async def usage_rows(self, params: UsageRowsParams, caller: Principal) -> dict[str, Any]:
+        """Ended requests, of all or of the caller's own. Raises `Unavailable`."""
+        return await self.ledger.rows(
+            after_seq=params.after_seq, limit=params.limit, principal=_whose(caller)
+        )
 
     def status(self, caller: Principal) -> dict[str, Any]:
         """What `status` answers. Never waits."""
@@ -234,3 +249,8 @@ class Service:
         if self.is_draining:
             return "draining"
         return "ready" if self.is_ready else "starting"
+
+
+def _whose(caller: Principal) -> str | None:
+    """Whose requests a caller is shown: everybody's (None), or their own."""
+    return None if caller.sees_everybody else caller.name

@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from openclawctl.wire.errors import Unavailable
-from openclawd.ledger import Ledger, storage, writer
+from openclawd.ledger import Ledger, UsageQuery, storage, writer
 
 CHILD_IMPORTS = """
 import asyncio, os, pathlib, resource, sys
@@ -143,12 +143,12 @@ def test_a_full_disk(small_disk, reservation, settlement):
             with pytest.raises(Unavailable):
                 await ledger.settle(settlement("r1"))
             assert ledger.problem is not None
-            assert await ledger.usage("model", None)  # reading still works
+            assert await ledger.usage(UsageQuery())  # reading still works
             filler.unlink()
             await ledger.reserve(reservation("r2"))
             assert ledger.problem is None
         async with Ledger.open(path) as ledger:
-            return ledger.recovered, await ledger.usage("model", None)
+            return ledger.recovered, await ledger.usage(UsageQuery())
 
     _, report = asyncio.run(use())
     assert report["total"]["completion_tokens"] >= 5
@@ -247,7 +247,7 @@ def test_a_ledger_that_cannot_be_recovered_is_closed_again(path, reservation):
             await ledger.reserve(reservation("r1"))
         database = sqlite3.connect(path)
         database.execute(
-            "CREATE TRIGGER t BEFORE UPDATE ON requests BEGIN SELECT RAISE(ABORT, 'no'); END"
+            "CREATE TRIGGER t BEFORE UPDATE ON request_rows BEGIN SELECT RAISE(ABORT, 'no'); END"
         )
         database.close()
         with pytest.raises(sqlite3.IntegrityError):

@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from openclawctl.wire.errors import Internal
-from openclawd.ledger import Counts, Ledger, Outcome
+from openclawd.ledger import Counts, Ledger, Outcome, UsageQuery
 from openclawd.ledger.rows import MOST_TOKENS_PER_INTERVAL
 from openclawd.ledger.writer import Writer
 
@@ -192,14 +192,14 @@ def test_usage_sums_by_every_key(with_ledger, reservation, settlement):
         await ledger.reserve(reservation("open"))
         groups = ("model", "principal", "app", "op", "day")
         now = 1_700_000_000.0 + 86_500
-        return {by: await ledger.usage(by, None) for by in groups}, await ledger.usage(
-            "model", 86_400, now=now
-        )
+        all_time = {by: await ledger.usage(UsageQuery(by=[by])) for by in groups}
+        return all_time, await ledger.usage(UsageQuery(since=now - 86_400))
 
     all_time, last_day = with_ledger(use)
     by_model = all_time["model"]
-    assert by_model["by"] == "model"
-    assert by_model["since_s"] is None
+    assert by_model["by"] == ["model"]
+    assert by_model["since"] is None
+    assert by_model["left_out"] == 0
     assert [
         (row["key"], row["requests"], row["completion_tokens"]) for row in by_model["rows"]
     ] == [
@@ -211,9 +211,11 @@ def test_usage_sums_by_every_key(with_ledger, reservation, settlement):
         "prompt_tokens": 40,
         "cached_tokens": 16,
         "completion_tokens": 56,
+        "cost": 0,
         "cancelled": 1,
         "failed": 1,
         "total_s": 2.0,
+        "mean_ttft_s": None,
     }
     assert [row["key"] for row in all_time["principal"]["rows"]] == ["user:alice", "user:bob"]
     assert {row["key"] for row in all_time["app"]["rows"]} == {"crm", ""}
@@ -227,11 +229,11 @@ def test_usage_sums_by_every_key(with_ledger, reservation, settlement):
 
 def test_usage_of_an_empty_ledger_is_all_zero(with_ledger):
     async def use(ledger):
-        return await ledger.usage("model", 60)
+        return await ledger.usage(UsageQuery(since=60))
 
     report = with_ledger(use)
     assert report["rows"] == []
-    assert set(report["total"].values()) == {0}
+    assert set(report["total"].values()) == {0, None}
 
 
 def test_a_loop_that_has_ended_does_not_stop_the_writer(path, query, reservation, settlement):

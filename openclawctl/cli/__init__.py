@@ -29,6 +29,7 @@ COMMANDS: Final = {
     "detokenize": "texts",
     "embed": "texts",
     "generate": "generate",
+    "ledger": "ledger",
     "load": "models",
     "ls": "models",
     "models": "models",

@@ -11,6 +11,7 @@ import contextlib
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Final
 
+from openclawctl.wire.errors import LimitExceeded
 from openclawctl.wire.operations import MAX_USAGE_ROWS
 from openclawd.ledger.calendar import Span, day_of, hour_of
 from openclawd.ledger.storage import open_reader, storage_errors
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from openclawctl.wire.operations import UsageParams
+
+MAX_GROUPS: Final = 50_000
+"""Of one report, before its limit: some 40 MB of the daemon's memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +101,8 @@ _SPANS: Final = {"day": day_of, "hour": hour_of}
 
 
 def read_usage(path: Path, query: UsageQuery) -> dict[str, Any]:
-    """The result of the `usage` operation. Blocks on the disk. Raises `Unavailable`.
+    """The result of the `usage` operation. Blocks on the disk. Raises `Unavailable`, and
+    `LimitExceeded` for more groups than fit into memory.
 
     Open requests are not in it. Without `sort`, times come in order and other groups by completion
     tokens, most first. Rows over the limit are left out and counted in `left_out`.
@@ -107,15 +112,14 @@ def read_usage(path: Path, query: UsageQuery) -> dict[str, Any]:
     total = Sums()
     for sums in groups.values():
         total.add(sums)
-    rows = [_row(query.by, keys, sums) for keys, sums in groups.items()]
-    _sort(rows, query)
+    shown = _sorted(groups, query)[: query.limit]
     return {
-        "by": list(query.by),
+        "by": ",".join(query.by),
         "since": query.since,
         "until": query.until,
         "currency": query.currency,
-        "rows": rows[: query.limit],
-        "left_out": max(0, len(rows) - query.limit),
+        "rows": [_row(query.by, keys, sums) for keys, sums in shown],
+        "left_out": len(groups) - len(shown),
         "total": total.as_dict(),
     }
 
@@ -138,7 +142,12 @@ def read_rows(
         columns = [column[0] for column in found.description]
         rows = [dict(zip(columns, row, strict=True)) for row in found]
     next_seq = rows[-1]["settled_seq"] if len(rows) == limit else last
-    return {"rows": rows, "next_seq": max(next_seq, after_seq), "has_more": len(rows) == limit}
+    return {
+        "rows": rows,
+        "next_seq": max(next_seq, after_seq),
+        "has_more": len(rows) == limit,
+        "last_seq": last,
+    }
 
 
 _NAME_ID: Final = "SELECT id FROM names WHERE name = :name"
@@ -165,6 +174,11 @@ def _groups(database: sqlite3.Connection, query: UsageQuery) -> dict[tuple[str, 
             values = iter([_name(database, names, number) for number in ids])
             keys = tuple(labels[by] if by in labels else next(values) for by in query.by)
             groups.setdefault(keys, Sums()).add(sums)
+            if len(groups) > MAX_GROUPS:
+                raise LimitExceeded(
+                    f"usage by {','.join(query.by)} has more than {MAX_GROUPS} groups",
+                    hint="ask for a shorter time (--since, --until), or group by less",
+                )
     return groups
 
 
@@ -252,14 +266,18 @@ def _row(by: Sequence[str], keys: tuple[str, ...], sums: Sums) -> dict[str, Any]
     return {"key": " ".join(keys), "groups": groups, **sums.as_dict()}
 
 
-def _sort(rows: list[dict[str, Any]], query: UsageQuery) -> None:
+def _sorted(
+    groups: dict[tuple[str, ...], Sums], query: UsageQuery
+) -> list[tuple[tuple[str, ...], Sums]]:
     """By names and times upwards, by numbers downwards; ties by the groups in their order."""
-    rows.sort(key=lambda row: list(row["groups"].values()))
+    items = sorted(groups.items(), key=lambda item: item[0])
     sort = query.sort or ("" if query.by[0] in _SPANS else "completion_tokens")
     if sort in query.by:
-        rows.sort(key=lambda row: row["groups"][sort])
+        index = query.by.index(sort)
+        items.sort(key=lambda item: item[0][index])
     elif sort:
-        rows.sort(key=lambda row: row[sort] or 0, reverse=True)
+        items.sort(key=lambda item: item[1].as_dict()[sort] or 0, reverse=True)
+    return items
 
 
 def _moment(at: float | None, ago_s: float | None, now: float) -> float | None:

@@ -166,9 +166,15 @@ def drop_names(database: sqlite3.Connection, numbers: Iterable[int], as_of_seq: 
 
 def vacuum_some(database: sqlite3.Connection) -> int:
     """Give some free pages back to the file system. Returns how many are left."""
-    database.execute(f"PRAGMA incremental_vacuum({VACUUM_PAGES})").fetchall()
-    (left,) = database.execute("PRAGMA freelist_count").fetchone()
-    return int(left)
+    for _ in range(min(VACUUM_PAGES, _free_pages(database))):
+        # Of more than one page Python's sqlite3 frees one: it takes the first step for the end.
+        database.execute("PRAGMA incremental_vacuum(1)").fetchall()
+    return _free_pages(database)
+
+
+def _free_pages(database: sqlite3.Connection) -> int:
+    (number,) = database.execute("PRAGMA freelist_count").fetchone()
+    return int(number)
 
 
 # ---- beside the writer ----

@@ -197,7 +197,7 @@ def test_usage_sums_by_every_key(with_ledger, reservation, settlement):
 
     all_time, last_day = with_ledger(use)
     by_model = all_time["model"]
-    assert by_model["by"] == ["model"]
+    assert by_model["by"] == "model"
     assert by_model["since"] is None
     assert by_model["left_out"] == 0
     assert [

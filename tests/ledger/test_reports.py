@@ -10,8 +10,9 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from openclawctl.wire.errors import LimitExceeded
 from openclawctl.wire.operations import UsageParams
-from openclawd.ledger import Counts, Outcome, Reservation, Settlement, UsageQuery
+from openclawd.ledger import Counts, Outcome, Reservation, Settlement, UsageQuery, reports
 from openclawd.ledger.calendar import day_of, hour_of
 from openclawd.ledger.reports import read_rows, read_usage
 from openclawd.ledger.rows import insert_reservation, settle_row
@@ -183,6 +184,14 @@ def test_sorting_and_the_limit(path, reservation, settlement):
     assert [row["key"] for row in report["rows"]] == ["b"]
     assert report["left_out"] == 2
     assert report["total"]["completion_tokens"] == 19  # of all, shown or not
+
+
+def test_more_groups_than_fit_into_memory(path, reservation, settlement, monkeypatch):
+    monkeypatch.setattr(reports, "MAX_GROUPS", 2)
+    fill(path, [(reservation(f"r{i}", session=f"s{i}"), settlement(f"r{i}"), True) for i in "abc"])
+    with pytest.raises(LimitExceeded, match="usage by session has more than 2 groups"):
+        read_usage(path, UsageQuery(by=["session"]))
+    assert read_usage(path, UsageQuery(by=["model"]))["total"]["requests"] == 3
 
 
 def test_a_query_from_parameters():

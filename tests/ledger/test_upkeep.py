@@ -136,8 +136,23 @@ def test_pruning_gives_the_space_back_and_lets_others_write(
         return full
 
     full = with_ledger(use)
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        assert database.execute("PRAGMA freelist_count").fetchone() == (0,)
     assert path.stat().st_size < full / 3
     assert check_ledger(path).findings == []
+
+
+def test_a_step_of_giving_space_back_has_its_size(path, with_ledger, reservation, settlement):
+    async def use(ledger):
+        await fill(ledger, reservation, settlement, number=400)
+        while await ledger._ask(lambda database: upkeep.prune_rows(database, NEW + 1)):
+            pass
+        before = await ledger._ask(upkeep._free_pages)
+        wanted = min(upkeep.VACUUM_PAGES, before)
+        return before - await ledger._ask(upkeep.vacuum_some), wanted
+
+    freed, expected = with_ledger(use)
+    assert freed == expected > 3
 
 
 def test_a_copy_is_whole_private_and_never_half_there(path, with_ledger, reservation, settlement):

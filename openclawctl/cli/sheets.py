@@ -19,7 +19,7 @@ _FORMULA_STARTS: Final = ("=", "+", "-", "@", "\t", "\r")
 def csv_lines(
     columns: Sequence[str], rows: Iterable[Mapping[str, Any]], *, header: bool
 ) -> Iterator[str]:
-    """Each row as one line, with its end; RFC 4180."""
+    """Each row as one line, with its end: RFC 4180, but with the line ends of Unix."""
     if header:
         yield _line(columns)
     for row in rows:
@@ -28,8 +28,8 @@ def csv_lines(
 
 def _line(cells: Sequence[str]) -> str:
     buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerow(cells)
-    return buffer.getvalue()
+    csv.writer(buffer, lineterminator="\r\n").writerow(cells)  # so that it quotes both of them
+    return buffer.getvalue().removesuffix("\r\n") + "\n"
 
 
 def _cell(value: object) -> str:

@@ -214,6 +214,10 @@ def answers(daemon):
             "status": client.status(),
             "models": client.models(),
             "usage": client.usage(),
+            "usage.rows": client.usage_rows(),
+            "ledger.check": client.check_ledger(),
+            "ledger.prune": client.prune_ledger("1d"),
+            "ledger.backup": client.back_up_ledger(),
         }
 
 
@@ -240,7 +244,22 @@ def test_usage(answers):
     usage = answers["usage"]
     assert set(usage) <= documented
     assert set(usage["rows"][0]) <= documented
-    assert set(usage["total"]) == set(usage["rows"][0]) - {"key"}
+    assert (
+        set(usage["total"])
+        == set(usage["rows"][0]) - {"key", "groups"}
+        == set(operations.USAGE_COLUMNS)
+    )
+
+
+def test_usage_rows_and_the_ledger(answers):
+    assert set(answers["usage.rows"]) <= set(names(paragraph("**`usage.rows`**")))
+    assert answers["ledger.check"]["findings"] == []
+    documented = set(names(paragraph("**`ledger.check`**")))
+    for op in ("ledger.check", "ledger.prune", "ledger.backup"):
+        assert set(answers[op]) <= documented
+    rows = {(name(cells[0]), name(cells[1])): cells[4] for cells in table("op")}
+    assert f"1 to {operations.MAX_USAGE_ROWS} " in rows["usage", "limit"]
+    assert f"1 to {operations.MAX_USAGE_PAGE} " in rows["usage.rows", "limit"]
 
 
 def test_the_example_client(daemon):

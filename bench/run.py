@@ -50,6 +50,7 @@ SCENARIOS: Final = (
     "overhead",
     "step_profile",
     "batch_shapes",
+    "ledger",
 )
 ROUNDS: Final = 5
 QUICK_ROUNDS: Final = 3

@@ -20,6 +20,7 @@ from openclawctl.wire.errors import OpenclawError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Mapping
+    from datetime import datetime
     from types import TracebackType
     from typing import Self, Unpack
 
@@ -363,8 +364,29 @@ class AsyncClient:
     async def unload(self, model: str | None = None) -> dict[str, Any]:
         return await self._ask("unload", self._target.model_params(model))
 
-    async def usage(self, *, by: str = "model", since: str | float | None = None) -> dict[str, Any]:
-        return await self._ask("usage", options.usage_params(by, since))
+    async def usage(
+        self,
+        *,
+        by: str | Iterable[str] = "model",
+        since: str | float | datetime | None = None,
+        until: str | float | datetime | None = None,
+        sort: str | None = None,
+        limit: int | None = None,
+    ) -> dict[str, Any]:
+        params = options.usage_params(by, since=since, until=until, sort=sort, limit=limit)
+        return await self._ask("usage", params)
+
+    async def usage_rows(self, *, after_seq: int = 0, limit: int | None = None) -> dict[str, Any]:
+        return await self._ask("usage.rows", options.usage_rows_params(after_seq, limit))
+
+    async def check_ledger(self) -> dict[str, Any]:
+        return await self._ask("ledger.check", {})
+
+    async def prune_ledger(self, older_than: str | float) -> dict[str, Any]:
+        return await self._ask("ledger.prune", options.prune_params(older_than))
+
+    async def back_up_ledger(self) -> dict[str, Any]:
+        return await self._ask("ledger.backup", {})
 
     async def audit(
         self,

@@ -55,7 +55,9 @@ not is stopped or stuck, and even `timeout_s=None` should not wait for that."""
 QUICK_TIMEOUT_S: Final = 30.0
 """Default `timeout_s` of the operations that no model takes part in."""
 
-QUICK_OPS: Final = frozenset({"ping", "status", "models", "usage", "whoami", "budgets", "audit"})
+QUICK_OPS: Final = frozenset(
+    {"ping", "status", "models", "usage", "usage.rows", "whoami", "budgets", "audit"}
+)
 
 RETRY_CAP_S: Final = 30.0
 """A daemon that asks for a longer pause than this is reported to the caller instead."""

@@ -18,6 +18,7 @@ from openclawctl.wire.errors import OpenclawError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
+    from datetime import datetime
     from types import TracebackType
     from typing import Self, Unpack
 
@@ -320,12 +321,44 @@ class Client:
         """Give a model's memory back. It is loaded again when it is next asked."""
         return self._ask("unload", self._target.model_params(model))
 
-    def usage(self, *, by: str = "model", since: str | float | None = None) -> dict[str, Any]:
-        """Sums of the ledger, by `model`, `principal`, `app`, `day` or `op`, over the last `since`
-        (`"24h"`, or seconds; default: all)."""
+    def usage(
+        self,
+        *,
+        by: str | Iterable[str] = "model",
+        since: str | float | datetime | None = None,
+        until: str | float | datetime | None = None,
+        sort: str | None = None,
+        limit: int | None = None,
+    ) -> dict[str, Any]:
+        """Sums of the ledger. `by` is one of `model`, `principal`, `key`, `app`, `session`, `day`,
+        `hour`, `op` and `tier`, or several of them; `since` and `until` are durations before now
+        (`"24h"`, or seconds) or moments (`"2026-10-25"`, or a `datetime`); `sort` is a group or a
+        column of the rows."""
         from openclawctl.options import usage_params
 
-        return self._ask("usage", usage_params(by, since))
+        params = usage_params(by, since=since, until=until, sort=sort, limit=limit)
+        return self._ask("usage", params)
+
+    def usage_rows(self, *, after_seq: int = 0, limit: int | None = None) -> dict[str, Any]:
+        """Requests that ended after number `after_seq`, in the order of their ends: `rows`, and
+        `next_seq` to go on after. At most 1,000 at once; `has_more` says whether there are."""
+        from openclawctl.options import usage_rows_params
+
+        return self._ask("usage.rows", usage_rows_params(after_seq, limit))
+
+    def check_ledger(self) -> dict[str, Any]:
+        """Check the ledger: `findings` is empty when all is well. Takes seconds for a large one."""
+        return self._ask("ledger.check", {})
+
+    def prune_ledger(self, older_than: str | float) -> dict[str, Any]:
+        """Delete the requests that arrived longer ago than that (`"90d"`, or seconds)."""
+        from openclawctl.options import prune_params
+
+        return self._ask("ledger.prune", prune_params(older_than))
+
+    def back_up_ledger(self) -> dict[str, Any]:
+        """Copy the ledger beside itself, on the daemon's machine: `path` and `bytes`."""
+        return self._ask("ledger.backup", {})
 
     def audit(
         self,

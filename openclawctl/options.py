@@ -7,6 +7,7 @@ is judged by the same decoder that the daemon uses, so a mistake is named before
 from __future__ import annotations
 
 from collections.abc import Iterable
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from openclawctl.wire.errors import InvalidRequest
@@ -138,8 +139,46 @@ def detokenize_params(tokens: Iterable[int], model: str | None) -> dict[str, Any
     return _checked(Op.DETOKENIZE, {"tokens": list(tokens), "model": model})
 
 
-def usage_params(by: str, since: str | float | None) -> dict[str, Any]:
-    return _checked(Op.USAGE, {"by": by, "since_s": _duration_s("usage: since", since)})
+def usage_params(
+    by: str | Iterable[str],
+    *,
+    since: str | float | datetime | None,
+    until: str | float | datetime | None,
+    sort: str | None,
+    limit: int | None,
+) -> dict[str, Any]:
+    names = by.split(",") if isinstance(by, str) else list(by)
+    raw = {"by": [name.strip() for name in names], "sort": sort, "limit": limit}
+    return _checked(Op.USAGE, {**raw, **_bound("since", since), **_bound("until", until)})
+
+
+def _bound(name: str, value: str | float | datetime | None) -> dict[str, float]:
+    """A bound of a range: a duration before now, or a moment as ISO 8601 text, in this machine's
+    time zone unless it says otherwise."""
+    if value is None:
+        return {}
+    try:
+        if isinstance(value, datetime):
+            return {f"{name}_at": max(0.0, value.timestamp())}
+        if isinstance(value, str) and "-" in value:
+            return {f"{name}_at": max(0.0, datetime.fromisoformat(value).timestamp())}
+        return {f"{name}_s": parse_duration_s(value)}
+    except ValueError as error:
+        raise InvalidRequest(
+            f"usage: {name}: {error}", hint="write a duration (7d) or a time (2026-10-25T14:00)"
+        ) from None
+
+
+def usage_rows_params(after_seq: int, limit: int | None) -> dict[str, Any]:
+    return _checked(Op.USAGE_ROWS, {"after_seq": after_seq, "limit": limit})
+
+
+def prune_params(older_than: str | float) -> dict[str, Any]:
+    try:
+        older_than_s = parse_duration_s(older_than)
+    except ValueError as error:
+        raise InvalidRequest(f"ledger.prune: older_than: {error}") from None
+    return _checked(Op.LEDGER_PRUNE, {"older_than_s": older_than_s})
 
 
 def key_params(

@@ -37,6 +37,7 @@ from openclawd.server.listener import StartError, hold_lock, open_socket
 from openclawd.server.names import Names
 from openclawd.server.peer import Peer
 from openclawd.server.service import Service
+from openclawd.server.upkeep import keep_pruned
 
 if TYPE_CHECKING:
     import socket
@@ -173,8 +174,12 @@ class _Daemon:
             listener = await loop.create_unix_server(lambda: Peer(self._service), sock=sock)
             logger.info("listening on %s", self._settings.places.socket)
             readiness = tasks.create_task(self._become_ready())
+            pruning = tasks.create_task(
+                keep_pruned(self._service.ledger, self._settings.config.ledger.keep_usage_s)
+            )
             await self._stop.wait()
             readiness.cancel()
+            pruning.cancel()
             listener.close()
             await self._drain()
             await self._fleet.stop()

@@ -32,6 +32,7 @@ COMMANDS: Final = {
     "embed": "texts",
     "generate": "generate",
     "keys": "keys",
+    "ledger": "ledger",
     "load": "models",
     "ls": "models",
     "models": "models",

@@ -1,11 +1,21 @@
-"""What needs a terminal library: the progress line. The only module that imports rich."""
+"""What needs a terminal library: the progress line, charts. The only module that imports rich."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Final
+
+from rich.bar import Bar
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+from rich.table import Table
+from rich.text import Text
 
 from openclawctl.cli.shell import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+WIDTH_WITHOUT_TERMINAL: Final = 100
 
 
 class WaitingLine:
@@ -35,3 +45,20 @@ class WaitingLine:
 
     def stop(self) -> None:
         self._progress.stop()
+
+
+def print_bars(title: str, bars: Sequence[tuple[str, float, str]]) -> None:
+    """Bars from top to bottom on standard output: a label, a value of 0 or more, and the value as
+    text."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=WIDTH_WITHOUT_TERMINAL)
+    most = max((value for _, value, _ in bars), default=0) or 1
+    table = Table.grid(padding=(0, 1), expand=True)
+    table.add_column(max_width=console.width // 3, no_wrap=True)
+    table.add_column(justify="right", no_wrap=True)
+    table.add_column(ratio=1)
+    for label, value, text in bars:
+        table.add_row(Text(printable(label)), Text(text), Bar(most, 0, value))
+    console.print(Text(printable(title)))
+    console.print(table)

@@ -146,11 +146,16 @@ def drop_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
-def print_json(value: object) -> None:
+def print_json(value: object, *, indent: int | None = 2) -> None:
     import json  # here: `openclawctl status` without --json does not need it
 
-    text = json.dumps(value, indent=2, ensure_ascii=False, default=str)
+    text = json.dumps(value, indent=indent, ensure_ascii=False, default=str)
     _put(_JSON_UNSAFE.sub(_escape, text) + "\n")
+
+
+def print_json_line(value: object) -> None:
+    """One object on one line, at once."""
+    print_json(value, indent=None)
 
 
 def _escape(match: re.Match[str]) -> str:

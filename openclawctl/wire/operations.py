@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import enum
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Final
 
 from openclawctl.wire.completion import MAX_MODEL_NAME_CHARS, ChatParams, GenerateParams
 from openclawctl.wire.errors import InvalidRequest
-from openclawctl.wire.fields import Fields, present
+from openclawctl.wire.fields import Fields, present, suggestion
 from openclawctl.wire.framing import MAX_ITEMS
 from openclawctl.wire.keys import KeyCreateParams, KeyParams, KeyRotateParams
 from openclawctl.wire.labels import decode_labels
@@ -32,7 +32,18 @@ MAX_AUDIT_ROWS: Final = 2000
 DEFAULT_AUDIT_ROWS: Final = 100
 _MAX_NAME_CHARS: Final = 256
 _HEAD: Final = re.compile("[0-9]{1,18}:[0-9a-f]{64}")
-USAGE_GROUPS: Final = ("model", "principal", "app", "day", "op")
+USAGE_GROUPS: Final = (
+    "model", "principal", "key", "app", "session", "day", "hour", "op", "tier"
+)  # fmt: skip
+USAGE_COLUMNS: Final = (
+    "requests", "prompt_tokens", "cached_tokens", "completion_tokens", "cost", "cancelled",
+    "failed", "total_s", "mean_ttft_s",
+)  # fmt: skip
+MAX_USAGE_ROWS: Final = 10_000
+"""Groups in one answer: a few megabytes."""
+
+MAX_USAGE_PAGE: Final = 1000
+"""Requests in one answer of `usage.rows`: a megabyte."""
 
 
 class Op(enum.Enum):
@@ -58,6 +69,10 @@ class Op(enum.Enum):
     KEYS_ROTATE = "keys.rotate"
     KEYS_REVOKE = "keys.revoke"
     BUDGETS = "budgets"
+    USAGE_ROWS = "usage.rows"
+    LEDGER_CHECK = "ledger.check"
+    LEDGER_PRUNE = "ledger.prune"
+    LEDGER_BACKUP = "ledger.backup"
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,16 +155,68 @@ class ModelParams:
 
 @dataclass(frozen=True, slots=True)
 class UsageParams:
-    """`usage`: sums of the ledger, grouped `by`, over the last `since_s` seconds (None: all)."""
+    """`usage`: sums of the ledger, grouped `by`. The range is `[since, until)`, each as seconds
+    before now (`_s`) or as Unix time (`_at`); None: no bound. `sort` is one of the groups or of
+    `USAGE_COLUMNS`."""
 
-    by: str = "model"
+    by: list[str] = field(default_factory=lambda: ["model"])
     since_s: float | None = None
+    until_s: float | None = None
+    since_at: float | None = None
+    until_at: float | None = None
+    sort: str | None = None
+    limit: int | None = None
 
     @classmethod
     def decode(cls, source: Fields) -> UsageParams:
+        by = _usage_groups(source)
+        sort = source.choice("sort", (*by, *USAGE_COLUMNS), default="")
+        times = {
+            name: source.number_or_none(name, low=0, high=LONGEST_S)
+            for name in ("since_s", "until_s", "since_at", "until_at")
+        }
+        for bound in ("since", "until"):
+            if times[f"{bound}_s"] is not None and times[f"{bound}_at"] is not None:
+                raise source.fail(f"'{bound}_s' and '{bound}_at' exclude each other")
+        limit = source.integer_or_none("limit", low=1, high=MAX_USAGE_ROWS)
+        return cls(by, **times, sort=sort or None, limit=limit)
+
+    def encode(self) -> dict[str, Any]:
+        return present(self)
+
+
+def _usage_groups(source: Fields) -> list[str]:
+    """What `usage` groups by: one name or a list of different ones; `user` is the principal."""
+    if source.is_text("by"):
+        names = [source.text("by", max_chars=MAX_MODEL_NAME_CHARS)]
+    else:
+        names = source.texts("by", max_items=len(USAGE_GROUPS)) or ["model"]
+    names = ["principal" if name == "user" else name for name in names]
+    for name in names:
+        if name not in USAGE_GROUPS:
+            raise source.fail(
+                f"'by' is {name!r}; allowed: {', '.join(USAGE_GROUPS)}"
+                + suggestion(name, USAGE_GROUPS)
+            )
+    if len(set(names)) < len(names):
+        raise source.fail("'by' names the same group twice")
+    return names
+
+
+@dataclass(frozen=True, slots=True)
+class UsageRowsParams:
+    """`usage.rows`: requests that ended after the one with number `after_seq`, in the order of
+    their ends."""
+
+    after_seq: int = 0
+    limit: int = MAX_USAGE_PAGE
+
+    @classmethod
+    def decode(cls, source: Fields) -> UsageRowsParams:
+        limit = source.integer_or_none("limit", low=1, high=MAX_USAGE_PAGE)
         return cls(
-            by=source.choice("by", USAGE_GROUPS, default="model"),
-            since_s=source.number_or_none("since_s", low=0, high=LONGEST_S),
+            after_seq=source.integer_or_none("after_seq", low=0) or 0,
+            limit=MAX_USAGE_PAGE if limit is None else limit,
         )
 
     def encode(self) -> dict[str, Any]:
@@ -201,8 +268,22 @@ class AuditVerifyParams:
 
 
 @dataclass(frozen=True, slots=True)
+class PruneParams:
+    """`ledger.prune`: delete what arrived more than `older_than_s` seconds ago and has ended."""
+
+    older_than_s: float
+
+    @classmethod
+    def decode(cls, source: Fields) -> PruneParams:
+        return cls(source.number("older_than_s", low=0, high=LONGEST_S))
+
+    def encode(self) -> dict[str, Any]:
+        return present(self)
+
+
+@dataclass(frozen=True, slots=True)
 class NoParams:
-    """`ping`, `status`, `models`, `whoami`, `keys.list`, `budgets`."""
+    """What takes no parameters: `ping`, `status`, `models`, `whoami`, and others."""
 
     @classmethod
     def decode(cls, source: Fields) -> NoParams:
@@ -227,6 +308,8 @@ Params = (
     | KeyCreateParams
     | KeyParams
     | KeyRotateParams
+    | UsageRowsParams
+    | PruneParams
 )
 
 PARAMS: Final[dict[Op, type[Params]]] = {
@@ -250,6 +333,10 @@ PARAMS: Final[dict[Op, type[Params]]] = {
     Op.KEYS_ROTATE: KeyRotateParams,
     Op.KEYS_REVOKE: KeyParams,
     Op.BUDGETS: NoParams,
+    Op.USAGE_ROWS: UsageRowsParams,
+    Op.LEDGER_CHECK: NoParams,
+    Op.LEDGER_PRUNE: PruneParams,
+    Op.LEDGER_BACKUP: NoParams,
 }
 
 

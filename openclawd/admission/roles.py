@@ -35,6 +35,7 @@ PERMISSIONS: Final[dict[Op, Permission]] = {
     Op.MODELS: Permission.LOOK,
     Op.USAGE: Permission.LOOK,
     Op.WHOAMI: Permission.LOOK,
+    Op.USAGE_ROWS: Permission.LOOK,
     Op.BUDGETS: Permission.LOOK,
     Op.GENERATE: Permission.COMPUTE,
     Op.CHAT: Permission.COMPUTE,
@@ -49,6 +50,9 @@ PERMISSIONS: Final[dict[Op, Permission]] = {
     Op.KEYS_SHOW: Permission.ADMINISTER,
     Op.KEYS_ROTATE: Permission.ADMINISTER,
     Op.KEYS_REVOKE: Permission.ADMINISTER,
+    Op.LEDGER_CHECK: Permission.ADMINISTER,
+    Op.LEDGER_PRUNE: Permission.ADMINISTER,
+    Op.LEDGER_BACKUP: Permission.ADMINISTER,
     Op.AUDIT: Permission.ADMINISTER,
     Op.AUDIT_VERIFY: Permission.ADMINISTER,
 }

@@ -117,6 +117,9 @@ def _contradictions(config: Config) -> Iterator[tuple[KeyPath, str]]:
         yield ("security", *path), message
     yield from _contradictions_of_limits(config)
     yield from budgets.contradictions(config.budgets, [*config.models, *config.aliases])
+    for name in config.prices:
+        if name in config.aliases:
+            yield ("prices", name), f"this is an alias; write {config.aliases[name]}, its model"
     limits = config.resource_limits
     reserved, most = limits.reserved_admin_connections, limits.max_connections
     if reserved >= most:

@@ -27,6 +27,7 @@ from openclawd.config.budgets import BudgetConfig  # noqa: TC001 - pydantic read
 from openclawd.config.keys import Section, count, key
 from openclawd.config.limits import ON_TOO_LONG_ALLOWED, LimitConfig, OnTooLongText
 from openclawd.config.notify import NotifyConfig
+from openclawd.config.prices import CURRENCY_ALLOWED, Currency, LedgerConfig, PriceConfig
 from openclawd.config.rates import RateLimitConfig  # noqa: TC001 - pydantic reads the annotations
 from openclawd.config.security import SecurityConfig
 
@@ -537,6 +538,17 @@ class Config(Section):
         meaning="How much may be used in a window of time. A request must fit every budget that it"
         " matches.",
         allowed="a list of budgets",
+    )
+    currency: Currency = key(
+        "USD", meaning="What `prices` are in. One for the whole daemon.", allowed=CURRENCY_ALLOWED
+    )
+    prices: Annotated[dict[ModelName, PriceConfig], BeforeValidator(values.empty_if_nil)] = key(
+        {},
+        meaning="What models cost, by their names; a model that is not in it is free.",
+        allowed=f"a map of names ({NAME_TEXT}) to prices",
+    )
+    ledger: Annotated[LedgerConfig, BeforeValidator(values.empty_if_nil)] = key(
+        LedgerConfig(), meaning="How long the ledger keeps what was used.", allowed="a map"
     )
     monitoring: Unbuilt = key({}, meaning="Metrics (not built yet).", allowed="an empty map")
     security: Annotated[SecurityConfig, BeforeValidator(values.empty_if_nil)] = key(

@@ -111,6 +111,14 @@ def keep_alive_s(value: object) -> float:
     return duration_s(value)
 
 
+def keep_s(value: object) -> float:
+    """How long something is kept. Less than a day would be a slip of the pen that deletes."""
+    seconds = math.inf if value == "forever" else duration_s(value)
+    if seconds < 86_400:
+        raise ValueError("too short")
+    return seconds
+
+
 def size_bytes(value: object) -> int:
     if isinstance(value, str | int):
         return parse_size_bytes(value)

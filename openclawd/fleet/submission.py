@@ -103,6 +103,8 @@ class Submission:
         self._was_started = False
         self._waiting: asyncio.Timeout | None = None
         self._is_cancelled = False
+        self.num_outlived = 0
+        """Workers that died while they had it."""
 
     @property
     def cached_tokens(self) -> int:
@@ -208,6 +210,7 @@ class Submission:
         if self._is_cancelled:
             return
         self._num_deaths += 1
+        self.num_outlived += 1
         if self._num_deaths > _SUSPICIOUS or self._call.is_only_suspect:
             raise self._suspected(death)
 

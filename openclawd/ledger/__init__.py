@@ -10,6 +10,7 @@ the writer.
 """
 
 from openclawd.ledger.ledger import Ledger
+from openclawd.ledger.reports import UsageQuery
 from openclawd.ledger.rows import Counts, Outcome, Reservation, Settlement
 
 __all__ = [
@@ -18,4 +19,5 @@ __all__ = [
     "Outcome",
     "Reservation",
     "Settlement",
+    "UsageQuery",
 ]

@@ -105,7 +105,7 @@ def orphaned_reservations(database: sqlite3.Connection) -> int:
     """Counters held by requests that are not open: none, or the ledger is damaged."""
     (number,) = database.execute(
         "SELECT count(*) FROM reserved_budgets WHERE request_id NOT IN"
-        " (SELECT request_id FROM requests WHERE state = 'open')"
+        " (SELECT request_id FROM request_rows WHERE state = 0)"
     ).fetchone()
     return int(number)
 

@@ -1,4 +1,4 @@
-"""The ledger as the daemon uses it: reserve, note progress, settle, report."""
+"""The ledger as the daemon uses it: reserve, note progress, settle, report, keep in order."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import contextlib
 import functools
 import socket
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from openclawd.ledger import upkeep
 from openclawd.ledger.audit import AuditLog
 from openclawd.ledger.audit_chain import AuditChain
 from openclawd.ledger.budgets import note_alerts, read_counters
-from openclawd.ledger.reports import read_usage
-from openclawd.ledger.rows import has_row, insert_reservation, settle_interrupted, settle_row
+from openclawd.ledger.reports import read_rows, read_usage
+from openclawd.ledger.rows import insert_reservation, record_row, settle_interrupted, settle_row
 from openclawd.ledger.storage import open_database, open_reader, storage_errors, transaction
 from openclawd.ledger.writer import Post, Write, Writer
 
@@ -25,7 +26,11 @@ if TYPE_CHECKING:
     from openclawctl.wire.errors import Unavailable
     from openclawd.admission.budget_rules import Alert, Counter
     from openclawd.ledger.audit_key import AuditKey, Head
+    from openclawd.ledger.reports import UsageQuery
     from openclawd.ledger.rows import Reservation, Settlement
+    from openclawd.ledger.upkeep import CheckReport
+
+_T = TypeVar("_T")
 
 
 class Ledger:
@@ -44,6 +49,9 @@ class Ledger:
         """Requests that a killed daemon had left open; they are settled now, as estimated."""
         self._node = node
         self._writer = writer
+        self._open: set[str] = set()
+        """Requests that were reserved and not settled, as the loop knows it."""
+        self._pruning = asyncio.Lock()
 
     @classmethod
     def open(
@@ -98,6 +106,7 @@ class Ledger:
 
     def reserve(self, row: Reservation) -> asyncio.Future[None]:
         """Write down a request before it is queued."""
+        self._open.add(row.request_id)
         return self._submit(lambda database: insert_reservation(database, self._node, row))
 
     def progress(self, request_id: str, completion_tokens: int) -> None:
@@ -106,19 +115,23 @@ class Ledger:
 
     def settle(self, end: Settlement) -> asyncio.Future[None]:
         """Write down how a reserved request ended. Kept and tried again if the disk refuses it."""
+        self._open.discard(end.request_id)
         self._writer.forget_progress(end.request_id)
         return self._submit(lambda database: settle_row(database, end), must_not_be_lost=True)
 
     def record(self, row: Reservation, end: Settlement) -> asyncio.Future[None]:
         """Write down a request that ended before its reservation was confirmed, in one go. The
         reservation may be there all the same: a write goes on when its waiter is cancelled."""
+        self._open.discard(end.request_id)
+        return self._submit(
+            lambda database: record_row(database, self._node, row, end), must_not_be_lost=True
+        )
 
-        def insert_and_settle(database: sqlite3.Connection) -> None:
-            if not has_row(database, row.request_id):
-                insert_reservation(database, self._node, row)
-            settle_row(database, end)
+    # ---- reports ----
 
-        return self._submit(insert_and_settle, must_not_be_lost=True)
+    async def usage(self, query: UsageQuery) -> dict[str, Any]:
+        """The result of the `usage` operation. Raises `Unavailable`."""
+        return await asyncio.to_thread(read_usage, self.path, query)
 
     def note_alerts(self, alerts: Sequence[Alert]) -> None:
         """Remember that budget alerts were said. Never waits; tried again if the disk refuses."""
@@ -130,21 +143,63 @@ class Ledger:
         with contextlib.closing(open_reader(self.path)) as database, storage_errors(self.path):
             return list(read_counters(database, now=now))
 
-    async def usage(
-        self,
-        by: str,
-        since_s: float | None,
-        *,
-        now: float | None = None,
-        principal: str | None = None,
+    async def rows(
+        self, *, after_seq: int, limit: int, principal: str | None = None
     ) -> dict[str, Any]:
-        """The result of the `usage` operation, of one principal or of all; `now` is Unix time.
-        Raises `Unavailable`."""
-        now = time.time() if now is None else now
-        report = await asyncio.to_thread(
-            read_usage, self.path, by, since_s=since_s, now=now, principal=principal
+        """Ended requests one by one: the result of `usage.rows`. Raises `Unavailable`."""
+        return await asyncio.to_thread(
+            read_rows, self.path, after_seq=after_seq, limit=limit, principal=principal
         )
-        return report.as_dict()
+
+    # ---- upkeep ----
+
+    async def check(self) -> CheckReport:
+        """What is wrong with the ledger, also by what the loop knows. Raises `Unavailable`."""
+        report = await asyncio.to_thread(upkeep.check_ledger, self.path)
+        suspects = [name for name in report.open_ids if name not in self._open]
+        if suspects:  # their ends may have been on their way to the disk
+            await self._submit(lambda database: None)
+            still_open = await asyncio.to_thread(upkeep.open_ids, self.path)
+            report.findings.extend(
+                f"request {name} has ended, but its row is open"
+                for name in suspects
+                if name in still_open
+            )
+        return report
+
+    async def prune(self, before: float) -> int:
+        """Delete what arrived before `before` (Unix time) and has ended, and give its space back to
+        the file system, in steps between which others write. Returns the number of requests.
+        Raises `Unavailable`."""
+        num_rows = 0
+        async with self._pruning:
+            while some := await self._ask(functools.partial(upkeep.prune_rows, before=before)):
+                num_rows += some
+            if num_rows:
+                await self._drop_unused_names()
+            left = await self._ask(upkeep.vacuum_some)
+            while 0 < (now_left := await self._ask(upkeep.vacuum_some)) < left:
+                left = now_left
+            await asyncio.to_thread(upkeep.checkpoint, self.path)
+        return num_rows
+
+    async def back_up(self, *, now: float | None = None) -> Path:
+        """A copy of the ledger in the folder `backups` beside it. Raises `Unavailable`."""
+        now = time.time() if now is None else now
+        folder = self.path.with_name("backups")
+        return await asyncio.to_thread(upkeep.back_up, self.path, folder, now=now)
+
+    async def _ask(self, step: Callable[[sqlite3.Connection], _T]) -> _T:
+        """What `step` returned, in the transaction that was committed."""
+        answers: list[_T] = []  # more than one if others in its commit made it try again
+        await self._submit(lambda database: answers.append(step(database)))
+        return answers[-1]
+
+    async def _drop_unused_names(self) -> None:
+        numbers, seq = await asyncio.to_thread(upkeep.unused_names, self.path)
+        for start in range(0, len(numbers), upkeep.PRUNE_ROWS):
+            some = numbers[start : start + upkeep.PRUNE_ROWS]
+            await self._submit(functools.partial(upkeep.drop_names, numbers=some, as_of_seq=seq))
 
     def write(self, apply: Callable[[sqlite3.Connection], None]) -> asyncio.Future[None]:
         """Write anything else, such as a key: one of the functions of this package."""

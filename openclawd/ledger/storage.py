@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
+import uuid
 from typing import TYPE_CHECKING, Final
 
 from openclawctl.wire.errors import Unavailable
@@ -28,7 +29,172 @@ _CACHE_KIB: Final = 512
 """Of each connection. With SQLite's 2,000 the daemon grows for its first thousands of requests, by
 4 MiB in the end; rows are written at the end and found by an index, which needs few pages."""
 
-_COMPACT_USAGE: Final[Sequence[str]] = ()
+_COMPACT_USAGE: Final[Sequence[str]] = (
+    "ALTER TABLE requests RENAME TO requests_v1",
+    "ALTER TABLE tokens RENAME TO tokens_v1",
+    "DROP INDEX requests_by_time",
+    "DROP INDEX requests_open",
+    """CREATE TABLE names (
+        id   INTEGER PRIMARY KEY,
+        name TEXT NOT NULL UNIQUE
+    ) STRICT""",
+    """CREATE TABLE ledger_state (
+        id         INTEGER PRIMARY KEY CHECK (id = 1),
+        seq        INTEGER NOT NULL,
+        pruned_seq INTEGER NOT NULL
+    ) STRICT""",
+    # What reports add up stands first: SQLite reads a row from its beginning.
+    """CREATE TABLE request_rows (
+        seq             INTEGER PRIMARY KEY,
+        settled_seq     INTEGER,
+        state           INTEGER NOT NULL CHECK (state BETWEEN 0 AND 3),
+        arrived_ms      INTEGER NOT NULL,
+        principal       INTEGER NOT NULL,
+        model           INTEGER NOT NULL,
+        op              INTEGER NOT NULL,
+        app             INTEGER,
+        key             INTEGER,
+        tier            INTEGER,
+        session         INTEGER,
+        prompt          INTEGER NOT NULL CHECK (prompt >= 0),
+        cached          INTEGER CHECK (cached >= 0),
+        completion      INTEGER CHECK (completion >= 0),
+        currency        INTEGER,
+        cost            INTEGER CHECK (cost >= 0),
+        total_us        INTEGER NOT NULL DEFAULT 0,
+        ttft_us         INTEGER,
+        queue_us        INTEGER NOT NULL DEFAULT 0,
+        load_us         INTEGER NOT NULL DEFAULT 0,
+        request_id      ANY NOT NULL UNIQUE,
+        reserved_ms     INTEGER NOT NULL,
+        reserved_tokens INTEGER NOT NULL CHECK (reserved_tokens >= 0),
+        reserved_cost   INTEGER NOT NULL DEFAULT 0 CHECK (reserved_cost >= 0),
+        prompt_cost     INTEGER NOT NULL DEFAULT 0 CHECK (prompt_cost >= 0),
+        node            INTEGER,
+        adapter         INTEGER,
+        asked_model     INTEGER,
+        finish_reason   INTEGER,
+        error_code      INTEGER,
+        limit_hit       INTEGER,
+        truncation      INTEGER,
+        dropped         INTEGER NOT NULL DEFAULT 0,
+        restarts        INTEGER NOT NULL DEFAULT 0,
+        is_estimated    INTEGER NOT NULL DEFAULT 0,
+        provider        INTEGER,
+        cache           INTEGER,
+        CHECK ((state = 0) = (settled_seq IS NULL))
+    ) STRICT""",
+    """CREATE TABLE token_counts (
+        seq    INTEGER NOT NULL REFERENCES request_rows ON DELETE CASCADE,
+        kind   INTEGER NOT NULL,
+        number INTEGER NOT NULL CHECK (number >= 0),
+        PRIMARY KEY (seq, kind)
+    ) STRICT, WITHOUT ROWID""",
+    """INSERT INTO names (name)
+        SELECT node FROM requests_v1 UNION SELECT principal FROM requests_v1
+        UNION SELECT app FROM requests_v1 WHERE app <> ''
+        UNION SELECT session FROM requests_v1 WHERE session <> ''
+        UNION SELECT model FROM requests_v1 UNION SELECT op FROM requests_v1
+        UNION SELECT finish_reason FROM requests_v1 WHERE finish_reason <> ''
+        UNION SELECT error_code FROM requests_v1 WHERE error_code <> ''
+        UNION SELECT provider FROM requests_v1 WHERE provider <> 'local'
+        UNION SELECT cache FROM requests_v1 WHERE cache <> 'none'
+        UNION SELECT kind FROM tokens_v1 WHERE kind NOT IN ('prompt', 'cached', 'completion')""",
+    # Ended requests one after the other, as it is not known which overlapped; open ones come last.
+    """INSERT INTO request_rows (seq, settled_seq, state, arrived_ms, principal, model, op, app,
+            session, prompt, cached, completion, total_us, ttft_us, queue_us, load_us, request_id,
+            reserved_ms, reserved_tokens, node, finish_reason, error_code, is_estimated, provider,
+            cache)
+        SELECT iif(state = 'open', number + num_ended, 2 * number - 1),
+            iif(state = 'open', NULL, 2 * number),
+            CASE state WHEN 'open' THEN 0 WHEN 'done' THEN 1 WHEN 'cancelled' THEN 2 ELSE 3 END,
+            CAST(round(arrived_at * 1000) AS INTEGER),
+            (SELECT id FROM names WHERE name = principal),
+            (SELECT id FROM names WHERE name = model),
+            (SELECT id FROM names WHERE name = op),
+            (SELECT id FROM names WHERE name = app),
+            (SELECT id FROM names WHERE name = session),
+            coalesce((SELECT t.number FROM tokens_v1 AS t
+                WHERE t.request_id = r.request_id AND kind = 'prompt'), 0),
+            (SELECT t.number FROM tokens_v1 AS t
+                WHERE t.request_id = r.request_id AND kind = 'cached'),
+            (SELECT t.number FROM tokens_v1 AS t
+                WHERE t.request_id = r.request_id AND kind = 'completion'),
+            CAST(round(total_s * 1000000) AS INTEGER), CAST(round(ttft_s * 1000000) AS INTEGER),
+            CAST(round(queue_s * 1000000) AS INTEGER), CAST(round(load_s * 1000000) AS INTEGER),
+            request_key(request_id), CAST(round(arrived_at * 1000) AS INTEGER), reserved_tokens,
+            (SELECT id FROM names WHERE name = node),
+            (SELECT id FROM names WHERE name = finish_reason),
+            (SELECT id FROM names WHERE name = error_code),
+            counts <> 'exact',
+            (SELECT id FROM names WHERE name = provider), (SELECT id FROM names WHERE name = cache)
+        FROM (SELECT *,
+                row_number() OVER (ORDER BY state = 'open', arrived_at, request_id) AS number,
+                count(*) FILTER (WHERE state <> 'open') OVER () AS num_ended
+            FROM requests_v1) AS r""",
+    """INSERT INTO token_counts (seq, kind, number)
+        SELECT seq, (SELECT id FROM names WHERE name = kind), number FROM tokens_v1 AS t
+        JOIN request_rows AS r ON r.request_id = request_key(t.request_id)
+        WHERE kind NOT IN ('prompt', 'cached', 'completion')""",
+    """INSERT INTO ledger_state
+        SELECT 1, max(coalesce(max(seq), 0), coalesce(max(settled_seq), 0)), 0
+        FROM request_rows""",
+    "DROP TABLE tokens_v1",
+    "DROP TABLE requests_v1",
+    "CREATE INDEX request_rows_by_time ON request_rows (arrived_ms)",
+    """CREATE UNIQUE INDEX request_rows_settled ON request_rows (settled_seq)
+        WHERE settled_seq IS NOT NULL""",
+    "CREATE INDEX request_rows_open ON request_rows (seq) WHERE settled_seq IS NULL",
+    """CREATE VIEW requests AS SELECT
+        CASE typeof(request_id) WHEN 'blob' THEN lower(
+            substr(hex(request_id), 1, 8) || '-' || substr(hex(request_id), 9, 4) || '-' ||
+            substr(hex(request_id), 13, 4) || '-' || substr(hex(request_id), 17, 4) || '-' ||
+            substr(hex(request_id), 21)) ELSE request_id END AS request_id,
+        seq, settled_seq,
+        CASE state WHEN 0 THEN 'open' WHEN 1 THEN 'done' WHEN 2 THEN 'cancelled' ELSE 'failed' END
+            AS state,
+        arrived_ms / 1000.0 AS arrived_at, reserved_ms / 1000.0 AS reserved_at,
+        (SELECT name FROM names WHERE id = node) AS node,
+        (SELECT name FROM names WHERE id = principal) AS principal,
+        (SELECT name FROM names WHERE id = key) AS key,
+        (SELECT name FROM names WHERE id = tier) AS tier,
+        (SELECT name FROM names WHERE id = app) AS app,
+        (SELECT name FROM names WHERE id = session) AS session,
+        (SELECT name FROM names WHERE id = model) AS model,
+        (SELECT name FROM names WHERE id = asked_model) AS asked_model,
+        (SELECT name FROM names WHERE id = adapter) AS adapter,
+        (SELECT name FROM names WHERE id = op) AS op,
+        prompt AS prompt_tokens, cached AS cached_tokens, completion AS completion_tokens,
+        iif(is_estimated, 'estimated', 'exact') AS counts,
+        reserved_tokens, reserved_cost, prompt_cost, cost,
+        (SELECT name FROM names WHERE id = currency) AS currency,
+        load_us / 1000000.0 AS load_s, queue_us / 1000000.0 AS queue_s,
+        ttft_us / 1000000.0 AS ttft_s, total_us / 1000000.0 AS total_s,
+        iif(completion > 1 AND total_us > ttft_us,
+            round((completion - 1) * 1000000.0 / (total_us - ttft_us), 1), NULL) AS tokens_per_s,
+        (SELECT name FROM names WHERE id = finish_reason) AS finish_reason,
+        (SELECT name FROM names WHERE id = error_code) AS error_code,
+        (SELECT name FROM names WHERE id = limit_hit) AS limit_hit,
+        (SELECT name FROM names WHERE id = truncation) AS truncation,
+        dropped AS dropped_tokens, restarts AS worker_restarts,
+        coalesce((SELECT name FROM names WHERE id = provider), 'local') AS provider,
+        coalesce((SELECT name FROM names WHERE id = cache), 'none') AS cache
+        FROM request_rows""",
+    """CREATE VIEW tokens AS
+        SELECT request_id, 'prompt' AS kind, prompt_tokens AS number FROM requests
+        UNION ALL SELECT request_id, 'cached', cached_tokens FROM requests
+            WHERE cached_tokens IS NOT NULL
+        UNION ALL SELECT request_id, 'completion', completion_tokens FROM requests
+            WHERE completion_tokens IS NOT NULL
+        UNION ALL SELECT request_id, (SELECT name FROM names WHERE id = kind), number
+            FROM token_counts JOIN requests USING (seq)""",
+)
+"""One row a request: 260 bytes with all indexes and a session name of its own, measured with a
+million (docs/performance.md). Every name is a number of the dictionary `names`, times are whole
+milliseconds and microseconds. `seq` and `settled_seq` number reservations and settlements together,
+in the order of their commits. The views `requests` and `tokens` show it to people; reports read the
+table."""
+
 _KEYS: Final[Sequence[str]] = (
     """CREATE TABLE keys (
         name         TEXT PRIMARY KEY,
@@ -131,12 +297,13 @@ def open_database(
     connection may be handed to another thread.
     """
     with storage_errors(path):
-        _create_private(path)
+        create_private(path)
         database = sqlite3.connect(
             path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
         )
         try:
             _configure(database)
+            database.create_function("request_key", 1, request_key, deterministic=True)
             _migrate(database, path, migrations)
         except BaseException:
             database.close()
@@ -150,6 +317,20 @@ def open_reader(path: Path) -> sqlite3.Connection:
         return sqlite3.connect(
             f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=BUSY_TIMEOUT_S
         )
+
+
+def request_key(request_id: str) -> bytes | str:
+    """A request id as rows hold it: a UUID's 16 bytes; any other text as it is."""
+    try:
+        parsed = uuid.UUID(request_id)
+    except ValueError:
+        return request_id
+    return parsed.bytes if str(parsed) == request_id else request_id
+
+
+def request_id_of(key: bytes | str) -> str:
+    """The inverse of `request_key`."""
+    return str(uuid.UUID(bytes=key)) if isinstance(key, bytes) else key
 
 
 @contextlib.contextmanager
@@ -199,7 +380,7 @@ def to_problem(error: sqlite3.Error | OSError, path: Path) -> Unavailable:
     return Unavailable(f"the ledger {path} cannot be used: {reason}", hint=hint)
 
 
-def _create_private(path: Path) -> None:
+def create_private(path: Path) -> None:
     """Make the file ours alone; SQLite gives its -wal and -shm files the same mode."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
@@ -246,7 +427,7 @@ def _back_up(database: sqlite3.Connection, target: Path) -> None:
     """A consistent copy. An unfinished one is never left under the final name."""
     unfinished = target.with_name(target.name + ".part")
     unfinished.unlink(missing_ok=True)
-    _create_private(unfinished)
+    create_private(unfinished)
     copy = sqlite3.connect(unfinished)
     try:
         database.backup(copy)

@@ -148,29 +148,39 @@ class Writer:
             self._note_failure(problem)
 
     def _write(self, writes: Sequence[Write]) -> None:
-        """Commit these writes; then the kept ones, when the disk may take them again."""
-        if writes:
+        """Commit the kept writes, then these: rows are numbered in the order of their commits, and
+        what ended before a request was let in must stand before it."""
+        is_due = self._is_closing or bool(writes) or time.monotonic() >= self._retry_at
+        if self._kept and is_due and not self._write_kept():
+            self._refuse(writes)
+        elif writes:
             self._commit_batch(writes)
-        is_due = self._is_closing or time.monotonic() >= self._retry_at
-        if self._kept and (is_due or self.problem is None):
-            kept = list(self._kept)
-            self._kept.clear()
-            self._commit_batch(kept)
 
-    def _commit_batch(self, batch: Sequence[Write]) -> None:
+    def _write_kept(self) -> bool:
+        """Try the first of the kept writes, and then the others. Did the disk take them?"""
+        if not self._commit_batch([self._kept.popleft()]):
+            return False
+        kept = list(self._kept)
+        self._kept.clear()
+        return not kept or self._commit_batch(kept)
+
+    def _refuse(self, writes: Sequence[Write]) -> None:
+        """The disk still takes nothing: these need not be tried."""
+        self._keep(writes)
+        self._resolve([(write, self.problem) for write in writes])
+
+    def _commit_batch(self, batch: Sequence[Write]) -> bool:
+        """Write a batch and tell those who wait. Did the disk take it?"""
         outcome = self._commit(batch)
-        if isinstance(outcome, Unavailable):
-            self._keep(batch)
-        elif outcome is not None and len(batch) > 1:
-            self._write_one_by_one(batch)
-            return
-        self._resolve([(write, outcome) for write in batch])
-
-    def _write_one_by_one(self, batch: Sequence[Write]) -> None:
-        """One of the batch is wrong in itself: let it fail alone."""
-        outcomes = [(write, self._commit([write])) for write in batch]
-        self._keep([write for write, outcome in outcomes if isinstance(outcome, Unavailable)])
+        if outcome is None or isinstance(outcome, Unavailable) or len(batch) == 1:
+            outcomes = [(write, outcome) for write in batch]
+        else:  # one of them is wrong in itself: let it fail alone
+            outcomes = [(write, self._commit([write])) for write in batch]
+        refused = [write for write, outcome in outcomes if isinstance(outcome, Unavailable)]
+        if refused:
+            self._keep(refused)
         self._resolve(outcomes)
+        return not refused
 
     def _commit(self, batch: Sequence[Write]) -> Problem | None:
         """Write a batch in one transaction. Returns why it did not go, None when it is durable."""

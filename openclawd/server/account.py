@@ -70,12 +70,13 @@ class Account:
         """The worst case by the tokens that each choice may have."""
         inference = self._inference
         prompt, num_choices = inference.prompt_tokens, inference.num_choices
+        price = inference.service.prices.of(inference.model.name)
         params = inference.params
         least = 1 if isinstance(params, EmbedParams) else params.sampling.min_tokens or 1
 
         def worst(max_completion: int) -> Amount:
             completion = num_choices * max_completion
-            return Amount(prompt + completion)
+            return Amount(prompt + completion, price.worst_case(prompt, completion))
 
         return Need(worst, max_completion=inference.max_tokens, least_completion=least)
 

@@ -31,14 +31,16 @@ from openclawctl.wire.operations import (
     ModelParams,
     Op,
     Params,
+    PruneParams,
     TokenizeParams,
     UsageParams,
+    UsageRowsParams,
     decode_params,
 )
 from openclawd.admission.identity import check_operation
 from openclawd.ledger.audit import AuditQuery
 from openclawd.ledger.audit_key import parse_head
-from openclawd.server import keys
+from openclawd.server import keys, upkeep
 from openclawd.server.inference import ask_tokenizer, infer, tell_loading
 
 if TYPE_CHECKING:
@@ -229,6 +231,27 @@ async def _budgets(service: Service, exchange: Exchange, params: Params) -> dict
     return {"budgets": service.budget_rows(exchange.peer.principal)}
 
 
+async def _usage_rows(service: Service, exchange: Exchange, params: Params) -> dict[str, Any]:
+    assert isinstance(params, UsageRowsParams)
+    return await service.usage_rows(params, exchange.peer.principal)
+
+
+async def _ledger_check(service: Service, exchange: Exchange, params: Params) -> dict[str, Any]:
+    del exchange, params
+    return await upkeep.check(service.ledger)
+
+
+async def _ledger_prune(service: Service, exchange: Exchange, params: Params) -> dict[str, Any]:
+    del exchange
+    assert isinstance(params, PruneParams)
+    return await upkeep.prune(service.ledger, params.older_than_s)
+
+
+async def _ledger_backup(service: Service, exchange: Exchange, params: Params) -> dict[str, Any]:
+    del exchange, params
+    return await upkeep.back_up(service.ledger)
+
+
 HANDLERS: Final[dict[Op, Handler]] = {
     Op.PING: _ping,
     Op.STATUS: _status,
@@ -250,4 +273,8 @@ HANDLERS: Final[dict[Op, Handler]] = {
     Op.KEYS_ROTATE: _rotate_key,
     Op.KEYS_REVOKE: _revoke_key,
     Op.BUDGETS: _budgets,
+    Op.USAGE_ROWS: _usage_rows,
+    Op.LEDGER_CHECK: _ledger_check,
+    Op.LEDGER_PRUNE: _ledger_prune,
+    Op.LEDGER_BACKUP: _ledger_backup,
 }

@@ -160,6 +160,7 @@ class Inference:
     dropped_tokens: int = 0
     parts: dict[int, _Part] = field(default_factory=dict)
     is_reserved: bool = False
+    num_outlived: int = 0
     ended: Ended | None = None
     account: Account = field(init=False)
 
@@ -236,7 +237,10 @@ class Inference:
             "started", {"request_id": self.request_id, "prompt_tokens": self.prompt_tokens}
         )
         self._echo()
-        ended = await submission.compute(self._start_message(), self._on_output)
+        try:
+            ended = await submission.compute(self._start_message(), self._on_output)
+        finally:
+            self.num_outlived = submission.num_outlived
         return ended or self._cancelled(submission)
 
     def _cancelled(self, submission: Submission) -> Ended:

@@ -13,6 +13,7 @@ from openclawctl.wire.errors import Code
 from openclawctl.wire.results import FinishReason
 from openclawd.ledger import Counts, Outcome, Reservation, Settlement
 from openclawd.observe.logs import log_request
+from openclawd.server.deadline import Stage
 
 if TYPE_CHECKING:
     from openclawctl.wire.errors import Problem
@@ -41,11 +42,16 @@ async def settle(inference: Inference, problem: Problem | None) -> None:
             await ledger.record(_reservation(inference), settlement)
     finally:  # however the disk is: the ledger keeps what it could not write
         tokens = settlement.tokens
-        inference.account.settle(tokens=tokens["prompt"] + tokens["completion"], money=0)
+        inference.account.settle(
+            tokens=tokens["prompt"] + tokens["completion"], money=settlement.cost
+        )
 
 
 def _reservation(inference: Inference) -> Reservation:
     peer, reservation = inference.exchange.peer, inference.account.reservation
+    prices = inference.service.prices
+    price = prices.of(inference.model.name)
+    completion_tokens = inference.reserved_completion_tokens
     return Reservation(
         request_id=inference.request_id,
         principal=peer.principal.name,
@@ -53,10 +59,21 @@ def _reservation(inference: Inference) -> Reservation:
         op=inference.op.value,
         arrived_at=time.time() - inference.elapsed_s(),
         prompt_tokens=inference.prompt_tokens,
-        reserved_tokens=inference.prompt_tokens + inference.reserved_completion_tokens,
+        reserved_tokens=inference.prompt_tokens + completion_tokens,
         app=inference.params.app or peer.app or None,
         session=inference.params.session,
         charges=reservation.charges if reservation else (),
+        reserved_at=time.time(),
+        key=peer.principal.key or None,
+        tier=peer.principal.tier,
+        adapter=inference.params.adapter,
+        reserved_cost=price.worst_case(inference.prompt_tokens, completion_tokens),
+        prompt_cost=price.worst_case(inference.prompt_tokens, 0),
+        currency=prices.currency,
+        asked_model=inference.fallback_from or None,
+        truncation=inference.truncation or None,
+        dropped_tokens=inference.dropped_tokens,
+        limit_hit=reservation.shrunk_by or None if reservation else None,
     )
 
 
@@ -77,6 +94,19 @@ def _settlement(inference: Inference, problem: Problem | None) -> Settlement:
         queue_s=timings.queue_s,
         ttft_s=timings.ttft_s,
         total_s=timings.total_s,
+        cost=_cost(inference),
+        worker_restarts=inference.num_outlived,
+    )
+
+
+def _cost(inference: Inference) -> int:
+    """What it costs, by what was computed; the time is that from its start to its end."""
+    usage, timings = inference.usage, inference.timings
+    price = inference.service.prices.of(inference.model.name)
+    was_started = inference.stage is Stage.COMPUTING
+    compute_s = timings.total_s - inference.queued_at_s - timings.queue_s if was_started else 0.0
+    return price.cost(
+        usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens, max(0.0, compute_s)
     )
 
 

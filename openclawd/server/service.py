@@ -20,6 +20,8 @@ from openclawd.admission.connections import ConnectionLimits, check_connection, 
 from openclawd.admission.identity import check_known, check_model
 from openclawd.admission.limit_rules import OnTooLong
 from openclawd.admission.limits import TokenLimits
+from openclawd.admission.prices import Price, Prices
+from openclawd.ledger import UsageQuery
 from openclawd.server.auditing import Auditing
 from openclawd.server.budgets import BudgetDesk, rule_from
 from openclawd.server.lanes import Lanes
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from openclawctl.wire.errors import Problem
-    from openclawctl.wire.operations import UsageParams
+    from openclawctl.wire.operations import UsageParams, UsageRowsParams
     from openclawctl.wire.sampling import Sampling
     from openclawd.admission.budget_rules import Alert
     from openclawd.admission.identity import Caller, Credentials, Principal
@@ -51,6 +53,7 @@ _NEEDS_NO_MODEL = frozenset(
         Op.STATUS,
         Op.MODELS,
         Op.USAGE,
+        Op.USAGE_ROWS,
         Op.WHOAMI,
         Op.KEYS_LIST,
         Op.BUDGETS,
@@ -104,6 +107,10 @@ class Service:
         self.max_frame_bytes = limits.max_frame_bytes
         self.is_ready = False
         self.is_draining = False
+        self.prices = Prices(
+            config.currency,
+            {name: Price(**price.rates()) for name, price in config.prices.items()},
+        )
         self._config = config
         self._socket_path = socket_path
         self.identities = identities
@@ -311,12 +318,16 @@ class Service:
         )
 
     async def usage(self, params: UsageParams, caller: Principal) -> dict[str, Any]:
-        """Sums of the ledger, of all or of the caller's own requests. Raises `Unavailable`."""
-        return await self.ledger.usage(
-            params.by,
-            since_s=params.since_s,
-            now=time.time(),
-            principal=None if caller.sees_everybody else caller.name,
+        """Sums of the ledger, of all requests or of the caller's own. Raises `Unavailable`."""
+        query = UsageQuery.of(
+            params, now=time.time(), principal=_whose(caller), currency=self.prices.currency
+        )
+        return await self.ledger.usage(query)
+
+    async def usage_rows(self, params: UsageRowsParams, caller: Principal) -> dict[str, Any]:
+        """Ended requests, of all or of the caller's own. Raises `Unavailable`."""
+        return await self.ledger.rows(
+            after_seq=params.after_seq, limit=params.limit, principal=_whose(caller)
         )
 
     def whoami(self, peer: Peer) -> dict[str, Any]:
@@ -372,3 +383,8 @@ class Service:
         if self.is_draining:
             return "draining"
         return "ready" if self.is_ready else "starting"
+
+
+def _whose(caller: Principal) -> str | None:
+    """Whose requests a caller is shown: everybody's (None), or their own."""
+    return None if caller.sees_everybody else caller.name

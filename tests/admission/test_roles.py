@@ -41,6 +41,10 @@ LEAST_ROLE = {
     "keys.show": "admin",
     "keys.rotate": "admin",
     "keys.revoke": "admin",
+    "usage.rows": "reader",
+    "ledger.check": "admin",
+    "ledger.prune": "admin",
+    "ledger.backup": "admin",
     "audit": "admin",
     "audit.verify": "admin",
 }

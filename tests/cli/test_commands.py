@@ -226,7 +226,7 @@ def test_usage(daemon, ctl):
         "-             2      10       4          20          1       0  1.5s",
         "total         2      10       4          20          1       0  1.5s",
     ]
-    assert daemon.requests[0].params == {"by": "app", "since_s": 3600.0}
+    assert daemon.requests[0].params == {"by": ["app"], "since_s": 3600.0}
     assert json.loads(ctl("usage", "--json").out)["total"] == USAGE_ROW
 
 

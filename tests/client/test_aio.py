@@ -57,10 +57,13 @@ def test_every_operation(peer):
             assert await client.tokenize("ab") == [1, 2]
             assert await client.detokenize([1, 2]) == "ab"
             assert await client.models() == [{"name": "m"}]
-            assert await client.usage(by="day", since=60) == {"by": "day", "since_s": 60.0}
             assert await client.audit(limit=3) == {"limit": 3}
             assert await client.audit_verify(head=f"1:{'0' * 64}") == {"head": f"1:{'0' * 64}"}
             assert await client.budgets() == [{"name": "b"}]
+            assert await client.usage(by="day", since=60) == {"by": ["day"], "since_s": 60.0}
+            assert await client.usage_rows(after_seq=3) == {"after_seq": 3, "limit": 1000}
+            assert await client.check_ledger() == await client.back_up_ledger() == {}
+            assert await client.prune_ledger("90d") == {"older_than_s": 7_776_000.0}
             assert await client.unload("m") == {"model": "m"}
             assert await client.status() == await client.ping() == {}
 

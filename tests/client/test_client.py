@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import threading
+from datetime import UTC, datetime
 
 import pytest
 
@@ -158,11 +159,19 @@ def test_tokenize_detokenize_load_and_usage(peer):
     with Client(peer(handler=handler).path) as client:
         assert client.tokenize("ab") == [1, 2]
         assert client.detokenize([1, 2]) == "ab"
-        assert client.usage(by="day", since="1h30m") == {"by": "day", "since_s": 5400.0}
         rows = {"since_s": 60.0, "action": "load", "limit": 100, "after_seq": 3}
         assert client.audit(since="1m", action="load", after_seq=3) == rows
         assert client.audit_verify() == {}
         assert client.budgets() == [{"name": "b"}]
+        assert client.usage(by="day", since="1h30m") == {"by": ["day"], "since_s": 5400.0}
+        moment = datetime(2026, 10, 25, tzinfo=UTC)
+        assert client.usage(by="user,day", until=moment, sort="cost", limit=3) == {
+            "by": ["principal", "day"], "until_at": 1792886400.0, "sort": "cost", "limit": 3
+        }  # fmt: skip
+        assert client.usage(since="2026-10-25T00:00Z")["since_at"] == 1792886400.0
+        assert client.usage_rows(limit=5) == {"after_seq": 0, "limit": 5}
+        assert client.check_ledger() == client.back_up_ledger() == {}
+        assert client.prune_ledger(60) == {"older_than_s": 60.0}
         assert client.load("m", on_progress=lambda *args: progress.append(args))["state"] == "ready"
     assert progress == [("weights", 0.5)]
 
@@ -176,6 +185,8 @@ def test_tokenize_detokenize_load_and_usage(peer):
         (lambda c: c.chat([]), InvalidRequest, "messages"),
         (lambda c: c.usage(since="soon"), InvalidRequest, "soon"),
         (lambda c: c.audit(since="soon"), InvalidRequest, "soon"),
+        (lambda c: c.usage(until="2026-13-01"), InvalidRequest, "until"),
+        (lambda c: c.prune_ledger("soon"), InvalidRequest, "older_than"),
         (lambda c: c.generate("\ud800"), InvalidRequest, "Unicode"),
         (lambda c: c.generate("x" * (17 * 2**20)), LimitExceeded, "frame limit"),
     ],

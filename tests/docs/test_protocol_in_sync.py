@@ -218,6 +218,10 @@ def answers(daemon):
             "create": client.create_key("documented", role="reader"),
             "show": client.show_key("documented"),
             "list": client.list_keys(),
+            "usage.rows": client.usage_rows(),
+            "ledger.check": client.check_ledger(),
+            "ledger.prune": client.prune_ledger("1d"),
+            "ledger.backup": client.back_up_ledger(),
         }
 
 
@@ -244,7 +248,22 @@ def test_usage(answers):
     usage = answers["usage"]
     assert set(usage) <= documented
     assert set(usage["rows"][0]) <= documented
-    assert set(usage["total"]) == set(usage["rows"][0]) - {"key"}
+    assert (
+        set(usage["total"])
+        == set(usage["rows"][0]) - {"key", "groups"}
+        == set(operations.USAGE_COLUMNS)
+    )
+
+
+def test_usage_rows_and_the_ledger(answers):
+    assert set(answers["usage.rows"]) <= set(names(paragraph("**`usage.rows`**")))
+    assert answers["ledger.check"]["findings"] == []
+    documented = set(names(paragraph("**`ledger.check`**")))
+    for op in ("ledger.check", "ledger.prune", "ledger.backup"):
+        assert set(answers[op]) <= documented
+    rows = {(name(cells[0]), name(cells[1])): cells[4] for cells in table("op")}
+    assert f"1 to {operations.MAX_USAGE_ROWS} " in rows["usage", "limit"]
+    assert f"1 to {operations.MAX_USAGE_PAGE} " in rows["usage.rows", "limit"]
 
 
 def test_whoami_and_keys(answers):

@@ -76,6 +76,10 @@ LEAST = {
     "keys.show": "admin",
     "keys.rotate": "admin",
     "keys.revoke": "admin",
+    "usage.rows": "reader",
+    "ledger.check": "admin",
+    "ledger.prune": "admin",
+    "ledger.backup": "admin",
     "audit": "admin",
     "audit.verify": "admin",
 }

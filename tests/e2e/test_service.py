@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import uuid
 from typing import TYPE_CHECKING
 
 import pytest
@@ -76,7 +77,7 @@ def test_a_log_file_is_private_and_reopened_on_sighup(folder: Path) -> None:
         assert {"queue_s", "ttft_s", "total_s", "finish_reason", "principal", "model"} <= set(line)
         assert secret not in log_file.read_text() + daemon.log()
         stored = b"".join(path.read_bytes() for path in daemon.state_dir.glob("ledger*"))
-        assert request_id.encode() in stored
+        assert uuid.UUID(request_id).bytes in stored
         assert secret.encode() not in stored
 
 

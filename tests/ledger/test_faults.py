@@ -11,7 +11,9 @@ import sys
 import pytest
 
 from openclawctl.wire.errors import Unavailable
-from openclawd.ledger import Ledger, storage, writer
+from openclawd.ledger import Ledger, UsageQuery, storage, writer
+from openclawd.ledger.history import read_history
+from openclawd.ledger.upkeep import check_ledger
 
 CHILD_IMPORTS = """
 import asyncio, os, pathlib, resource, sys
@@ -88,7 +90,7 @@ def test_sigkill_loses_no_acknowledged_row(path, query):
     assert promised <= done
     assert num_recovered <= 16
     assert query("SELECT count(*) FROM requests WHERE state = 'open'") == [(0,)]
-    assert query("PRAGMA integrity_check") == [("ok",)]
+    assert check_ledger(path).findings == []
 
 
 def test_a_disk_that_refuses_to_grow_a_file(path, query):
@@ -143,12 +145,12 @@ def test_a_full_disk(small_disk, reservation, settlement):
             with pytest.raises(Unavailable):
                 await ledger.settle(settlement("r1"))
             assert ledger.problem is not None
-            assert await ledger.usage("model", None)  # reading still works
+            assert await ledger.usage(UsageQuery())  # reading still works
             filler.unlink()
             await ledger.reserve(reservation("r2"))
             assert ledger.problem is None
         async with Ledger.open(path) as ledger:
-            return ledger.recovered, await ledger.usage("model", None)
+            return ledger.recovered, await ledger.usage(UsageQuery())
 
     _, report = asyncio.run(use())
     assert report["total"]["completion_tokens"] >= 5
@@ -180,6 +182,31 @@ def test_a_database_held_by_another_process_does_not_hang(
     assert asyncio.run(use()) == 1  # r3; r1 was kept and settled
     assert caplog.text.count("cannot be used") == 1  # said once, not for every request
     assert "can be written again" in caplog.text
+
+
+def test_what_ended_while_the_disk_refused_stands_before_what_began_afterwards(
+    path, reservation, settlement, monkeypatch
+):
+    monkeypatch.setattr(storage, "BUSY_TIMEOUT_S", 0.02)
+
+    async def use():
+        async with Ledger.open(path) as ledger:
+            await asyncio.gather(*(ledger.reserve(reservation(f"r{i}")) for i in range(3)))
+            holder = sqlite3.connect(path, isolation_level=None)
+            holder.execute("BEGIN IMMEDIATE")
+            ends = [ledger.settle(settlement(f"r{i}")) for i in range(3)]
+            assert all(await asyncio.gather(*ends, return_exceptions=True))
+            with pytest.raises(Unavailable):
+                await ledger.reserve(reservation("refused"))
+            holder.execute("ROLLBACK")
+            holder.close()
+            await ledger.reserve(reservation("later"))
+
+    asyncio.run(use())
+    events = [(event.kind.value, event.request_id) for event in read_history(path)]
+    assert sorted(events[3:6]) == [("settled", f"r{i}") for i in range(3)]
+    assert events[6:] == [("reserved", "later")]
+    assert check_ledger(path).findings == []
 
 
 def test_refused_rows_are_tried_again_by_themselves(
@@ -247,7 +274,7 @@ def test_a_ledger_that_cannot_be_recovered_is_closed_again(path, reservation):
             await ledger.reserve(reservation("r1"))
         database = sqlite3.connect(path)
         database.execute(
-            "CREATE TRIGGER t BEFORE UPDATE ON requests BEGIN SELECT RAISE(ABORT, 'no'); END"
+            "CREATE TRIGGER t BEFORE UPDATE ON request_rows BEGIN SELECT RAISE(ABORT, 'no'); END"
         )
         database.close()
         with pytest.raises(sqlite3.IntegrityError):

@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from openclawctl.wire.errors import Internal
-from openclawd.ledger import Counts, Ledger, Outcome
+from openclawd.ledger import Counts, Ledger, Outcome, UsageQuery
 from openclawd.ledger.rows import MOST_TOKENS_PER_INTERVAL
 from openclawd.ledger.writer import Writer
 
@@ -155,6 +155,57 @@ def test_what_a_killed_daemon_left_open_is_settled_as_estimated(with_ledger, que
     ]
 
 
+def test_everything_else_that_is_known_of_a_request(with_ledger, query, reservation, settlement):
+    async def use(ledger):
+        asked = reservation(
+            "r1", key="crm", tier="gold", adapter="formal", asked_model="big", reserved_cost=90,
+            prompt_cost=10, currency="EUR", truncation="truncate_head", dropped_tokens=7,
+            limit_hit="short", reserved_at=1_700_000_001.5,
+        )  # fmt: skip
+        await ledger.reserve(asked)
+        await ledger.settle(
+            settlement(
+                "r1", cost=42, worker_restarts=2, provider="cloud", cache="exact", ttft_s=0.1,
+                tokens={"prompt": 10, "completion": 5, "reasoning": 3},
+            )
+        )  # fmt: skip
+        await ledger.record(reservation("r2"), settlement("r2", limit_hit="rate"))
+
+    with_ledger(use)
+    columns = (
+        "key, tier, adapter, asked_model, reserved_cost, prompt_cost, currency, truncation,"
+        " dropped_tokens, limit_hit, reserved_at, cost, worker_restarts, provider, cache,"
+        " tokens_per_s"
+    )
+    assert query(f"SELECT {columns} FROM requests ORDER BY seq") == [
+        ("crm", "gold", "formal", "big", 90, 10, "EUR", "truncate_head", 7, "short",
+         1_700_000_001.5, 42, 2, "cloud", "exact", 10.0),
+        (None, None, None, None, 0, 0, None, None, 0, "rate",
+         1_700_000_000.0, 0, 0, "local", "none", None),
+    ]  # fmt: skip
+    others = "SELECT request_id, number FROM tokens WHERE kind = 'reasoning'"
+    assert query(others) == [("r1", 3)]
+
+
+def test_what_a_killed_daemon_left_open_costs_its_share(with_ledger, query, reservation):
+    async def die_with_open_rows(ledger):
+        row = {"prompt_tokens": 10, "reserved_cost": 1010, "prompt_cost": 10, "currency": "EUR"}
+        await ledger.reserve(reservation("half", reserved_tokens=1010, **row))
+        await ledger.reserve(reservation("whole", reserved_tokens=60, **row))
+        await ledger.reserve(reservation("embed", reserved_tokens=10, **row))
+        ledger.progress("half", 250)
+
+    with_ledger(die_with_open_rows)
+
+    async def nothing(ledger):
+        pass
+
+    with_ledger(nothing)
+    rows = query("SELECT request_id, cost, counts FROM requests ORDER BY seq")
+    assert rows == [(name, cost, "estimated") for name, cost in
+                    (("half", 510), ("whole", 1010), ("embed", 1010))]  # fmt: skip
+
+
 def test_progress_never_changes_a_settled_row(with_ledger, query, reservation, settlement):
     async def use(ledger):
         await ledger.reserve(reservation("r1"))
@@ -192,14 +243,14 @@ def test_usage_sums_by_every_key(with_ledger, reservation, settlement):
         await ledger.reserve(reservation("open"))
         groups = ("model", "principal", "app", "op", "day")
         now = 1_700_000_000.0 + 86_500
-        return {by: await ledger.usage(by, None) for by in groups}, await ledger.usage(
-            "model", 86_400, now=now
-        )
+        all_time = {by: await ledger.usage(UsageQuery(by=[by])) for by in groups}
+        return all_time, await ledger.usage(UsageQuery(since=now - 86_400))
 
     all_time, last_day = with_ledger(use)
     by_model = all_time["model"]
     assert by_model["by"] == "model"
-    assert by_model["since_s"] is None
+    assert by_model["since"] is None
+    assert by_model["left_out"] == 0
     assert [
         (row["key"], row["requests"], row["completion_tokens"]) for row in by_model["rows"]
     ] == [
@@ -211,9 +262,11 @@ def test_usage_sums_by_every_key(with_ledger, reservation, settlement):
         "prompt_tokens": 40,
         "cached_tokens": 16,
         "completion_tokens": 56,
+        "cost": 0,
         "cancelled": 1,
         "failed": 1,
         "total_s": 2.0,
+        "mean_ttft_s": None,
     }
     assert [row["key"] for row in all_time["principal"]["rows"]] == ["user:alice", "user:bob"]
     assert {row["key"] for row in all_time["app"]["rows"]} == {"crm", ""}
@@ -227,11 +280,11 @@ def test_usage_sums_by_every_key(with_ledger, reservation, settlement):
 
 def test_usage_of_an_empty_ledger_is_all_zero(with_ledger):
     async def use(ledger):
-        return await ledger.usage("model", 60)
+        return await ledger.usage(UsageQuery(since=60))
 
     report = with_ledger(use)
     assert report["rows"] == []
-    assert set(report["total"].values()) == {0}
+    assert set(report["total"].values()) == {0, None}
 
 
 def test_a_loop_that_has_ended_does_not_stop_the_writer(path, query, reservation, settlement):

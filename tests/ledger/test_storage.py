@@ -62,15 +62,16 @@ def test_a_file_with_a_wider_mode_is_closed_to_others(opened, path):
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
-NEXT = (*MIGRATIONS, ("ALTER TABLE requests ADD COLUMN cost INTEGER",))
+NEXT = (*MIGRATIONS, ("ALTER TABLE request_rows ADD COLUMN colour INTEGER",))
 
 
 def test_an_existing_database_is_copied_before_it_is_migrated(opened, path):
-    row = "INSERT INTO requests VALUES ('r', 'n', 'p', '', '', 'm', 'o', 'done', '', '', 0, 0, 0, 0, 0, 0, '', '', '')"  # noqa: E501
+    row = """INSERT INTO request_rows (seq, state, arrived_ms, principal, model, op, prompt,
+        request_id, reserved_ms, reserved_tokens) VALUES (1, 0, 0, 1, 1, 1, 0, 'r', 0, 0)"""
     opened(lambda database: database.execute(row))
     assert opened(pragma("user_version"), NEXT) == len(NEXT)
     assert opened(
-        lambda database: database.execute("SELECT cost FROM requests").fetchall(), NEXT
+        lambda database: database.execute("SELECT colour FROM request_rows").fetchall(), NEXT
     ) == [(None,)]
     backup = path.with_name(f"{path.name}.v{len(MIGRATIONS)}.bak")
     assert stat.S_IMODE(backup.stat().st_mode) == 0o600
@@ -88,12 +89,14 @@ def test_a_new_database_needs_no_backup(opened, path):
 
 def test_a_migration_that_fails_changes_nothing(opened):
     opened()
-    broken = (*MIGRATIONS, ("ALTER TABLE requests ADD COLUMN cost INTEGER", "NONSENSE"))
+    broken = (*MIGRATIONS, ("ALTER TABLE request_rows ADD COLUMN colour INTEGER", "NONSENSE"))
     with pytest.raises(Unavailable, match="NONSENSE"):
         opened(migrations=broken)
     assert opened(pragma("user_version")) == len(MIGRATIONS)
-    columns = opened(lambda database: database.execute("PRAGMA table_info(requests)").fetchall())
-    assert "cost" not in {column[1] for column in columns}
+    columns = opened(
+        lambda database: database.execute("PRAGMA table_info(request_rows)").fetchall()
+    )
+    assert "colour" not in {column[1] for column in columns}
 
 
 def test_a_database_of_a_newer_version_is_refused(opened):
@@ -148,7 +151,7 @@ def test_a_reader_cannot_write(opened, path):
         reader = open_reader(path)
         try:
             with pytest.raises(sqlite3.OperationalError, match="readonly"):
-                reader.execute("DELETE FROM requests")
+                reader.execute("DELETE FROM request_rows")
         finally:
             reader.close()
 

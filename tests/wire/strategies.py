@@ -235,6 +235,26 @@ params = {
         expires_s=maybe(st.floats(1, m.LONGEST_S)),
     ),
     ops.Op.KEYS_REVOKE: st.builds(ops.KeyParams, name=key_names),
+    ops.Op.USAGE: st.lists(
+        st.sampled_from(ops.USAGE_GROUPS), min_size=1, max_size=9, unique=True
+    ).flatmap(
+        lambda by: st.builds(
+            ops.UsageParams,
+            by=st.just(by),
+            since_s=maybe(seconds),
+            until_at=maybe(seconds),
+            sort=maybe(st.sampled_from([*by, *ops.USAGE_COLUMNS])),
+            limit=maybe(st.integers(1, ops.MAX_USAGE_ROWS)),
+        )
+    ),
+    ops.Op.USAGE_ROWS: st.builds(
+        ops.UsageRowsParams,
+        after_seq=st.integers(0, 2**62),
+        limit=st.integers(1, ops.MAX_USAGE_PAGE),
+    ),
+    ops.Op.LEDGER_CHECK: st.builds(ops.NoParams),
+    ops.Op.LEDGER_PRUNE: st.builds(ops.PruneParams, older_than_s=seconds),
+    ops.Op.LEDGER_BACKUP: st.builds(ops.NoParams),
 }
 
 usages = st.builds(

@@ -55,6 +55,7 @@ def test_unknown_params_are_named_in_their_order(op):
         Op.KEYS_SHOW: {"name": "ci"},
         Op.KEYS_ROTATE: {"name": "ci"},
         Op.KEYS_REVOKE: {"name": "ci"},
+        Op.LEDGER_PRUNE: {"older_than_s": 1},
     }.get(op, {})
     _, unknown = decode_params(op, {"zebra": 1, **known, "ape": None})
     assert unknown == ["zebra", "ape"]
@@ -110,7 +111,15 @@ USER = {"role": "user", "content": "x"}
         (Op.DETOKENIZE, {"tokens": [True]}, "must be a list of integers, not true or false"),
         (Op.DETOKENIZE, {"tokens": [-1]}, "'tokens' is -1; allowed: 0 to"),
         (Op.LOAD, {"model": "m" * 257}, "'model' has 257 characters; at most 256"),
-        (Op.USAGE, {"by": "modle"}, "'by' is 'modle'; allowed: model, principal, app, day, op"),
+        (Op.USAGE, {"by": "modle"}, "'by' is 'modle'; allowed: model, principal, key, app,"),
+        (Op.USAGE, {"by": ["day", "dya"]}, "'by' is 'dya'; allowed"),
+        (Op.USAGE, {"by": ["user", "principal"]}, "'by' names the same group twice"),
+        (Op.USAGE, {"sort": "day"}, "'sort' is 'day'; allowed: model, requests,"),
+        (Op.USAGE, {"since_s": 1, "since_at": 1}, "'since_s' and 'since_at' exclude each other"),
+        (Op.USAGE, {"limit": 10_001}, "'limit' is 10001; allowed: 1 to 10000"),
+        (Op.USAGE_ROWS, {"limit": 1001}, "'limit' is 1001; allowed: 1 to 1000"),
+        (Op.USAGE_ROWS, {"after_seq": -1}, "'after_seq' is -1"),
+        (Op.LEDGER_PRUNE, {}, "'older_than_s' is missing; it must be a number"),
         (Op.USAGE, {"since_s": -1}, "'since_s' is -1"),
         (Op.AUDIT, {"limit": 2001}, "'limit' is 2001; allowed: 1 to 2000"),
         (Op.AUDIT, {"limit": 0}, "'limit' is 0; allowed: 1 to 2000"),

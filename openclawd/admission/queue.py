@@ -190,8 +190,10 @@ class RequestQueue(Generic[Ticket]):
 
     def charge(self, ticket: Ticket, tokens: int, *, now: float) -> list[Ticket]:
         """Tokens of a ticket that was let in were served; less than 0 takes back what was charged
-        at its start and need not be computed. It keeps one: nothing is for nothing."""
-        entry = self._entries[ticket]
+        at its start and need not be computed. It keeps one: nothing is for nothing. Nothing happens
+        when it has left."""
+        if (entry := self._entries.get(ticket)) is None:
+            return []
         tokens = max(tokens, 1 - entry.charged)
         self._lines[entry.priority].charge(entry, tokens)
         if entry.is_boosted:

@@ -109,6 +109,9 @@ def _contradictions(config: Config) -> Iterator[tuple[KeyPath, str]]:
     for name, model in config.models.items():
         for key, message in _contradictions_of_model(model):
             yield ("models", name, key), message
+    for name, tier in config.tiers.items():
+        for key, message in tier.contradictions():
+            yield ("tiers", name, key), message
     limits = config.resource_limits
     reserved, most = limits.reserved_admin_connections, limits.max_connections
     if reserved >= most:

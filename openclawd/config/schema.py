@@ -24,6 +24,7 @@ from openclawctl.wire.framing import MAX_FRAME_BYTES
 from openclawctl.wire.sampling import SAMPLING_INTEGERS, SAMPLING_RANGES, Sampling
 from openclawd.config import values
 from openclawd.config.keys import Section, count, key
+from openclawd.config.tiers import DEFAULT_TIER_NAME, TIER_NAME_TEXT, TierConfig, Tiers
 
 MODEL_NAME_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._:-]*$"
 DEFAULT_KEEP_ALIVE_S: Final = 300.0
@@ -498,6 +499,13 @@ class Config(Section):
     )
     inference_settings: Annotated[InferenceSettings, BeforeValidator(values.empty_if_nil)] = key(
         InferenceSettings(), meaning="Defaults and limits of every request.", allowed="a map"
+    )
+    tiers: Tiers = key(
+        {DEFAULT_TIER_NAME: TierConfig()},
+        meaning="What users, groups and keys may be given: priorities and shares of the models. The"
+        f" tier `{DEFAULT_TIER_NAME}` is for whoever is given none.",
+        allowed=f"a map of names ({TIER_NAME_TEXT}) to tiers",
+        default_text=f"`{DEFAULT_TIER_NAME}` alone",
     )
     logging: Annotated[LoggingConfig, BeforeValidator(values.empty_if_nil)] = key(
         LoggingConfig(), meaning="What is logged, how and where.", allowed="a map"

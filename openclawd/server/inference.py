@@ -33,7 +33,7 @@ from openclawd.admission.limits import (
     check_prompt_tokens,
     plan_completion,
 )
-from openclawd.admission.queue import Place, Priority
+from openclawd.admission.tiers import DEFAULT_TIER, Priority, Tier
 from openclawd.fleet.submission import submit
 from openclawd.server.deadline import Stage, deadline
 from openclawd.server.recording import reserve, settle
@@ -41,8 +41,10 @@ from openclawd.worker.messages import Answer, Ended, Output, Prepared, Start
 
 if TYPE_CHECKING:
     from openclawctl.wire.tools import ToolCall
+    from openclawd.admission.queue import Place
     from openclawd.fleet.model import Model
     from openclawd.fleet.submission import Submission
+    from openclawd.fleet.turns import Turn
     from openclawd.server.peer import Exchange
     from openclawd.server.service import Service
     from openclawd.worker.messages import Loading
@@ -133,6 +135,7 @@ class Inference:
     parts: dict[int, _Part] = field(default_factory=dict)
     is_reserved: bool = False
     ended: Ended | None = None
+    turn: Turn | None = None
 
     def elapsed_s(self) -> float:
         return self.service.now() - self.exchange.arrived_at
@@ -141,6 +144,15 @@ class Inference:
     def priority(self) -> Priority:
         name = self.params.priority
         return Priority.NORMAL if name is None else Priority[name.upper()]
+
+    @property
+    def fair_key(self) -> str:
+        """Who shares the model's places with whom."""
+        return f"{self.exchange.peer.principal.name} {self.exchange.peer.app}"
+
+    @property
+    def tier(self) -> Tier:
+        return DEFAULT_TIER
 
     @property
     def num_choices(self) -> int:
@@ -174,8 +186,14 @@ class Inference:
             self.stage = Stage.QUEUED
             self.queued_at_s = self.elapsed_s()
             async with self.model.turns.take(
-                self._on_queued, priority=self.priority, weight=self.num_choices
-            ):
+                self._on_queued,
+                priority=self.priority,
+                weight=self.num_choices,
+                principal=self.fair_key,
+                tier=self.tier,
+                tokens=self.prompt_tokens,
+            ) as self.turn:
+                self.turn.on_rank = submission.reprioritize
                 self.queue_s = self.elapsed_s() - self.queued_at_s
                 self.ended = await self._compute(submission)
             self._raise_if_cut_short(self.ended)
@@ -254,10 +272,9 @@ class Inference:
     def _start_message(self) -> Start:
         """What every worker is told that computes this; the seed is drawn once."""
         adapter = self.params.adapter or ""
+        assert self.turn is not None
         if isinstance(self.params, EmbedParams):
-            return Start(
-                rid=0, max_tokens=0, sampling={}, priority=self.priority.value, adapter=adapter
-            )
+            return Start(rid=0, max_tokens=0, sampling={}, priority=self.turn.rank, adapter=adapter)
         sampling = self.params.sampling.over(self.service.sampling_of(self.model)).encode()
         sampling.setdefault("seed", secrets.randbits(32))
         return Start(
@@ -265,7 +282,7 @@ class Inference:
             max_tokens=self.max_tokens,
             sampling=sampling,
             stop=self.params.stop,
-            priority=self.priority.value,
+            priority=self.turn.rank,
             n=self.num_choices,
             domain=self.service.prefix_domain_of(self.model, self.exchange.peer.principal),
             adapter=adapter,
@@ -282,6 +299,8 @@ class Inference:
     def _on_output(self, output: Output) -> None:
         if self.ttft_s is None:
             self.ttft_s = self.elapsed_s()
+            self._note_served(-output.cached_tokens)
+        self._note_served(len(output.token_ids))
         self.parts.setdefault(output.index, _Part()).take(output)
         if output.token_ids:
             self.service.note_tokens(len(output.token_ids))
@@ -299,6 +318,10 @@ class Inference:
                     output.tool_calls or None,
                 )
             )
+
+    def _note_served(self, tokens: int) -> None:
+        assert self.turn is not None
+        self.model.turns.served(self.turn, tokens)
 
     @property
     def _is_streamed(self) -> bool:

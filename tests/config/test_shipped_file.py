@@ -20,7 +20,7 @@ def uncommented() -> str:
 def key_paths(value: object, path: str = "") -> set[str]:
     if not isinstance(value, dict) or path in ("aliases", "models.NAME.inference_settings"):
         return {path}
-    has_names = path in ("models", "models.NAME.adapters")
+    has_names = path in ("models", "models.NAME.adapters", "tiers")
     below = {"NAME": next(iter(value.values()))} if has_names else value
     names = (f"{path}.{name}" if path else name for name in below)
     return {path}.union(*map(key_paths, below.values(), names))
@@ -41,7 +41,7 @@ def test_every_key_is_in_it_and_no_other():
     schema = {info.path for info in all_keys()}
     per_model = "models.NAME.inference_settings."  # the same keys as inference_settings
     wanted = {path for path in schema if not path.startswith(per_model)}
-    no_keys = {"", "models.NAME", "models.NAME.adapters.NAME"}
+    no_keys = {"", "models.NAME", "models.NAME.adapters.NAME", "tiers.NAME"}
     assert key_paths(yaml.safe_load(uncommented())) - no_keys == wanted
 
 
@@ -58,6 +58,7 @@ def test_the_defaults_it_shows_are_the_defaults(tmp_path):
     shown = load_config(tmp_path / "openclawd.yaml")
     examples = {"cpu_cores_per_worker"}
     exclude = {"resource_limits": examples, "logging": {"file"}}
+    assert shown.tiers == Config().tiers
     for section in ("resource_limits", "logging"):
         without = exclude[section]
         assert getattr(shown, section).model_dump(exclude=without) == getattr(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from openclawctl.wire.errors import Overloaded
-from openclawd.admission.queue import Priority
+from openclawd.admission.tiers import Priority
 from openclawd.fleet.turns import Turns
 
 

@@ -11,7 +11,9 @@ charged when a request starts, completion tokens as they come. Of equals, one th
 goes first, then who came first. Requests of one principal keep the order in which they came.
 
 Who comes back when none of its requests waited has its counter lifted to the least of those who
-wait (or, if nobody does, to that of the one who did last): having been idle earns nothing. So of
+wait (or, if nobody does, to that of the one who did last): having been idle earns nothing. What was
+charged for prompts of which no token has come is left out of that, since some of it may be given
+back. So of
 two who wait all the time, neither is served more than twice the tokens that can be in the places
 at once beyond the other (the paper's bound), and between two turns of a tier of weight w the
 others get no more than their weights ÷ w of what it got, and as many tokens as are in the places.
@@ -62,7 +64,7 @@ class Entry(Generic[Ticket]):
     """One request. `number` is the order of arrival and `start_number` that of starts; `level` is
     the priority it has by now. `tokens` are known to be needed; `charged` were served. `first_at`
     is the start that first passed it, `safe_until` how much must be charged before it may be set
-    aside again."""
+    aside again. `unconfirmed` was charged for its prompt, and nothing has come of it yet."""
 
     ticket: Ticket
     number: int
@@ -73,6 +75,7 @@ class Entry(Generic[Ticket]):
     tokens: int
     state: State = State.WAITING
     charged: int = 0
+    unconfirmed: int = 0
     num_skips: int = 0
     first_at: int | None = None
     started_at: float | None = None
@@ -83,18 +86,23 @@ class Entry(Generic[Ticket]):
 
 @dataclass(slots=True, eq=False)
 class Account(Generic[Ticket]):
-    """One principal in one tier. `counter` is tokens; `places` those it holds; `num_open` its
-    requests, waiting or not. `lines` has those that wait by the places they need, each in order of
-    arrival; `listed` is where the tier's heaps have it."""
+    """One principal in one tier. `counter` is tokens, `unconfirmed` among them; `places` those it
+    holds; `num_open` its requests, waiting or not. `lines` has those that wait by the places they
+    need, each in order of arrival; `listed` is where the tier's heaps have it."""
 
     tier: TierLine[Ticket]
     principal: str
     counter: int = 0
+    unconfirmed: int = 0
     places: int = 0
     num_open: int = 0
     num_waiting: int = 0
     lines: dict[int, OrderedDict[int, Entry[Ticket]]] = field(default_factory=dict)
     listed: dict[int, Key] = field(default_factory=dict)
+
+    @property
+    def confirmed(self) -> int:
+        return self.counter - self.unconfirmed
 
     def first(self, weight: int) -> Entry[Ticket] | None:
         line = self.lines.get(weight)
@@ -114,6 +122,7 @@ class TierLine(Generic[Ticket]):
     def __init__(self) -> None:
         self.weight = 1
         self.virtual = 0  # tokens served ÷ weight, in _UNITs
+        self.unconfirmed = 0
         self.places = 0
         self.num_active = 0  # principals with an open request
         self.num_waiting = 0  # requests
@@ -121,6 +130,15 @@ class TierLine(Generic[Ticket]):
         self._accounts: dict[str, Account[Ticket]] = {}
         self._last: Account[Ticket] | None = None  # whose waiting ended last
         self._sweep_at = _SWEEP_FROM
+
+    @property
+    def num_principals(self) -> int:
+        return len(self._accounts)
+
+    @property
+    def confirmed(self) -> int:
+        """`virtual`, of what is certain."""
+        return self.virtual - self.unconfirmed * _UNIT // self.weight
 
     def account(self, principal: str) -> Account[Ticket]:
         if (account := self._accounts.get(principal)) is None:
@@ -164,8 +182,8 @@ class TierLine(Generic[Ticket]):
     def _floor(self) -> int:
         first = self.first(None)
         if first is not None:
-            return first.account.counter
-        return self._last.counter if self._last else 0
+            return first.account.confirmed
+        return self._last.confirmed if self._last else 0
 
     def _top(self, weight: int) -> tuple[Key, Entry[Ticket]] | None:
         """Whose request of so many places is next, once what is out of date has been put right."""
@@ -206,6 +224,10 @@ class FairLine(Generic[Ticket]):
         return self.num_places > 0
 
     # ---- questions ----
+
+    @property
+    def num_principals(self) -> int:
+        return sum(tier.num_principals for tier in self._tiers.values())
 
     def first(self, max_weight: int | None = None) -> Entry[Ticket] | None:
         """The next that needs at most so many places."""
@@ -252,6 +274,7 @@ class FairLine(Generic[Ticket]):
 
     def close(self, entry: Entry[Ticket]) -> None:
         account = entry.account
+        self._confirm(entry)
         account.num_open -= 1
         account.tier.num_active -= not account.num_open
         account.tier.forget_if_owed_nothing(account)
@@ -292,8 +315,16 @@ class FairLine(Generic[Ticket]):
         if not tier.num_waiting:
             self._last = tier
 
+    def charge_prompt(self, entry: Entry[Ticket]) -> None:
+        """It starts, and its prompt will be computed, as far as is known, and one token anyway."""
+        self.charge(entry, max(1, entry.tokens))
+        entry.unconfirmed = entry.charged
+        entry.account.unconfirmed += entry.charged
+        entry.account.tier.unconfirmed += entry.charged
+
     def charge(self, entry: Entry[Ticket], tokens: int) -> None:
         """Tokens were served; or, less than 0, had been charged and were not."""
+        self._confirm(entry)
         entry.charged += tokens
         entry.account.counter += tokens
         entry.account.tier.virtual += tokens * _UNIT // entry.account.tier.weight
@@ -306,6 +337,12 @@ class FairLine(Generic[Ticket]):
         account.tier.places += places
         if not account.places:
             self._move_up(account)
+
+    def _confirm(self, entry: Entry[Ticket]) -> None:
+        """It has got somewhere, or will not."""
+        entry.account.unconfirmed -= entry.unconfirmed
+        entry.account.tier.unconfirmed -= entry.unconfirmed
+        entry.unconfirmed = 0
 
     def _note_added(self, entry: Entry[Ticket]) -> None:
         account = entry.account
@@ -324,8 +361,8 @@ class FairLine(Generic[Ticket]):
     def _floor(self) -> int:
         waiting = self._waiting_tiers()
         if waiting:
-            return min(tier.virtual for tier in waiting)
-        return self._last.virtual if self._last else 0
+            return min(tier.confirmed for tier in waiting)
+        return self._last.confirmed if self._last else 0
 
 
 def comes_before(one: Account[Ticket], other: Account[Ticket]) -> bool:

@@ -2,11 +2,11 @@
 
 A principal's share of the places is what is due to it by weights, among those who are active, and
 one at least. One that stays within its share with a request more, and has been served no more than
-the other, may take places of one that keeps its share without them: of the one furthest above its
-share, the newest first.
+the other, may take places of one that keeps its share without them, in whole places: of the one
+furthest above its share, the newest first.
 
-It cannot go to and fro: who gives up a place still has its share, so it cannot claim it back, and
-one that was set aside is safe until it has been served `SAFE_TOKENS` more.
+It cannot go to and fro: who gives up a place has its share but for a part of a place, so it cannot
+claim it back, and one that was set aside is safe until it was served `SAFE_TOKENS` more.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from openclawd.admission.fairness import Account, FairLine
 
-SAFE_TOKENS: Final = 32
+SAFE_TOKENS: Final = 8
 """Copying what was computed to the host's memory and back costs less than one token
 (docs/structure.md, "One step"), so what this bounds is how often a stream may pause."""
 
@@ -47,7 +47,9 @@ def choose_victims(
     newest_first = sorted(running, key=_start_number, reverse=True)
     rest = [each for each in newest_first if _may_lose(each, claimant)]
     while num_needed > 0:
-        rest = [each for each in rest if held[each.account] - each.weight >= share(each.account)]
+        rest = [
+            each for each in rest if held[each.account] - each.weight >= int(share(each.account))
+        ]
         victim = max(rest, key=lambda each: held[each.account] - share(each.account), default=None)
         if victim is None or (max_places := max_places - victim.weight) < 0:
             return []

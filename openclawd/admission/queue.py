@@ -13,14 +13,15 @@ apart; its weight is how many of the model's places it takes.
   and counts as one of the highest priority until it ends. There is one such ticket at a time, so
   that a long queue of them does not turn the priorities over. One that runs is overtaken, too,
   while more urgent ones hold every place without a break: the engine has set it aside, and would
-  for ever. Being overtaken means that those who have room would not have it but for others that
-  came later, or stood behind; what is served first because it is owed more overtakes nobody.
+  for ever. It was overtaken if it would have room but for those that came later or have started
+  since it is the first. Who stands before it because it is owed more overtakes nobody.
 - A principal that holds less than its share of the places may take one of who holds most above its
   own (`preemption.py`). That one is *aside*: it stands in line again, first of its principal's, and
   goes on in its turn. At most half of the places' worth is aside.
 
 The engine is told numbers only (`rank`): four for each priority; one more for who has just taken a
 place, until its first token, so that its prompt is read at once; one less for who is to lose it.
+That which goes before everybody has the highest priority's.
 
 How long anybody waits: between two starts of a priority, higher ones start at most `max_skips`
 times, and as many more as while the one that went before everybody runs, once for each priority
@@ -124,6 +125,11 @@ class RequestQueue(Generic[Ticket]):
     def num_waiting(self) -> int:
         return sum(self._num_waiting.values())
 
+    @property
+    def num_principals(self) -> int:
+        """Those of whom something is kept, once for each priority and tier."""
+        return sum(line.num_principals for line in self._lines.values())
+
     def line(self) -> Iterator[Ticket]:
         """Those who wait, the next in line first, as far as can be foreseen."""
         return (entry.ticket for entry in self._in_line() if entry.state is State.WAITING)
@@ -148,7 +154,7 @@ class RequestQueue(Generic[Ticket]):
     def rank(self, ticket: Ticket) -> int:
         """The number that the engine orders by: higher first."""
         entry = self._entries[ticket]
-        return _RANKS * entry.priority + entry.is_boosted - (entry.state is State.ASIDE)
+        return _RANKS * entry.level + entry.is_boosted - (entry.state is State.ASIDE)
 
     def take_moved(self) -> list[Ticket]:
         """Those that have another rank since this was last asked, of those still here."""
@@ -293,7 +299,7 @@ class RequestQueue(Generic[Ticket]):
         if entry.state is State.WAITING:
             self._num_waiting[entry.priority] -= 1
             self._num_let_in[entry.priority] += 1
-            line.charge(entry, max(1, entry.tokens))
+            line.charge_prompt(entry)
             entry.started_at = now
         else:
             self._num_places_aside -= entry.weight
@@ -342,9 +348,9 @@ class RequestQueue(Generic[Ticket]):
                 yield min(running, key=_number)
 
     def _is_overtaken(self, first: Entry[Ticket], by: Entry[Ticket]) -> bool:
-        """Would it have room, were it not for those that came after it or stood behind it, `by`
-        among them?"""
-        if first.state is not State.RUNNING and by.level is first.level and first.first_at is None:
+        """Would it have room, were it not for those that came after it or have started since it is
+        the first, `by` among them?"""
+        if first.state is not State.RUNNING and first.first_at is None:
             first.first_at = by.start_number
         if not _is_later(by, first):
             return False
@@ -377,6 +383,7 @@ class RequestQueue(Generic[Ticket]):
         if raised.state is State.RUNNING:
             self._load[raised.level] -= raised.weight
             self._load[_HIGHEST] += raised.weight
+            self._moved.append(raised.ticket)
         else:
             self._lines[raised.priority].remove(raised)
         raised.level = _HIGHEST
@@ -448,7 +455,6 @@ def _overdue_first(entry: Entry[Ticket]) -> tuple[int, int]:
 
 
 def _is_later(running: Entry[Ticket], first: Entry[Ticket]) -> bool:
-    """Did it come after one that is the first of its level, or stand behind it?"""
-    is_equal = running.level is first.level
-    stood_behind = first.first_at is not None and running.start_number >= first.first_at
-    return running.number > first.number or (is_equal and stood_behind)
+    """Did it come after one that is the first of its level, or start while that was the first?"""
+    was_first = first.first_at is not None and running.start_number >= first.first_at
+    return running.number > first.number or was_first

@@ -1,4 +1,4 @@
-"""(p) Four who ask for little beside one who has 200 requests in the queue.
+"""(j) Four who ask for little beside one who has 200 requests in the queue.
 
 The four ask once in ten seconds each, 2.5 s apart, with 64 prompt tokens that no cache knows and 16
 tokens out; the crowd's answers are 64 to 192 tokens. How long the four's first token takes, against

@@ -3,20 +3,19 @@
 Owns what each tier and each principal has been served, and the order that follows. Pure; knows no
 places that are free and no priorities.
 
-The Virtual Token Counter of Sheng et al., "Fairness in Serving Large Language Models" (OSDI 2024,
-algorithm 2), on two floors: the tier goes first whose counter, divided by its weight, is the least
-(weighted fair queueing; hierarchical as in Bennett and Zhang, "Hierarchical packet fair queueing
-algorithms", SIGCOMM 1996), and in it the principal whose counter is the least. Prompt tokens are
-charged when a request starts, completion tokens as they come. Of equals, one that holds no place
-goes first, then who came first. Requests of one principal keep the order in which they came.
+The Virtual Token Counter of Sheng et al., "Fairness in Serving Large Language Models" (OSDI 2024),
+on two floors: the tier goes first whose counter, divided by its weight, is the least (weighted fair
+queueing; hierarchical as in Bennett and Zhang, "Hierarchical packet fair queueing algorithms",
+SIGCOMM 1996), and in it the principal whose counter is the least. Prompt tokens are charged when a
+request starts, completion tokens as they come. Of equals, one that holds no place goes first, then
+who came first. Requests of one principal keep the order in which they came.
 
 Who comes back when none of its requests waited has its counter lifted to the least of those who
 wait (or, if nobody does, to that of the one who did last): having been idle earns nothing. What was
 charged for prompts of which no token has come is left out of that, since some of it may be given
-back. So of
-two who wait all the time, neither is served more than twice the tokens that can be in the places
-at once beyond the other (the paper's bound), and between two turns of a tier of weight w the
-others get no more than their weights ÷ w of what it got, and as many tokens as are in the places.
+back. So of two who wait all the time, neither is served more than twice the tokens that can be in
+the places at once beyond the other (the paper's bound), and between two turns of a tier of weight w
+the others get no more than their weights ÷ w of what it got, and what is in the places.
 
 No event costs more than the logarithm of how many wait: each tier has its principals in heaps, one
 for each number of places that a first request needs. A counter that has grown leaves its entry in

@@ -51,7 +51,7 @@ RESERVE_SHARE: Final = 8
 """One in so many places in the queue is kept for each higher priority, so that those who have time
 cannot shut out those who have none."""
 
-LOOKAHEAD: Final = 64
+LOOKAHEAD: Final = 32
 """So many of those in front are told their exact place. Looking further would cost each event more
 the longer the queue is, for a place that will have changed by the time it matters."""
 

@@ -8,7 +8,7 @@ import pytest
 from admission.simulation import Client, World
 
 from openclawd.admission.preemption import SAFE_TOKENS
-from openclawd.admission.queue import RequestQueue
+from openclawd.admission.queue import LOOKAHEAD, RequestQueue
 from openclawd.admission.tiers import Priority, Tier
 
 GOLD = Tier("gold", 4)
@@ -204,6 +204,34 @@ def test_what_was_computed_before_is_not_charged() -> None:
     queue.leave("a1", now=0.0)
     queue.charge("b1", 0, now=0.0)
     assert list(queue.line()) == ["a2"]
+
+
+def test_who_stands_far_back_hears_the_most_that_it_can_be() -> None:
+    queue = make(1)
+    enter(queue, *(f"a{number}" for number in range(LOOKAHEAD + 10)))
+    assert queue.place("a1").position == 1
+    assert queue.place(f"a{LOOKAHEAD}").position == LOOKAHEAD
+    assert queue.place(f"a{LOOKAHEAD + 1}").position == LOOKAHEAD + 9
+    enter(queue, "b1")
+    assert queue.place("b1").position == 1
+
+
+def test_who_was_served_more_is_remembered_until_the_others_have_caught_up() -> None:
+    queue: RequestQueue[str] = RequestQueue(
+        model="m", max_running=2, max_waiting=1000, max_skips=1000
+    )
+    enter(queue, "a1")
+    queue.enter("z1", priority=Priority.NORMAL, weight=2, now=0.0, principal="z")
+    for number in range(250):  # they pass z, which needs both places
+        ticket = f"{chr(0x4E00 + number)}1"
+        assert enter(queue, ticket) == [ticket]
+        queue.charge(ticket, 1000, now=0.0)
+        queue.leave(ticket, now=0.0)
+    assert queue.num_principals == 252
+    queue.charge("a1", 5000, now=0.0)
+    queue.leave("z1", now=0.0)
+    enter(queue, "a2", "a3", *(f"{letter}1" for letter in "bcdefg"))
+    assert queue.num_principals < 20
 
 
 def test_principals_who_are_owed_nothing_are_forgotten() -> None:

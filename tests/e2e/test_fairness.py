@@ -70,6 +70,21 @@ def test_a_guest_takes_a_place_of_the_one_who_has_them_all(small: Daemon) -> Non
         assert not cancelled & set(answers)
 
 
+def test_who_is_aside_when_the_worker_dies_goes_on_in_the_next_one(small: Daemon) -> None:
+    with client_of(small, "crowd") as crowd, client_of(small, "guest") as guest:
+        for number in range(PLACES):
+            crowd.request(number, "generate", prompt=f"Number {number}", **LONG)
+        for number in range(PLACES):
+            crowd.next_of(Delta, number)
+        guest.request(1, "generate", prompt="Hello", **LONG)
+        guest.next_of(Delta, 1)
+        (worker,) = small.workers()
+        worker.kill()
+        everybody = [guest.next_of(Done, 1)] + [crowd.next_of(Done) for _ in range(PLACES)]
+        tokens = [done.result["usage"]["completion_tokens"] for done in everybody]
+        assert tokens == [100] * (PLACES + 1)
+
+
 def test_who_comes_later_gets_as_much(small: Daemon) -> None:
     """Of two who want all they can get, the second has its requests answered while the first has
     as many answered, give or take what is in the places, however long its queue was."""

@@ -25,6 +25,7 @@ class Ask:
     ignore_eos: bool = True
     priority: str | None = None
     schema: dict[str, Any] | None = None
+    key: str | None = None
 
 
 @dataclass(slots=True)

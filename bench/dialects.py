@@ -47,7 +47,10 @@ class OpenclawdExchange:
 
     def request(self) -> bytes:
         op = "generate" if self._ask.messages is None else "chat"
-        messages = Hello(PROTOCOL_VERSION, client="bench"), Request(1, op, _params(self._ask))
+        messages = (
+            Hello(PROTOCOL_VERSION, client="bench", key=self._ask.key),
+            Request(1, op, _params(self._ask)),
+        )
         return b"".join(encode_frame(encode(message)) for message in messages)
 
     def feed(self, time_s: float, data: bytes) -> bool:

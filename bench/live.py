@@ -53,10 +53,12 @@ def serving(
     path: Path | None = None,
     worker_hook: str | None = None,
     folder: Path | None = None,
+    sections: dict[str, Any] | None = None,
 ) -> Iterator[Daemon]:
     """A ready daemon with SmolLM2, or the model at `path`. What is left out has the daemon's own
     default; `settings` are more keys of the model's configuration. `worker_hook` is what
-    worker_hooks/ is to change in the worker. A `folder` keeps its state for the next daemon."""
+    worker_hooks/ is to change in the worker; `sections` stand beside `models`. A `folder` keeps its
+    state for the next daemon."""
     model: dict[str, Any] = {
         "path": str(path or smollm2_path()),
         "preload": True,
@@ -70,7 +72,7 @@ def serving(
     with contextlib.ExitStack() as stack:
         place = folder or stack.enter_context(short_folder())
         config = place / "openclawd.json"
-        config.write_text(json.dumps({"models": {MODEL: model}}))
+        config.write_text(json.dumps({"models": {MODEL: model}, **(sections or {})}))
         environ = _hooked(worker_hook) if worker_hook else {}
         daemon = running_daemon("--config", str(config), folder=place, environ=environ)
         yield stack.enter_context(daemon).wait_ready()

@@ -40,6 +40,7 @@ SCENARIOS: Final = (
     "shared_prompt",
     "long_prompt",
     "interactive",
+    "fairness",
     "schema",
     "speculation",
     "open_loop",

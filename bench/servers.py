@@ -141,6 +141,7 @@ def openclawd(
     threads: int,
     path: Path | None = None,
     worker_hook: str | None = None,
+    sections: dict[str, Any] | None = None,
     **settings: Any,
 ) -> Iterator[Server]:
     """`settings` are more keys of the model's configuration; for the others see `live.serving`."""
@@ -151,6 +152,7 @@ def openclawd(
         settings=settings,
         path=path,
         worker_hook=worker_hook,
+        sections=sections,
     ) as daemon:
         yield as_server(daemon)
 

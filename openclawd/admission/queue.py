@@ -3,15 +3,29 @@
 Pure: tickets and `now` in, decisions out. A ticket is whatever the caller uses to tell its requests
 apart; its weight is how many of the model's places it takes.
 
-- Higher priorities go first; within one, first come, first served.
+- Higher priorities go first; within one, whose tier and principal were served least
+  (`fairness.py`), and of one principal's, first come, first served.
 - A ticket runs as soon as the running ones of its own and higher priorities leave it room. So it
   may start although lower ones hold every place; the engine then sets some of those aside. What
   runs can take the places once for each priority, and no more.
 - One that does not fit is passed by those behind it that do.
-- One that has been overtaken `max_skips` times goes before everybody, and counts as one of the
-  highest priority until it ends. There is one such ticket at a time, so that a long queue of them
-  does not turn the priorities over. One that runs is overtaken, too, while more urgent ones hold
-  every place without a break: the engine has set it aside, and would for ever.
+- The first in line of a priority that has been overtaken `max_skips` times goes before everybody,
+  and counts as one of the highest priority until it ends. There is one such ticket at a time, so
+  that a long queue of them does not turn the priorities over. One that runs is overtaken, too,
+  while more urgent ones hold every place without a break: the engine has set it aside, and would
+  for ever. It was overtaken if it would have room but for those that came later or have started
+  since it is the first. Who stands before it because it is owed more overtakes nobody.
+- A principal that holds less than its share of the places may take one of who holds most above its
+  own (`preemption.py`). That one is *aside*: it stands in line again, first of its principal's, and
+  goes on in its turn. At most half of the places' worth is aside.
+
+The engine is told numbers only (`rank`): four for each priority; one more for who has just taken a
+place, until its first token, so that its prompt is read at once; one less for who is to lose it.
+That which goes before everybody has the highest priority's.
+
+How long anybody waits: between two starts of a priority, higher ones start at most `max_skips`
+times, and as many more as while the one that went before everybody runs, once for each priority
+below the highest. Within a priority see `fairness.py`.
 
 Invariants: nobody waits who could run by these rules; a ticket is in the queue at most once, and
 whoever was let in stays until it leaves.
@@ -19,43 +33,48 @@ whoever was let in stays until it leaves.
 
 from __future__ import annotations
 
-import enum
 import itertools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Final, Generic
 
 from openclawctl.wire.errors import Overloaded
+from openclawd.admission.fairness import Entry, FairLine, State, Ticket
+from openclawd.admission.preemption import SAFE_TOKENS, choose_victims
+from openclawd.admission.tiers import DEFAULT_TIER, Priority, Tier
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-Ticket = TypeVar("Ticket")
+__all__ = ["LOOKAHEAD", "Place", "Priority", "RequestQueue", "Standing"]
 
 RESERVE_SHARE: Final = 8
 """One in so many places in the queue is kept for each higher priority, so that those who have time
 cannot shut out those who have none."""
 
+LOOKAHEAD: Final = 32
+"""So many of those in front are told their exact place. Looking further would cost each event more
+the longer the queue is, for a place that will have changed by the time it matters."""
+
+RECHECK_TOKENS: Final = 32
+"""Tokens served after which somebody may be owed a place though nobody came or left."""
+
+_RANKS: Final = 4
+"""Numbers of the engine for each priority."""
+
 _WEIGHT_OF_NEWEST: Final = 0.2
 """Weight of the newest service time in the running mean: it follows a change of load in about five
 requests without jumping at every one."""
 
-
-class Priority(enum.IntEnum):
-    """Higher goes first. The engine is told the number."""
-
-    BATCH = -1
-    NORMAL = 0
-    INTERACTIVE = 1
-
-
 _HIGHEST: Final = max(Priority)
 _HIGHEST_FIRST: Final = sorted(Priority, reverse=True)
+_BELOW_HIGHEST: Final = _HIGHEST_FIRST[1:]
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where somebody stands. `position` 1 is next; `eta_s` is None while nobody has finished yet,
-    and knows nothing of higher priorities that are still to come."""
+    """Where somebody stands. `position` 1 is next; beyond `LOOKAHEAD` it is the most that it can
+    be. `eta_s` is None while nobody has finished yet, and knows nothing of higher priorities that
+    are still to come."""
 
     position: int
     eta_s: float | None
@@ -70,178 +89,314 @@ class Standing:
     eta_s: float | None
 
 
-@dataclass(slots=True, eq=False)
-class _Entry(Generic[Ticket]):
-    """`number` is the order of arrival; `level` the priority it has by now."""
-
-    ticket: Ticket
-    number: int
-    weight: int
-    priority: Priority
-    level: Priority
-    num_skips: int = 0
-    started_at: float | None = None
-
-
 class RequestQueue(Generic[Ticket]):
-    """`now` is the monotonic clock in seconds."""
+    """`now` is the monotonic clock in seconds. Every event returns the tickets that run from then
+    on; `take_moved` tells of those that run and have another `rank` since."""
 
     def __init__(self, *, model: str, max_running: int, max_waiting: int, max_skips: int) -> None:
         self._model = model
         self._max_running = max_running
         self._max_waiting = max_waiting
         self._max_skips = max_skips
-        self._entries: dict[Ticket, _Entry[Ticket]] = {}
-        self._running: dict[Ticket, _Entry[Ticket]] = {}
-        self._waiting: dict[Priority, dict[Ticket, _Entry[Ticket]]] = {p: {} for p in Priority}
-        self._raised: _Entry[Ticket] | None = None  # waiting or running; in neither of `_waiting`
+        self._max_aside = max(1, max_running // 2)
+        self._entries: dict[Ticket, Entry[Ticket]] = {}
+        self._running: dict[Ticket, Entry[Ticket]] = {}
+        self._lines: dict[Priority, FairLine[Ticket]] = {p: FairLine() for p in Priority}
+        self._raised: Entry[Ticket] | None = None  # wherever it is, it is not in `_lines`
         self._load = dict.fromkeys(Priority, 0)  # places taken, by level
+        self._num_waiting = dict.fromkeys(Priority, 0)
+        self._num_let_in = dict.fromkeys(Priority, 0)
+        self._num_places_aside = 0
+        self._moved: list[Ticket] = []
         self._mean_s: dict[Priority, float] = {}
-        self._next_number = 0
+        self._next_number = itertools.count()
+        self._next_start = itertools.count(1)
+        self._num_unchecked_tokens = 0
+        self._is_anybody_overdue = False
 
     # ---- questions ----
 
     @property
     def num_running(self) -> int:
-        return len(self._running)
+        """Those who were let in, set aside or not."""
+        return sum(self._num_let_in.values())
 
     @property
     def num_waiting(self) -> int:
-        return len(self._entries) - len(self._running)
+        return sum(self._num_waiting.values())
+
+    @property
+    def num_principals(self) -> int:
+        """Those of whom something is kept, once for each priority and tier."""
+        return sum(line.num_principals for line in self._lines.values())
 
     def line(self) -> Iterator[Ticket]:
-        """Those who wait, the next in line first."""
-        if self._raised is not None and self._raised.started_at is None:
-            yield self._raised.ticket
-        for level in _HIGHEST_FIRST:
-            yield from self._waiting[level]
+        """Those who wait, the next in line first, as far as can be foreseen."""
+        return (entry.ticket for entry in self._in_line() if entry.state is State.WAITING)
 
     def place(self, ticket: Ticket) -> Place:
         """Where one who waits stands."""
+        mine = self._entries[ticket]
         position, ahead = 1, dict.fromkeys(Priority, 0)
-        for other in self.line():
-            if other == ticket:
-                break
-            position += 1
-            ahead[self._entries[other].level] += self._entries[other].weight
-        entry = self._entries[ticket]
-        return Place(position, self._eta_s(entry.level, entry.weight, ahead))
+        for other in itertools.islice(self._in_line(), LOOKAHEAD):
+            if other is mine:
+                return Place(position, self._eta_s(mine.level, mine.weight, ahead))
+            position += other.state is State.WAITING
+            ahead[other.level] += other.weight
+        at_most = sum(self._num_waiting[level] for level in Priority if level >= mine.level)
+        return Place(max(position, at_most), self._eta_of_new_s(mine.level, mine.weight))
 
     def standing(self, priority: Priority) -> Standing:
         """How it looks for one priority."""
-        entries = [entry for entry in self._entries.values() if entry.priority is priority]
-        num_running = sum(entry.started_at is not None for entry in entries)
-        return Standing(num_running, len(entries) - num_running, self._eta_of_new_s(priority, 1))
+        eta_s = self._eta_of_new_s(priority, 1)
+        return Standing(self._num_let_in[priority], self._num_waiting[priority], eta_s)
+
+    def rank(self, ticket: Ticket) -> int:
+        """The number that the engine orders by: higher first."""
+        entry = self._entries[ticket]
+        return _RANKS * entry.level + entry.is_boosted - (entry.state is State.ASIDE)
+
+    def take_moved(self) -> list[Ticket]:
+        """Those that have another rank since this was last asked, of those still here."""
+        moved, self._moved = self._moved, []
+        return [ticket for ticket in dict.fromkeys(moved) if ticket in self._entries]
 
     # ---- events ----
 
-    def enter(self, ticket: Ticket, *, priority: Priority, weight: int, now: float) -> list[Ticket]:
-        """Add a ticket. Returns the tickets that run from now on: this one, or none if it waits.
+    def enter(
+        self,
+        ticket: Ticket,
+        *,
+        priority: Priority,
+        weight: int,
+        now: float,
+        principal: str = "",
+        tier: Tier = DEFAULT_TIER,
+        tokens: int = 0,
+    ) -> list[Ticket]:
+        """Add a ticket. `tokens` are known to be needed, which is those of its prompt: they are
+        charged when it starts. Returns who runs from now on: this one, or nobody if it waits, or
+        both it and others, if those can use what is left when it takes places of another.
 
         Raises `Overloaded` when it would have to wait and the queue is full.
         """
         weight = min(weight, self._max_running)
-        entry = _Entry(ticket, self._next_number, weight, priority, level=priority)
+        account = self._lines[priority].open(tier, principal)
+        number = next(self._next_number)
+        entry = Entry(ticket, number, weight, priority, priority, account, tokens)
         is_full = self.num_waiting >= self._max_waiting_of(priority)
-        self._next_number += 1
-        self._entries[ticket] = self._waiting[priority][ticket] = entry
+        self._entries[ticket] = entry
+        self._num_waiting[priority] += 1
+        self._lines[priority].add(entry)
         started = self._start_all(now)
-        if is_full and entry.started_at is None:
-            del self._entries[ticket], self._waiting[priority][ticket]
+        if is_full and entry.state is State.WAITING:
+            self._forget(entry)
             raise self._overloaded(priority, weight)
         return started
 
+    def charge(self, ticket: Ticket, tokens: int, *, now: float) -> list[Ticket]:
+        """Tokens of a ticket that was let in were served; less than 0 takes back what was charged
+        at its start and need not be computed. It keeps one: nothing is for nothing. Nothing happens
+        when it has left."""
+        if (entry := self._entries.get(ticket)) is None:
+            return []
+        tokens = max(tokens, 1 - entry.charged)
+        self._lines[entry.priority].charge(entry, tokens)
+        if entry.is_boosted:
+            entry.is_boosted = False
+            self._moved.append(ticket)
+        self._num_unchecked_tokens += tokens
+        if self._num_unchecked_tokens < RECHECK_TOKENS:
+            return []
+        self._num_unchecked_tokens = 0
+        return self._start_all(now) if len(self._entries) > len(self._running) else []
+
     def leave(self, ticket: Ticket, *, now: float) -> list[Ticket]:
-        """Take a ticket out, finished or given up. Returns the tickets that run from now on."""
-        entry = self._entries.pop(ticket)
-        self._waiting[entry.priority].pop(ticket, None)
+        """Take a ticket out, finished or given up."""
+        entry = self._entries[ticket]
         if entry.started_at is not None:
-            del self._running[ticket]
-            self._load[entry.level] -= entry.weight
             self._note_service(entry.priority, now - entry.started_at)
+        self._forget(entry)
         if entry is self._raised:
             self._raised = None
-            self._raise_overdue()
+            self._is_anybody_overdue = True
+        self._raise_overdue()
         started = self._start_all(now)
         self._forgive_skips()
         return started
 
+    def _forget(self, entry: Entry[Ticket]) -> None:
+        line = self._lines[entry.priority]
+        del self._entries[entry.ticket]
+        if entry.state is State.RUNNING:
+            self._stop(entry)
+        elif entry is not self._raised:
+            line.remove(entry)
+        self._num_places_aside -= entry.weight * (entry.state is State.ASIDE)
+        counts = self._num_waiting if entry.state is State.WAITING else self._num_let_in
+        counts[entry.priority] -= 1
+        line.close(entry)
+
     # ---- who runs ----
 
     def _start_all(self, now: float) -> list[Ticket]:
-        started = []
-        while (entry := self._next_to_start()) is not None:
+        started: list[Ticket] = []
+        while (entry := self._next_to_start() or self._make_way()) is not None:
+            (started if entry.state is State.WAITING else self._moved).append(entry.ticket)
             self._start(entry, now)
-            started.append(entry.ticket)
         return started
 
-    def _next_to_start(self) -> _Entry[Ticket] | None:
+    def _next_to_start(self) -> Entry[Ticket] | None:
         """Who starts next, if anybody can. One that goes before everybody is passed by nobody."""
-        if self._raised is not None and self._raised.started_at is None:
-            return self._raised if self._raised.weight <= self._room(self._raised.level) else None
+        if (raised := self._raised_in_line()) is not None:
+            return raised if raised.weight <= self._room(raised.level) else None
         for level in _HIGHEST_FIRST:
-            if room := self._room(level):
-                for entry in self._waiting[level].values():
-                    if entry.weight <= room:
-                        return entry
+            if self._lines[level] and (room := self._room(level)) > 0:
+                entry = self._lines[level].first(room)
+                if entry is not None:
+                    return entry
         return None
 
-    def _room(self, level: Priority) -> int:
-        """Places that are free of this level and higher ones."""
-        taken = sum(weight for at, weight in self._load.items() if at >= level)
-        return max(0, self._max_running - taken)
+    def _make_way(self) -> Entry[Ticket] | None:
+        """One that is owed a place, once others have been set aside for it."""
+        if self._raised_in_line() is not None:
+            return None
+        for level in _HIGHEST_FIRST:
+            for entry in self._lines[level].firsts():
+                if entry.state is State.WAITING and (victims := self._victims(entry)):
+                    for victim in victims:
+                        self._set_aside(victim)
+                    entry.is_boosted = True
+                    return entry
+        return None
 
-    def _start(self, entry: _Entry[Ticket], now: float) -> None:
-        self._waiting[entry.priority].pop(entry.ticket, None)
+    def _victims(self, entry: Entry[Ticket]) -> list[Entry[Ticket]]:
+        level = entry.level
+        ordinary = (each for each in self._running.values() if each is not self._raised)
+        return choose_victims(
+            entry,
+            [each for each in ordinary if each.level is level],
+            self._lines[level],
+            num_places=self._room(level) + self._load[level],
+            num_needed=entry.weight - self._room(level),
+            max_places=self._max_aside - self._num_places_aside,
+        )
+
+    def _room(self, level: Priority) -> int:
+        """Places that are free of this level and higher ones; less than 0 if they hold more than
+        there are."""
+        return self._max_running - self._num_taken(level)
+
+    def _num_taken(self, level: Priority) -> int:
+        return sum(weight for at, weight in self._load.items() if at >= level)
+
+    def _start(self, entry: Entry[Ticket], now: float) -> None:
+        """It runs from now on, for the first time or again."""
+        line = self._lines[entry.priority]
+        passed = self._first_behind(entry)
+        if entry is not self._raised:
+            line.remove(entry)
+        if entry.state is State.WAITING:
+            self._num_waiting[entry.priority] -= 1
+            self._num_let_in[entry.priority] += 1
+            line.charge_prompt(entry)
+            entry.started_at = now
+        else:
+            self._num_places_aside -= entry.weight
+            entry.safe_until = entry.charged + SAFE_TOKENS
+        entry.state, entry.start_number = State.RUNNING, next(self._next_start)
         self._running[entry.ticket] = entry
         self._load[entry.level] += entry.weight
-        entry.started_at = now
-        for first in self._firsts():
-            if self._is_overtaken(first, entry):
+        line.hold(entry.account, entry.weight)
+        self._count_skips(entry, passed)
+
+    def _stop(self, entry: Entry[Ticket]) -> None:
+        del self._running[entry.ticket]
+        self._load[entry.level] -= entry.weight
+        self._lines[entry.priority].hold(entry.account, -entry.weight)
+
+    def _set_aside(self, entry: Entry[Ticket]) -> None:
+        self._stop(entry)
+        entry.state, entry.is_boosted = State.ASIDE, False
+        self._num_places_aside += entry.weight
+        self._lines[entry.priority].put_back(entry)
+        self._moved.append(entry.ticket)
+
+    # ---- who is overtaken ----
+
+    def _first_behind(self, entry: Entry[Ticket]) -> list[Entry[Ticket]]:
+        """The first in line of each level that one who starts may overtake. It takes nothing from
+        those of its own level if its place is another's."""
+        levels = [at for at in Priority if at < entry.level + (not entry.is_boosted)]
+        firsts = (self._lines[level].first() for level in levels)
+        return [first for first in firsts if first is not None and first is not entry]
+
+    def _count_skips(self, by: Entry[Ticket], passed: Iterable[Entry[Ticket]]) -> None:
+        """One has started: those in front who waited for room, and those who run and will lose
+        theirs, may have been overtaken by it."""
+        for first in itertools.chain(passed, self._oldest_running(below=by.level)):
+            if self._is_overtaken(first, by):
                 first.num_skips += 1
+                self._is_anybody_overdue |= first.num_skips >= self._max_skips
         self._raise_overdue()
 
-    def _firsts(self) -> Iterator[_Entry[Ticket]]:
-        """The first of each priority among those who wait and among those who run: only these can
-        be overtaken, the others stand behind them anyway."""
-        for waiting in self._waiting.values():
-            yield from itertools.islice(waiting.values(), 1)
+    def _oldest_running(self, *, below: Priority) -> Iterator[Entry[Ticket]]:
+        """Of each lower level: only these can be overtaken, the others stand behind them anyway."""
         for level in Priority:
-            running = (entry for entry in self._running.values() if entry.level is level)
-            if oldest := min(running, key=_number, default=None):
-                yield oldest
+            if level < below and self._load[level]:
+                running = (each for each in self._running.values() if each.level is level)
+                yield min(running, key=_number)
 
-    def _is_overtaken(self, first: _Entry[Ticket], by: _Entry[Ticket]) -> bool:
-        """Would it have room, were it not for those that came after it, `by` among them?"""
+    def _is_overtaken(self, first: Entry[Ticket], by: Entry[Ticket]) -> bool:
+        """Would it have room, were it not for those that came after it or have started since it is
+        the first, `by` among them?"""
+        if first.state is not State.RUNNING and first.first_at is None:
+            first.first_at = by.start_number
+        if not _is_later(by, first):
+            return False
         rivals = self._rivals(first)
-        earlier = _places(entry for entry in rivals if entry.number < first.number)
-        is_later_rival = by in rivals and by.number > first.number
-        room = self._max_running - first.weight
-        return is_later_rival and earlier <= room < _places(rivals)
+        later = sum(rival.weight for rival in rivals if _is_later(rival, first))
+        taken = sum(rival.weight for rival in rivals)
+        return taken - later <= self._max_running - first.weight < taken
 
-    def _rivals(self, entry: _Entry[Ticket]) -> list[_Entry[Ticket]]:
+    def _rivals(self, entry: Entry[Ticket]) -> list[Entry[Ticket]]:
         """Those who run and must leave it room: of its own and higher priorities while it waits;
         once it runs, of higher ones."""
-        lowest = entry.level if entry.started_at is None else entry.level + 1
+        lowest = entry.level + (entry.state is State.RUNNING)
         return [rival for rival in self._running.values() if rival.level >= lowest]
 
     def _forgive_skips(self) -> None:
         """Those who run and have room again, be it for a moment, were not set aside for ever."""
-        for first in self._firsts():
-            has_room = _places(self._rivals(first)) + first.weight <= self._max_running
-            if first.started_at is not None and has_room:
-                first.num_skips = 0
+        for oldest in self._oldest_running(below=_HIGHEST):
+            if self._num_taken(Priority(oldest.level + 1)) + oldest.weight <= self._max_running:
+                oldest.num_skips = 0
 
     def _raise_overdue(self) -> None:
-        if self._raised is not None:
+        if self._raised is not None or not self._is_anybody_overdue:
             return
-        overdue = (entry for entry in self._firsts() if entry.num_skips >= self._max_skips)
-        self._raised = raised = min(overdue, key=_number, default=None)
-        if raised is not None:
-            if self._waiting[raised.priority].pop(raised.ticket, None) is None:
-                self._load[raised.level] -= raised.weight
-                self._load[_HIGHEST] += raised.weight
-            raised.level = _HIGHEST
+        in_line = (self._lines[level].first() for level in Priority)
+        firsts = itertools.chain(in_line, self._oldest_running(below=_HIGHEST))
+        overdue = [each for each in firsts if each and each.num_skips >= self._max_skips]
+        self._raised = raised = min(overdue, key=_overdue_first, default=None)
+        if raised is None:
+            return
+        if raised.state is State.RUNNING:
+            self._load[raised.level] -= raised.weight
+            self._load[_HIGHEST] += raised.weight
+            self._moved.append(raised.ticket)
+        else:
+            self._lines[raised.priority].remove(raised)
+        raised.level = _HIGHEST
+
+    def _raised_in_line(self) -> Entry[Ticket] | None:
+        raised = self._raised
+        return raised if raised and raised.state is not State.RUNNING else None
+
+    def _in_line(self) -> Iterator[Entry[Ticket]]:
+        if (raised := self._raised_in_line()) is not None:
+            yield raised
+        for level in _HIGHEST_FIRST:
+            yield from self._lines[level].in_order()
 
     # ---- who may wait ----
 
@@ -263,10 +418,9 @@ class RequestQueue(Generic[Ticket]):
     # ---- how long it takes ----
 
     def _eta_of_new_s(self, priority: Priority, weight: int) -> float | None:
-        ahead = dict.fromkeys(Priority, 0)
-        for entry in map(self._entries.__getitem__, self.line()):
-            if entry.level >= priority:
-                ahead[entry.level] += entry.weight
+        ahead = {at: line.num_places * (at >= priority) for at, line in self._lines.items()}
+        if (raised := self._raised_in_line()) is not None:
+            ahead[_HIGHEST] += raised.weight
         return self._eta_s(priority, weight, ahead)
 
     def _eta_s(self, level: Priority, weight: int, ahead: Mapping[Priority, int]) -> float | None:
@@ -291,9 +445,16 @@ class RequestQueue(Generic[Ticket]):
         self._mean_s[priority] = mean_s + _WEIGHT_OF_NEWEST * (seconds - mean_s)
 
 
-def _number(entry: _Entry[Ticket]) -> int:
+def _number(entry: Entry[Ticket]) -> int:
     return entry.number
 
 
-def _places(entries: Iterable[_Entry[Ticket]]) -> int:
-    return sum(entry.weight for entry in entries)
+def _overdue_first(entry: Entry[Ticket]) -> tuple[int, int]:
+    """Who has been overtaken most; of equals, who came first."""
+    return -entry.num_skips, entry.number
+
+
+def _is_later(running: Entry[Ticket], first: Entry[Ticket]) -> bool:
+    """Did it come after one that is the first of its level, or start while that was the first?"""
+    was_first = first.first_at is not None and running.start_number >= first.first_at
+    return running.number > first.number or was_first

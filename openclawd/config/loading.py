@@ -112,14 +112,16 @@ def _contradictions(config: Config) -> Iterator[tuple[KeyPath, str]]:
             yield ("models", name, key), message
     for index, key, message in rates.contradictions(config.rate_limits):
         yield ("rate_limits", index, key), message
-    tiers = getattr(config, "tiers", {})
-    for path, message in config.security.mistakes(tiers=tiers, aliases=config.aliases):
+    for path, message in config.security.mistakes(tiers=config.tiers, aliases=config.aliases):
         yield ("security", *path), message
     yield from _contradictions_of_limits(config)
     yield from budgets.contradictions(config.budgets, [*config.models, *config.aliases])
     for name in config.prices:
         if name in config.aliases:
             yield ("prices", name), f"this is an alias; write {config.aliases[name]}, its model"
+    for name, tier in config.tiers.items():
+        for key, message in tier.contradictions():
+            yield ("tiers", name, key), message
     limits = config.resource_limits
     reserved, most = limits.reserved_admin_connections, limits.max_connections
     if reserved >= most:

@@ -30,6 +30,7 @@ from openclawd.config.notify import NotifyConfig
 from openclawd.config.prices import CURRENCY_ALLOWED, Currency, LedgerConfig, PriceConfig
 from openclawd.config.rates import RateLimitConfig  # noqa: TC001 - pydantic reads the annotations
 from openclawd.config.security import SecurityConfig
+from openclawd.config.tiers import DEFAULT_TIER_NAME, TIER_NAME_TEXT, TierConfig, Tiers
 
 MODEL_NAME_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._:-]*$"
 DEFAULT_KEEP_ALIVE_S: Final = 300.0
@@ -524,6 +525,13 @@ class Config(Section):
         meaning="Rules that bound single requests, and how many of them run and wait. Of all that"
         " fit a request, the strictest value wins.",
         allowed="a list of maps with the keys of limits",
+    )
+    tiers: Tiers = key(
+        {DEFAULT_TIER_NAME: TierConfig()},
+        meaning="What users, groups and keys may be given: priorities and shares of the models. The"
+        f" tier `{DEFAULT_TIER_NAME}` is for whoever is given none.",
+        allowed=f"a map of names ({TIER_NAME_TEXT}) to tiers",
+        default_text=f"`{DEFAULT_TIER_NAME}` alone",
     )
     logging: Annotated[LoggingConfig, BeforeValidator(values.empty_if_nil)] = key(
         LoggingConfig(), meaning="What is logged, how and where.", allowed="a map"

@@ -1,8 +1,8 @@
 """Which sequences run, and what becomes of them.
 
 Owns the waiting and running sequences and the slots. Knows no model, no clock and no pipe: events
-come in (`add`, `abort`, `update`, `stop_aside`, `preempt`, `fail`, `blame`), batches and effects go
-out.
+come in (`add`, `abort`, `reprioritize`, `update`, `stop_aside`, `preempt`, `fail`, `blame`),
+batches and effects go out.
 
 One notion covers prefill, chunked prefill, decode and speculation: a running sequence has tokens
 that are known but not computed, and each step computes some of them (`steps.py`). When none is
@@ -151,6 +151,14 @@ class Scheduler:
             sequences.remove(self._aside)
             self._is_aside_wanted, self._is_aside_cancelled = False, True
         return self._end_all(sequences, Finish.CANCELLED)
+
+    def reprioritize(self, rid: int, priority: int) -> None:
+        """Order a request by another priority from now on. Nothing happens when there is none."""
+        for sequence in self._of_request(rid):
+            if sequence.slot is None:
+                self._waiting.reprioritize(sequence, priority)
+            else:
+                sequence.priority = priority
 
     def schedule(self) -> Batch | None:
         """The next step, or None when nothing can be computed. One that is aside is followed by

@@ -51,8 +51,17 @@ class WaitingLine:
         self._insert(sequence, self._first)
 
     def remove(self, sequence: Sequence) -> None:
+        self._pop(sequence)
+
+    def reprioritize(self, sequence: Sequence, priority: int) -> None:
+        """Move it to where it stands among those of another priority."""
+        _, number, _ = self._pop(sequence)
+        sequence.priority = priority
+        self._insert(sequence, number)
+
+    def _pop(self, sequence: Sequence) -> Entry:
         line = self._lines[sequence.kind]
-        del line[next(i for i, entry in enumerate(line) if entry[2] is sequence)]
+        return line.pop(next(i for i, entry in enumerate(line) if entry[2] is sequence))
 
     def _insert(self, sequence: Sequence, number: int) -> None:
         bisect.insort(self._lines[sequence.kind], (-sequence.priority, number, sequence))

@@ -38,6 +38,7 @@ from openclawd.worker.messages import (
     Prepare,
     Prepared,
     Refused,
+    Reprioritize,
     Start,
     Step,
     ToWorker,
@@ -167,6 +168,11 @@ class Link(asyncio.BufferedProtocol):
         call.on_output = on_output
         call.is_started = True
         self.send(start)
+
+    def reprioritize(self, call: Call, priority: int) -> None:
+        """Have the engine order a started call by another number."""
+        if call.is_started and call.rid in self._calls:
+            self.send(Reprioritize(call.rid, priority))
 
     def abort(self, call: Call) -> None:
         """Stop computing at the next step; `call.ended` then gets the exact usage."""

@@ -105,6 +105,7 @@ class Submission:
         self._is_cancelled = False
         self.num_outlived = 0
         """Workers that died while they had it."""
+        self._priority: int | None = None
 
     @property
     def cached_tokens(self) -> int:
@@ -157,6 +158,13 @@ class Submission:
         finally:
             self._let_others_go()
 
+    def reprioritize(self, priority: int) -> None:
+        """Have the engine order it by another number than its start says, in this worker and in
+        those that come after it."""
+        self._priority = priority
+        if self._link is not None and self._call is not None:
+            self._link.reprioritize(self._call, priority)
+
     def cancel(self) -> None:
         """Make `compute` end soon, with what there is by then."""
         self._is_cancelled = True
@@ -190,7 +198,8 @@ class Submission:
         self._was_started = True
         self._files_at_start = self._model.loaded_files
         told = [part.continuation(index) for index, part in self._parts.items()]
-        start = replace(start, rid=self._call.rid, continuation=told)
+        priority = start.priority if self._priority is None else self._priority
+        start = replace(start, rid=self._call.rid, continuation=told, priority=priority)
         self._link.start(self._call, start, self._take)
         return await self._call.ended
 

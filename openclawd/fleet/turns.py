@@ -8,21 +8,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from openclawd.admission.queue import Place, Priority, RequestQueue, Standing
+from openclawd.admission.queue import LOOKAHEAD, Place, RequestQueue, Standing
+from openclawd.admission.tiers import DEFAULT_TIER, Priority, Tier
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable
 
 
 @dataclass(slots=True, eq=False)
-class _Turn:
-    """One who holds a ticket. `told` is the last position it heard of."""
+class Turn:
+    """One who holds a ticket. `rank` is the number that the engine is to order it by; `on_rank`, if
+    set, hears of another one while it computes. `told` is the last position it heard of."""
 
     comes: asyncio.Future[None]
     on_queued: Callable[[Place], None]
+    rank: int = 0
+    on_rank: Callable[[int], None] | None = None
     told: int = 0
 
 
@@ -30,7 +35,7 @@ class Turns:
     """The places of one model: `max_running` of them, see `RequestQueue`."""
 
     def __init__(self, *, model: str, max_running: int, max_waiting: int, max_skips: int) -> None:
-        self._queue: RequestQueue[_Turn] = RequestQueue(
+        self._queue: RequestQueue[Turn] = RequestQueue(
             model=model, max_running=max_running, max_waiting=max_waiting, max_skips=max_skips
         )
 
@@ -53,37 +58,63 @@ class Turns:
         *,
         priority: Priority = Priority.NORMAL,
         weight: int = 1,
-    ) -> AsyncIterator[None]:
-        """Hold `weight` of the places for the length of the block.
+        principal: str = "",
+        tier: Tier = DEFAULT_TIER,
+        tokens: int = 0,
+    ) -> AsyncIterator[Turn]:
+        """Hold `weight` of the places for the length of the block. `tokens` are those of the
+        prompt; what comes of it is told to `served`.
 
         `on_queued` is called if it has to wait, and again whenever it stands at half the position
         it last heard of, or less: that is enough to follow, and few messages however long the line.
         Raises `Overloaded`.
         """
         loop = asyncio.get_running_loop()
-        turn = _Turn(loop.create_future(), on_queued)
-        started = self._queue.enter(turn, priority=priority, weight=weight, now=loop.time())
+        turn = Turn(loop.create_future(), on_queued)
+        started = self._queue.enter(
+            turn,
+            priority=priority,
+            weight=weight,
+            now=loop.time(),
+            principal=principal,
+            tier=tier,
+            tokens=tokens,
+        )
         try:
             self._admit(started)
             if not turn.comes.done():
                 self._tell(turn)
                 await turn.comes
-            yield
+            yield turn
         finally:
+            turn.on_rank = None
             self._admit(self._queue.leave(turn, now=loop.time()))
             self._tell_who_moved_up()
 
-    def _admit(self, turns: Iterable[_Turn]) -> None:
+    def served(self, turn: Turn, tokens: int) -> None:
+        """Tokens have come for one whose turn it is. Less than 0: so many of its prompt had been
+        computed before."""
+        if tokens:
+            now = asyncio.get_running_loop().time()
+            self._admit(self._queue.charge(turn, tokens, now=now))
+
+    def _admit(self, turns: Iterable[Turn]) -> None:
+        """Tell the engine first who is to lose a place, then let in who takes it."""
+        for turn in self._queue.take_moved():
+            turn.rank = self._queue.rank(turn)
+            if turn.on_rank is not None:
+                turn.on_rank(turn.rank)
         for turn in turns:
+            turn.rank = self._queue.rank(turn)
             if not turn.comes.done():  # it may have been cancelled, and leaves soon
                 turn.comes.set_result(None)
 
     def _tell_who_moved_up(self) -> None:
-        for position, turn in enumerate(self._queue.line(), 1):
+        for position, turn in enumerate(itertools.islice(self._queue.line(), LOOKAHEAD), 1):
             if position <= turn.told // 2:
                 self._tell(turn)
 
-    def _tell(self, turn: _Turn) -> None:
+    def _tell(self, turn: Turn) -> None:
         place = self._queue.place(turn)
         turn.told = place.position
         turn.on_queued(place)

@@ -31,7 +31,7 @@ class Identities:
 
     def __init__(self, config: Config, keys: Iterable[ApiKey], ledger: Ledger) -> None:
         self.policy = policy_of(config.security)
-        self.tiers = frozenset(["default", *getattr(config, "tiers", {})])
+        self.tiers = frozenset(["default", *config.tiers])
         self.keys = KeyRegistry(keys)
         self._ledger = ledger
         self._own_uid = os.geteuid()

@@ -24,7 +24,7 @@ from openclawctl.wire.errors import Code, Internal, Problem
 from openclawctl.wire.messages import Delta
 from openclawctl.wire.operations import DetokenizeParams, EmbedParams, Op, TokenizeParams
 from openclawctl.wire.results import Choice, FinishReason, InferenceResult, Timings, Usage
-from openclawd.admission.queue import Place, Priority
+from openclawd.admission.tiers import Priority, Tier
 from openclawd.fleet.submission import submit
 from openclawd.server.account import Account
 from openclawd.server.deadline import Stage, deadline
@@ -34,11 +34,16 @@ from openclawd.server.recording import reserve, settle
 from openclawd.worker.messages import Answer, Ended, Output, Start
 
 if TYPE_CHECKING:
+    from contextlib import AbstractAsyncContextManager
+
     from openclawctl.wire.tools import ToolCall
     from openclawd.admission.limit_rules import LimitRule
     from openclawd.admission.limits import TokenLimits
+    from openclawd.admission.queue import Place
     from openclawd.fleet.model import Model
     from openclawd.fleet.submission import Submission
+    from openclawd.fleet.turns import Turn
+    from openclawd.server.lanes import Slot
     from openclawd.server.peer import Exchange
     from openclawd.server.service import Service
     from openclawd.worker.messages import Loading
@@ -138,7 +143,8 @@ class _Part:
 
 @dataclass(slots=True, eq=False)
 class Inference:
-    """The state of one inference request. Times are seconds since its arrival."""
+    """The state of one inference request. Times are seconds since its arrival. Raises
+    `LimitExceeded` for a priority that its caller's tier may not ask for."""
 
     service: Service
     exchange: Exchange
@@ -162,18 +168,19 @@ class Inference:
     is_reserved: bool = False
     num_outlived: int = 0
     ended: Ended | None = None
+    turn: Turn | None = None
     account: Account = field(init=False)
+    tier: Tier = field(init=False)
+    priority: Priority = field(init=False)
 
     def __post_init__(self) -> None:
         self.account = Account(self)
+        self.tier = self.service.tier_of(self.exchange.peer.principal)
+        asked = self.params.priority
+        self.priority = self.tier.priority_of(None if asked is None else Priority[asked.upper()])
 
     def elapsed_s(self) -> float:
         return self.service.now() - self.exchange.arrived_at
-
-    @property
-    def priority(self) -> Priority:
-        name = self.params.priority
-        return Priority.NORMAL if name is None else Priority[name.upper()]
 
     @property
     def num_choices(self) -> int:
@@ -200,9 +207,8 @@ class Inference:
                 await self.account.take()
                 await reserve(self)
                 self.is_reserved = True
-                async with self.model.turns.take(
-                    slot.wait, priority=self.priority, weight=self.num_choices
-                ):
+                async with self._turn(slot) as self.turn:
+                    self.turn.on_rank = submission.reprioritize
                     slot.start()
                     self.queue_s = self.elapsed_s() - self.queued_at_s
                     self.ended = await self._compute(submission)
@@ -215,6 +221,17 @@ class Inference:
             raise
         self.total_s = self.elapsed_s()
         await settle(self, None)
+
+    def _turn(self, slot: Slot) -> AbstractAsyncContextManager[Turn]:
+        """Its turn at the model, for the length of a block."""
+        return self.model.turns.take(
+            slot.wait,
+            priority=self.priority,
+            weight=self.num_choices,
+            principal=self.exchange.peer.principal.name,
+            tier=self.tier,
+            tokens=self.prompt_tokens,
+        )
 
     async def record_failure(self, error: BaseException) -> None:
         """Write down that the request ended so. Raises `Unavailable`."""
@@ -279,10 +296,9 @@ class Inference:
     def _start_message(self) -> Start:
         """What every worker is told that computes this; the seed is drawn once."""
         adapter = self.params.adapter or ""
+        assert self.turn is not None
         if isinstance(self.params, EmbedParams):
-            return Start(
-                rid=0, max_tokens=0, sampling={}, priority=self.priority.value, adapter=adapter
-            )
+            return Start(rid=0, max_tokens=0, sampling={}, priority=self.turn.rank, adapter=adapter)
         sampling = self.params.sampling.over(self.service.sampling_of(self.model)).encode()
         sampling.setdefault("seed", secrets.randbits(32))
         return Start(
@@ -290,7 +306,7 @@ class Inference:
             max_tokens=self.max_tokens,
             sampling=sampling,
             stop=self.params.stop,
-            priority=self.priority.value,
+            priority=self.turn.rank,
             n=self.num_choices,
             domain=self.service.prefix_domain_of(self.model, self.exchange.peer.principal),
             adapter=adapter,
@@ -307,6 +323,8 @@ class Inference:
     def _on_output(self, output: Output) -> None:
         if self.ttft_s is None:
             self.ttft_s = self.elapsed_s()
+            self._note_served(-output.cached_tokens)
+        self._note_served(len(output.token_ids))
         self.parts.setdefault(output.index, _Part()).take(output)
         if output.token_ids:
             self.account.completion(len(output.token_ids))
@@ -325,6 +343,10 @@ class Inference:
                     output.tool_calls or None,
                 )
             )
+
+    def _note_served(self, tokens: int) -> None:
+        assert self.turn is not None
+        self.model.turns.served(self.turn, tokens)
 
     @property
     def _is_streamed(self) -> bool:

@@ -21,6 +21,7 @@ from openclawd.admission.identity import check_known, check_model
 from openclawd.admission.limit_rules import OnTooLong
 from openclawd.admission.limits import TokenLimits
 from openclawd.admission.prices import Price, Prices
+from openclawd.admission.tiers import DEFAULT_TIER, Priority, Tier
 from openclawd.ledger import UsageQuery
 from openclawd.server.auditing import Auditing
 from openclawd.server.budgets import BudgetDesk, rule_from
@@ -113,6 +114,15 @@ class Service:
         )
         self._config = config
         self._socket_path = socket_path
+        self.tiers = {
+            name: Tier(
+                name,
+                weight=tier.weight,
+                priority=Priority[tier.priority.upper()],
+                max_priority=Priority[tier.max_priority.upper()],
+            )
+            for name, tier in config.tiers.items()
+        }
         self.identities = identities
         self.keys_lock = asyncio.Lock()
         self._names = names
@@ -288,6 +298,10 @@ class Service:
             parallel=config.parallel,
             on_too_long=OnTooLong.parse(self._config.on_too_long_for(config)),
         )
+
+    def tier_of(self, caller: Principal) -> Tier:
+        """The tier of a caller; the default one for a key whose own is not there any more."""
+        return self.tiers.get(caller.tier, self.tiers[DEFAULT_TIER.name])
 
     def sampling_of(self, model: Model) -> Sampling:
         """The sampling defaults of a model."""

@@ -28,6 +28,7 @@ from openclawd.worker.messages import (
     Drop,
     Load,
     Prepare,
+    Reprioritize,
     Start,
     Stop,
 )
@@ -91,7 +92,7 @@ def _read(pipe: Pipe, worker: Worker) -> None:
                 return
             case Prepare() | Drop():
                 worker.submit_to_tokenizer(message)
-            case Start() | Abort():
+            case Start() | Reprioritize() | Abort():
                 worker.submit_to_engine(message)
             case Load():
                 raise RemoteProtocolError("a worker loads one model, and has one")

@@ -23,7 +23,15 @@ from openclawd.engine.sampling import SamplingParams, seed_of
 from openclawd.engine.scheduler import Scheduler
 from openclawd.engine.sequence import Effect, Ended, Sequence, State
 from openclawd.engine.stopping import OutputText
-from openclawd.worker.messages import EXIT_STOPPED, Abort, Continuation, Start, Step, Stop
+from openclawd.worker.messages import (
+    EXIT_STOPPED,
+    Abort,
+    Continuation,
+    Reprioritize,
+    Start,
+    Step,
+    Stop,
+)
 from openclawd.worker.messages import Ended as RequestEnded
 from openclawd.worker.requests import Requests, refused
 from openclawd.worker.warm_up import GARBAGE, trouble_of
@@ -51,7 +59,7 @@ span about three layers (`llama_aside`)."""
 
 _log = logging.getLogger(__name__)
 
-ToEngine = Start | Abort | Stop
+ToEngine = Start | Reprioritize | Abort | Stop
 
 
 class EngineLoop:
@@ -126,6 +134,8 @@ class EngineLoop:
                 return False
             case Abort(rid):
                 self._effects += self._scheduler.abort(rid)
+            case Reprioritize(rid, priority):
+                self._scheduler.reprioritize(rid, priority)
             case Start():
                 self._start(message)
             case _:

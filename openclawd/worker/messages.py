@@ -161,6 +161,15 @@ class Drop:
 
 
 @dataclass(frozen=True, slots=True)
+class Reprioritize:
+    """Order a started request by another number from now on."""
+
+    type: ClassVar[str] = "reprioritize"
+    rid: int
+    priority: int
+
+
+@dataclass(frozen=True, slots=True)
 class Abort:
     """End a started request at the next step. Answered by its `ended` like any other end."""
 
@@ -306,11 +315,11 @@ class Step:
     gauges: dict[str, int] = field(default_factory=dict)
 
 
-ToWorker = Load | Prepare | Start | Drop | Abort | Stop
+ToWorker = Load | Prepare | Start | Drop | Reprioritize | Abort | Stop
 FromWorker = Loading | Loaded | LoadFailed | Prepared | Answer | Refused | Step
 
 _TO_WORKER: Final[dict[str, type[ToWorker]]] = {
-    cls.type: cls for cls in (Load, Prepare, Start, Drop, Abort, Stop)
+    cls.type: cls for cls in (Load, Prepare, Start, Drop, Reprioritize, Abort, Stop)
 }
 
 

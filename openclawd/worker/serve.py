@@ -30,6 +30,7 @@ from openclawd.worker.messages import (
     LoadFailed,
     Loading,
     Prepare,
+    Reprioritize,
     Start,
     Stop,
 )
@@ -83,7 +84,7 @@ class Worker:
         assert self._tokenizer is not None
         self._tokenizer.submit(message)
 
-    def submit_to_engine(self, message: Start | Abort) -> None:
+    def submit_to_engine(self, message: Start | Reprioritize | Abort) -> None:
         assert self._loop is not None
         self._loop.submit(message)
 

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from openclawctl.wire.errors import Overloaded
-from openclawd.admission.queue import Place, Priority, RequestQueue, Standing
+from openclawd.admission.fairness import State
+from openclawd.admission.queue import Place, RequestQueue, Standing
+from openclawd.admission.tiers import Priority, Tier
 
 BATCH, NORMAL, INTERACTIVE = Priority.BATCH, Priority.NORMAL, Priority.INTERACTIVE
 
@@ -33,17 +35,41 @@ def enter(
 
 
 @dataclass(eq=False)
+class Whose:
+    """A principal in a tier at one priority, or (`principal` None) the tier itself; what it was
+    served is in tokens, or for a tier in tokens ÷ weight."""
+
+    tier: Tier
+    served: int = 0
+    unconfirmed: int = 0
+    last: Whose | None = None  # of a tier: whose last waiting request went last
+
+
+@dataclass(eq=False)
 class Request:
     number: int
     priority: Priority
     weight: int
+    tier: Whose
+    whose: Whose
+    tokens: int
     skips: int = 0
-    is_running: bool = False
+    where: State = State.WAITING
     is_raised: bool = False
+    is_boosted: bool = False
+    charged: int = 0
+    unconfirmed: int = 0
+    safe_until: int = 0
+    start: int = 0
+    passed_since: int | None = None
 
     @property
     def level(self) -> Priority:
         return INTERACTIVE if self.is_raised else self.priority
+
+    @property
+    def is_running(self) -> bool:
+        return self.where is State.RUNNING
 
 
 class Rules:
@@ -53,49 +79,257 @@ class Rules:
         self.places = places
         self.max_skips = max_skips
         self.requests: list[Request] = []
+        self.tiers: dict[tuple[Priority, str], Whose] = {}
+        self.last_tier: dict[Priority, Whose] = {}
+        self.accounts: dict[tuple[Priority, str, str], Whose] = {}
+        self.typical = dict.fromkeys(Priority, 1)
+        self.num_starts = 0
+        self.unchecked = 0
+        self.moved: set[int] = set()
+
+    # ---- who is where ----
 
     def running(self, level: Priority = BATCH) -> list[Request]:
         return [r for r in self.requests if r.is_running and r.level >= level]
 
+    def in_line(self, level: Priority) -> list[Request]:
+        """Those who wait or were set aside."""
+        those = [r for r in self.requests if not r.is_running and not r.is_raised]
+        return [r for r in those if r.level is level]
+
+    def room(self, level: Priority) -> int:
+        return self.places - weight(self.running(level))
+
+    def aside(self) -> list[Request]:
+        return [r for r in self.requests if r.where is State.ASIDE]
+
+    def holds(self, whose: Whose) -> int:
+        return weight([r for r in self.running() if whose in (r.tier, r.whose)])
+
+    def raised_in_line(self) -> Request | None:
+        return next((r for r in self.requests if r.is_raised and not r.is_running), None)
+
+    # ---- who is next ----
+
+    def order(self, those: list[Request]) -> list[Request]:
+        """The first of each tier, in the order of the tiers."""
+        firsts = {}
+        for r in sorted(those, key=lambda r: (r.whose.served, self.holds(r.whose) > 0, r.number)):
+            firsts.setdefault(r.tier, r)
+        return sorted(
+            firsts.values(), key=lambda r: (r.tier.served, self.holds(r.tier) > 0, r.number)
+        )
+
     def line(self) -> list[Request]:
-        waiting = [r for r in self.requests if not r.is_running]
-        return sorted(waiting, key=lambda r: (not r.is_raised, -r.priority, r.number))
+        """As it would go on if each start were charged the usual."""
+        raised = self.raised_in_line()
+        order = [] if raised is None else [raised]
+        for level in sorted(Priority, reverse=True):
+            left = self.in_line(level)
+            served = {whose: whose.served for r in left for whose in (r.tier, r.whose)}
+            holding = {whose for whose in served if self.holds(whose)}
+            while left:
+
+                def key(whose: Whose, number: int) -> tuple[int, bool, int]:
+                    return served[whose], whose in holding, number  # noqa: B023
+
+                firsts: dict[Whose, Request] = {}
+                for r in sorted(left, key=lambda r: key(r.whose, r.number)):
+                    firsts.setdefault(r.tier, r)
+                r = min(firsts.values(), key=lambda r: key(r.tier, r.number))
+                order.append(r)
+                left.remove(r)
+                holding |= {r.tier, r.whose}
+                tokens = max(1, r.tokens, self.typical[level])
+                served[r.whose] += tokens
+                served[r.tier] += tokens * 2**20 // r.tier.tier.weight
+        return [r for r in order if r.where is State.WAITING]
+
+    def next(self) -> Request | None:
+        if raised := self.raised_in_line():
+            return raised if raised.weight <= self.room(INTERACTIVE) else None
+        for level in sorted(Priority, reverse=True):
+            fitting = [r for r in self.in_line(level) if r.weight <= self.room(level)]
+            if fitting:
+                return self.order(fitting)[0]
+        return None
+
+    def claimant(self) -> Request | None:
+        """Who takes places from others, once they have been taken."""
+        if self.raised_in_line():
+            return None
+        for level in sorted(Priority, reverse=True):
+            for r in self.order(self.in_line(level)):
+                if r.where is State.WAITING and (victims := self.victims(r)):
+                    for victim in victims:
+                        self.set_aside(victim)
+                    r.is_boosted = True
+                    return r
+        return None
+
+    def share(self, r: Request) -> float:
+        open_here = [each for each in self.requests if each.priority is r.priority]
+        tiers = {each.tier for each in open_here}
+        weights = sum(tier.tier.weight for tier in tiers)
+        num_in_tier = len({each.whose for each in open_here if each.tier is r.tier})
+        higher = [each for each in self.running() if each.level > r.priority]
+        places = self.places - weight(higher)
+        return max(1.0, places * r.tier.tier.weight / (weights * num_in_tier))
+
+    def victims(self, r: Request) -> list[Request]:
+        if self.holds(r.whose) + r.weight > self.share(r):
+            return []
+        others = [each for each in self.running() if not each.is_raised]
+        others = [each for each in others if each.priority is r.priority]
+        taken: list[Request] = []
+
+        def above(victim: Request) -> float:
+            mine = [each for each in taken if each.whose is victim.whose]
+            return self.holds(victim.whose) - weight(mine) - self.share(victim)
+
+        while weight(taken) + self.room(r.priority) < r.weight:
+            may = [
+                each
+                for each in others
+                if each not in taken
+                and each.whose is not r.whose
+                and each.charged >= each.safe_until
+                and has_at_most(r, each)
+                and above(each) + self.share(each) - each.weight >= int(self.share(each))
+            ]
+            if not may:
+                return []
+            taken.append(max(may, key=lambda each: (above(each), each.start)))
+            if weight(taken) + weight(self.aside()) > max(1, self.places // 2):
+                return []
+        return taken
+
+    # ---- what happens ----
+
+    def open(
+        self, number: int, priority: Priority, asked: int, tier: Tier, name: str, tokens: int
+    ) -> Request:
+        tier_line = self.tiers.setdefault((priority, tier.name), Whose(tier))
+        whose = self.accounts.setdefault((priority, tier.name, name), Whose(tier))
+        self.lift(priority, tier_line, whose)
+        return Request(number, priority, min(asked, self.places), tier_line, whose, tokens)
+
+    def lift(self, priority: Priority, tier: Whose, whose: Whose) -> None:
+        line = self.in_line(priority)
+        if not any(r.tier is tier for r in line):
+            last = self.last_tier.get(priority)
+            default = certain_of_tier(last) if last else 0
+            floor = min([certain_of_tier(r.tier) for r in line], default=default)
+            tier.served = max(tier.served, floor)
+        if not any(r.whose is whose for r in line):
+            whose.served = max(whose.served, self.floor(priority, tier))
+
+    def floor(self, priority: Priority, tier: Whose) -> int:
+        line = [r for r in self.in_line(priority) if r.tier is tier]
+        if line:
+            return certain(self.order(line)[0].whose)
+        return certain(tier.last) if tier.last else 0
 
     def settle(self) -> list[int]:
         started = []
-        while request := self.next():
-            request.is_running = True
-            started.append(request.number)
-            self.count_skips(request)
-            self.choose_raised()
+        while request := self.next() or self.claimant():
+            if request.where is State.WAITING:
+                started.append(request.number)
+            else:
+                self.moved.add(request.number)
+            self.start(request)
         return started
 
-    def next(self) -> Request | None:
-        for request in self.line():
-            has_room = weight(self.running(request.level)) + request.weight <= self.places
-            if has_room:
-                return request
-            if request.is_raised:
-                return None
-        return None
+    def start(self, r: Request) -> None:
+        levels = [at for at in Priority if at < r.level + (not r.is_boosted)]
+        first_in_line = [self.order(self.in_line(level)) for level in levels]
+        passed = [order[0] for order in first_in_line if order and order[0] is not r]
+        passed += [o for o in self.oldest_running() if o.level < r.level]
+        was_aside = r.where is State.ASIDE
+        self.num_starts += 1
+        r.where, r.start = State.RUNNING, self.num_starts
+        if not r.is_raised:
+            self.note_out_of_line(r)
+        if was_aside:
+            r.safe_until = r.charged + 8
+        else:
+            self.serve(r, max(1, r.tokens))
+            r.unconfirmed = r.charged
+            for whose in (r.whose, r.tier):
+                whose.unconfirmed += r.charged
+        for first in passed:
+            self.count_skip(first, r)
+        self.choose_raised()
 
-    def count_skips(self, by: Request) -> None:
-        for first in self.firsts():
-            rivals = self.rivals(first)
-            earlier = [r for r in rivals if r.number < first.number]
-            could = weight(earlier) + first.weight <= self.places
-            can = weight(rivals) + first.weight <= self.places
-            if by in rivals and by.number > first.number:
-                first.skips += could and not can
+    def set_aside(self, r: Request) -> None:
+        r.where, r.is_boosted = State.ASIDE, False
+        self.moved.add(r.number)
 
-    def firsts(self) -> list[Request]:
-        """The oldest of each priority that waits, and of each that runs."""
-        found = []
-        for is_running in (False, True):
-            for priority in Priority:
-                those = [r for r in self.requests if r.is_running is is_running]
-                found += [r for r in those if r.priority is priority and not r.is_raised][:1]
-        return found
+    def note_out_of_line(self, r: Request) -> None:
+        line = self.in_line(r.priority)
+        if not any(each.whose is r.whose for each in line):
+            r.tier.last = r.whose
+        if not any(each.tier is r.tier for each in line):
+            self.last_tier[r.priority] = r.tier
+
+    def confirm(self, r: Request) -> None:
+        for whose in (r.whose, r.tier):
+            whose.unconfirmed -= r.unconfirmed
+        r.unconfirmed = 0
+
+    def serve(self, r: Request, tokens: int) -> None:
+        self.confirm(r)
+        r.charged += tokens
+        r.whose.served += tokens
+        r.tier.served += tokens * 2**20 // r.tier.tier.weight
+
+    def charge(self, r: Request, tokens: int) -> list[int]:
+        tokens = max(tokens, 1 - r.charged)
+        self.serve(r, tokens)
+        if r.is_boosted:
+            r.is_boosted = False
+            self.moved.add(r.number)
+        self.unchecked += tokens
+        if self.unchecked < 32:
+            return []
+        self.unchecked = 0
+        return self.settle()
+
+    def remove(self, r: Request) -> list[int]:
+        self.drop(r)
+        self.choose_raised()
+        started = self.settle()
+        for oldest in self.oldest_running():
+            if weight(self.rivals(oldest)) + oldest.weight <= self.places:
+                oldest.skips = 0
+        return started
+
+    def drop(self, r: Request) -> None:
+        was_in_line = not r.is_running and not r.is_raised
+        self.requests.remove(r)
+        self.confirm(r)
+        if was_in_line:
+            self.note_out_of_line(r)
+        is_idle = not any(each.whose is r.whose for each in self.requests)
+        if is_idle and r.whose.served <= self.floor(r.priority, r.tier):
+            self.accounts = {k: whose for k, whose in self.accounts.items() if whose is not r.whose}
+        if r.charged:
+            self.typical[r.priority] += (r.charged - self.typical[r.priority]) // 5
+
+    # ---- who was overtaken ----
+
+    def oldest_running(self) -> list[Request]:
+        by_level = {r.level: r for r in sorted(self.running(), key=lambda r: -r.number)}
+        return list(by_level.values())
+
+    def count_skip(self, first: Request, by: Request) -> None:
+        if not first.is_running and first.passed_since is None:
+            first.passed_since = by.start
+        rivals = self.rivals(first)
+        earlier = [each for each in rivals if not came_later(each, first)]
+        could = weight(earlier) + first.weight <= self.places
+        can = weight(rivals) + first.weight <= self.places
+        first.skips += came_later(by, first) and could and not can
 
     def rivals(self, first: Request) -> list[Request]:
         if not first.is_running:
@@ -103,28 +337,48 @@ class Rules:
         return [r for r in self.running() if r.level > first.level]
 
     def choose_raised(self) -> None:
-        overdue = [r for r in self.firsts() if r.skips >= self.max_skips]
+        firsts = [order[0] for level in Priority if (order := self.order(self.in_line(level)))]
+        firsts += [r for r in self.oldest_running() if not r.is_raised and r.level < INTERACTIVE]
+        overdue = [r for r in firsts if r.skips >= self.max_skips]
         if overdue and not any(r.is_raised for r in self.requests):
-            min(overdue, key=lambda r: r.number).is_raised = True
-
-    def remove(self, number: int) -> list[int]:
-        self.requests = [r for r in self.requests if r.number != number]
-        self.choose_raised()
-        started = self.settle()
-        for first in self.firsts():
-            if first.is_running and weight(self.rivals(first)) + first.weight <= self.places:
-                first.skips = 0
-        return started
+            raised = min(overdue, key=lambda r: (-r.skips, r.number))
+            if not raised.is_running:
+                raised.is_raised = True
+                self.note_out_of_line(raised)
+            else:
+                self.moved.add(raised.number)
+            raised.is_raised = True
 
 
 def weight(requests: list[Request]) -> int:
     return sum(request.weight for request in requests)
 
 
+def certain(whose: Whose) -> int:
+    """What a principal was served, without prompts of which nothing has come yet."""
+    return whose.served - whose.unconfirmed
+
+
+def certain_of_tier(tier: Whose) -> int:
+    return tier.served - tier.unconfirmed * 2**20 // tier.tier.weight
+
+
+def has_at_most(one: Request, other: Request) -> bool:
+    if one.tier is other.tier:
+        return one.whose.served <= other.whose.served
+    return one.tier.served <= other.tier.served
+
+
+def came_later(running: Request, first: Request) -> bool:
+    has_passed = first.passed_since is not None and running.start >= first.passed_since
+    return running.number > first.number or has_passed
+
+
 class QueueMachine(RuleBasedStateMachine):
     MAX_WAITING = 20
+    TIERS = (Tier("default", 1), Tier("gold", 4))
 
-    @initialize(places=st.integers(1, 4), max_skips=st.integers(1, 3))
+    @initialize(places=st.integers(1, 6), max_skips=st.integers(1, 3))
     def begin(self, places: int, max_skips: int) -> None:
         self.queue: RequestQueue[int] = RequestQueue(
             model="m", max_running=places, max_waiting=self.MAX_WAITING, max_skips=max_skips
@@ -132,31 +386,72 @@ class QueueMachine(RuleBasedStateMachine):
         self.rules = Rules(places, max_skips)
         self.next_ticket = 0
         self.now = 0.0
+        self.ranks: dict[int, int] = {}
 
-    @rule(priority=st.sampled_from(Priority), asked=st.integers(1, 5))
-    def enter(self, priority: Priority, asked: int) -> None:
+    @rule(
+        priority=st.sampled_from(Priority),
+        asked=st.sampled_from([1, 1, 1, 2, 3, 5]),
+        tier=st.sampled_from(TIERS),
+        name=st.sampled_from("abc"),
+        tokens=st.integers(0, 50),
+        count=st.integers(1, 3),
+    )
+    def enter(
+        self, priority: Priority, asked: int, tier: Tier, name: str, tokens: int, count: int
+    ) -> None:
+        for _ in range(count):
+            self.enter_one(priority, asked, tier, name, tokens)
+
+    def enter_one(self, priority: Priority, asked: int, tier: Tier, name: str, tokens: int) -> None:
         ticket, self.next_ticket = self.next_ticket, self.next_ticket + 1
-        request = Request(ticket, priority, min(asked, self.rules.places))
         num_waiting = len(self.rules.line())
+        request = self.rules.open(ticket, priority, asked, tier, name, tokens)
         self.rules.requests.append(request)
         expected = self.rules.settle()
         most = {BATCH: 16, NORMAL: 18, INTERACTIVE: 20}[priority]
-        if not request.is_running and num_waiting >= most:
-            self.rules.requests.remove(request)
+
+        def enter() -> list[int]:
+            return self.queue.enter(
+                ticket,
+                priority=priority,
+                weight=asked,
+                now=self.now,
+                principal=name,
+                tier=tier,
+                tokens=tokens,
+            )
+
+        if request.where is State.WAITING and num_waiting >= most:
+            self.rules.drop(request)
             with pytest.raises(Overloaded) as caught:
-                self.queue.enter(ticket, priority=priority, weight=asked, now=self.now)
+                enter()
             assert caught.value.retry_after_s
         else:
-            started = self.queue.enter(ticket, priority=priority, weight=asked, now=self.now)
-            assert started == expected
+            assert enter() == expected
+        self.note_moved()
+
+    @precondition(lambda self: any(r.where is not State.WAITING for r in self.rules.requests))
+    @rule(data=st.data(), tokens=st.integers(-20, 100))
+    def serve(self, data: st.DataObject, tokens: int) -> None:
+        let_in = [r for r in self.rules.requests if r.where is not State.WAITING]
+        request = data.draw(st.sampled_from(let_in))
+        expected = self.rules.charge(request, tokens)
+        assert self.queue.charge(request.number, tokens, now=self.now) == expected
+        self.note_moved()
 
     @precondition(lambda self: self.rules.requests)
     @rule(data=st.data(), seconds=st.floats(0, 100))
     def leave(self, data: st.DataObject, seconds: float) -> None:
         """One ends, or gives up waiting."""
         self.now += seconds
-        number = data.draw(st.sampled_from([r.number for r in self.rules.requests]))
-        assert self.queue.leave(number, now=self.now) == self.rules.remove(number)
+        request = data.draw(st.sampled_from(self.rules.requests))
+        assert self.queue.leave(request.number, now=self.now) == self.rules.remove(request)
+        self.note_moved()
+
+    def note_moved(self) -> None:
+        here = {r.number for r in self.rules.requests}
+        assert set(self.queue.take_moved()) == self.rules.moved & here
+        self.rules.moved = set()
 
     @invariant()
     def agrees(self) -> None:
@@ -164,12 +459,15 @@ class QueueMachine(RuleBasedStateMachine):
         assert list(self.queue.line()) == line
         assert [self.queue.place(t).position for t in line] == list(range(1, len(line) + 1))
         assert self.queue.num_waiting == len(line)
-        assert self.queue.num_running == len(self.rules.running())
+        assert self.queue.num_running == len(self.rules.requests) - len(line)
         for priority in Priority:
             standing = self.queue.standing(priority)
             mine = [r for r in self.rules.requests if r.priority is priority]
-            assert standing.running == sum(r.is_running for r in mine)
+            assert standing.running == sum(r.where is not State.WAITING for r in mine)
             assert standing.waiting == len(mine) - standing.running
+        for r in self.rules.requests:
+            is_aside = r.where is State.ASIDE
+            assert self.queue.rank(r.number) == 4 * r.level + r.is_boosted - is_aside
 
     @invariant()
     def bounds_hold(self) -> None:
@@ -178,6 +476,8 @@ class QueueMachine(RuleBasedStateMachine):
             own = [r for r in ordinary if r.priority is priority]
             assert weight(own) <= self.rules.places
         assert sum(r.is_raised for r in self.rules.requests) <= 1
+        aside = [r for r in self.rules.requests if r.where is State.ASIDE]
+        assert weight(aside) <= max(1, self.rules.places // 2)
 
     @invariant()
     def later_ones_wait_longer(self) -> None:

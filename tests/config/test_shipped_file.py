@@ -26,6 +26,7 @@ def key_paths(value: object, path: str = "") -> set[str]:
         "models",
         "models.NAME.adapters",
         "prices",
+        "tiers",
         "security.users",
         "security.groups",
         "security.roles",
@@ -72,6 +73,7 @@ def test_the_defaults_it_shows_are_the_defaults(tmp_path):
     shown = load_config(tmp_path / "openclawd.yaml")
     examples = {"cpu_cores_per_worker"}
     exclude = {"resource_limits": examples, "logging": {"file"}}
+    assert shown.tiers == Config().tiers
     for section in ("resource_limits", "logging"):
         without = exclude[section]
         assert getattr(shown, section).model_dump(exclude=without) == getattr(

@@ -20,7 +20,7 @@ from openclawctl.wire.errors import CODES, Kind, RemoteProtocolError
 from openclawctl.wire.operations import Op, param_names
 from openclawctl.wire.results import FinishReason
 from openclawctl.wire.sampling import SAMPLING_RANGES
-from openclawd.admission.queue import Priority
+from openclawd.admission.tiers import Priority
 from openclawd.fleet.model import ModelState
 from openclawd.server import peer
 

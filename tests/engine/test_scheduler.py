@@ -947,6 +947,28 @@ def test_an_embedding_that_is_preempted_starts_again() -> None:
     assert [type(effect) for effect in effects[-2:]] == [Embedded, Ended]
 
 
+def test_one_that_was_given_a_lower_priority_loses_its_slot_and_not_the_newest() -> None:
+    scheduler = make(parked_share=1.0)
+    sequences = [of_priority(rid, 0) for rid in (1, 2, 3, 4)]
+
+    def running() -> list[int]:
+        step(scheduler)
+        scheduler.check()
+        return [each.rid for each in sequences if each.state is State.RUNNING]
+
+    for sequence in sequences[:2]:
+        scheduler.add(sequence)
+    assert running() == [1, 2]
+    scheduler.reprioritize(1, -1)
+    scheduler.reprioritize(7, 5)  # there is none
+    for sequence in sequences[2:]:
+        scheduler.add(sequence)
+    assert running() == [2, 3]
+    scheduler.reprioritize(1, 0)  # it waits, and is now before those who never ran
+    scheduler.abort(2)
+    assert running() == [1, 3]
+
+
 def test_what_is_parked_is_forgotten_when_its_request_is_aborted() -> None:
     scheduler = make(num_slots=1, parked_share=1.0)
     scheduler.add(of_priority(1, -1))
@@ -1269,6 +1291,13 @@ class SchedulerMachine(RuleBasedStateMachine):
     def abort(self, data: st.DataObject) -> None:
         rid = data.draw(st.integers(0, self.next_rid))
         self.count(self.scheduler.abort(rid))
+
+    @rule(data=st.data(), priority=st.integers(-2, 2))
+    def reprioritize(self, data: st.DataObject, priority: int) -> None:
+        rid = data.draw(st.integers(0, self.next_rid))
+        self.scheduler.reprioritize(rid, priority)
+        mine = [each for each in self.added if each.rid == rid and each.state is not State.ENDED]
+        assert all(each.priority == priority for each in mine)
 
     @rule(data=st.data())
     def compute(self, data: st.DataObject) -> None:

@@ -77,6 +77,29 @@ def test_a_request_goes_through() -> None:
     asyncio.run(run())
 
 
+def test_only_what_was_started_and_has_not_ended_is_ordered_anew() -> None:
+    async def run() -> None:
+        async with linked() as (link, worker, _):
+            call = link.prepare("generate", {"prompt": "x"})
+            link.reprioritize(call, 3)
+            link.start(call, Start(call.rid, 2, {}), lambda output: None)
+            link.reprioritize(call, -1)
+            assert await worker.hear("reprioritize") == {
+                "type": "reprioritize",
+                "rid": call.rid,
+                "priority": -1,
+            }
+            worker.say(Step([], [Ended(call.rid, ["stop"], 1, 0, 2)], {}))
+            await call.ended
+            link.reprioritize(call, 5)
+            late = link.prepare("generate", {"prompt": "y"})
+            link.start(late, Start(late.rid, 2, {}), lambda output: None)
+            link.reprioritize(late, 7)
+            assert (await worker.hear("reprioritize"))["priority"] == 7
+
+    asyncio.run(run())
+
+
 def test_a_refusal_is_raised_as_the_workers_problem() -> None:
     async def run() -> None:
         async with linked() as (link, worker, _):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from openclawctl.wire.errors import Overloaded
-from openclawd.admission.queue import Priority
+from openclawd.admission.tiers import Priority
 from openclawd.fleet.turns import Turns
 
 
@@ -102,6 +102,44 @@ def test_one_that_gives_up_at_the_moment_it_is_called_passes_its_turn_on() -> No
         await guests.go("a")
         assert guests.inside == ["c"]
         await clear(guests)
+
+    asyncio.run(scenario())
+
+
+def test_who_loses_a_place_hears_of_it_before_the_other_comes() -> None:
+    async def scenario() -> None:
+        places = turns(places=2)
+        heard: list[tuple[str, int]] = []
+
+        async def hold(name: str) -> None:
+            async with places.take(lambda place: None, principal=name[0], tokens=5) as turn:
+                heard.append((name, turn.rank))
+                turn.on_rank = lambda rank: heard.append((name, rank))
+                await comes[name]
+                places.served(turn, 0)
+                places.served(turn, 1)
+                await leaves[name]
+            places.served(turn, 1)  # what comes late counts for nobody
+
+        loop = asyncio.get_running_loop()
+        names = ("a1", "a2", "b1")
+        comes = {name: loop.create_future() for name in names}
+        leaves = {name: loop.create_future() for name in names}
+        async with asyncio.TaskGroup() as group:
+            for name in names:
+                group.create_task(hold(name))
+                await settle()
+            assert heard == [("a1", 0), ("a2", 0), ("a2", -1), ("b1", 1)]
+            assert (places.num_running, places.num_waiting) == (3, 0)
+            comes["b1"].set_result(None)  # its first token
+            await settle()
+            leaves["b1"].set_result(None)
+            await settle()
+            assert heard[4:] == [("b1", 0), ("a2", 0)]
+            for future in (*comes.values(), *leaves.values()):
+                if not future.done():
+                    future.set_result(None)
+        assert (places.num_running, places.num_waiting) == (0, 0)
 
     asyncio.run(scenario())
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from openclawd.worker.messages import Abort, Drop, Prepare, Prepared, Start, Step
+from openclawd.worker.messages import Abort, Drop, Prepare, Prepared, Reprioritize, Start, Step
 from openclawd.worker.tokenizer import MAX_ANSWER_TOKENS, MAX_TOKENIZE_BYTES
 
 if TYPE_CHECKING:
@@ -191,6 +191,27 @@ def test_abort_of_a_request_that_waits_for_a_slot(warm_worker: WorkerProcess) ->
     assert outcomes[4].end.finish_reasons == ["cancelled"]
     assert outcomes[4].end.completion_tokens == 0
     assert outcomes[3].end.completion_tokens == 3
+
+
+def test_one_that_is_to_lose_its_slot_goes_on_when_another_has_ended(
+    warm_worker: WorkerProcess,
+) -> None:
+    """All slots are taken; the newcomer ends before the one whose place it took."""
+    rids = [warm_worker.prepare("generate", prompt=STORY) for _ in range(5)]
+    sampling = {"temperature": 0, "seed": 1, "logit_bias": [[2, -1000]]}
+    warm_worker.send(*(Start(rid, 40, sampling) for rid in rids[:4]))
+    first = warm_worker.receive_until(Step)
+    warm_worker.send(Reprioritize(rids[1], -1), Start(rids[4], 2, sampling))
+    outcomes = dict(zip(rids, warm_worker.finish(*rids), strict=True))
+    assert [outcome.end.finish_reasons for outcome in outcomes.values()] == [["length"]] * 5
+    begun = {output.rid for output in first.outputs}
+    alone = {rid: joined_ids(outcomes[rid]) for rid in rids[1:4]}
+    for rid in rids[1:4]:  # nothing of it was lost or told twice
+        assert len(alone[rid]) == 40 - (rid in begun)
+    steps = outcomes[rids[4]].steps
+    last = max(i for i, step in enumerate(steps) if any(o.rid == rids[4] for o in step.outputs))
+    told = [o.rid for step in steps[: last + 1] for o in step.outputs]
+    assert told.count(rids[1]) < told.count(rids[2])
 
 
 def test_a_dropped_request_cannot_be_started(warm_worker: WorkerProcess) -> None:

@@ -379,6 +379,15 @@ class AsyncClient:
     async def usage(self, *, by: str = "model", since: str | float | None = None) -> dict[str, Any]:
         return await self._ask("usage", options.usage_params(by, since))
 
+    async def insights(
+        self,
+        *,
+        since: str | float = "30d",
+        model: str | None = None,
+        principal: str | None = None,
+    ) -> dict[str, Any]:
+        return await self._ask("insights", options.insights_params(since, model, principal))
+
     async def aclose(self) -> None:
         """End the connection, and with it every request that is open."""
         links, self._links = self._links, []

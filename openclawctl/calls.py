@@ -55,7 +55,7 @@ not is stopped or stuck, and even `timeout_s=None` should not wait for that."""
 QUICK_TIMEOUT_S: Final = 30.0
 """Default `timeout_s` of the operations that no model takes part in."""
 
-QUICK_OPS: Final = frozenset({"ping", "status", "models", "usage"})
+QUICK_OPS: Final = frozenset({"ping", "status", "models", "usage", "insights"})
 
 RETRY_CAP_S: Final = 30.0
 """A daemon that asks for a longer pause than this is reported to the caller instead."""

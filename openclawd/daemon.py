@@ -23,6 +23,7 @@ from openclawd.fleet.kept_files import sweep
 from openclawd.fleet.model import Model, ModelState
 from openclawd.fleet.registry import Fleet
 from openclawd.ledger import Ledger
+from openclawd.ledger.prefix_key import read_or_create_key
 from openclawd.observe import logs
 from openclawd.server.dispatch import answer
 from openclawd.server.listener import StartError, hold_lock, open_socket
@@ -94,8 +95,13 @@ class _Daemon:
         loop.add_signal_handler(signal.SIGHUP, logs.reopen)
         prefix_dir = settings.places.prefix_dir
         await asyncio.to_thread(sweep, prefix_dir, settings.config.models)
-        self._fleet = Fleet(settings.config, prefix_dir=prefix_dir, on_change=self._note_change)
         with self._open_ledger() as ledger:
+            self._fleet = Fleet(
+                settings.config,
+                prefix_dir=prefix_dir,
+                on_change=self._note_change,
+                prefix_key=self._read_prefix_key(),
+            )
             self._service = Service(
                 settings.config,
                 self._fleet,
@@ -127,6 +133,12 @@ class _Daemon:
         with contextlib.closing(ledger):
             yield ledger
 
+    def _read_prefix_key(self) -> bytes:
+        try:
+            return read_or_create_key(self._settings.places.prefix_key_file)
+        except Unavailable as problem:
+            raise StartError(str(problem)) from None
+
     async def _serve(self, sock: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         async with asyncio.TaskGroup() as tasks:
@@ -135,11 +147,14 @@ class _Daemon:
             listener = await loop.create_unix_server(lambda: Peer(self._service), sock=sock)
             logger.info("listening on %s", self._settings.places.socket)
             readiness = tasks.create_task(self._become_ready())
+            statistics = tasks.create_task(self._service.statistics.keep())
             await self._stop.wait()
             readiness.cancel()
             listener.close()
             await self._drain()
             await self._fleet.stop()
+            statistics.cancel()
+            await self._service.statistics.write()
 
     # ---- start ----
 

@@ -29,6 +29,7 @@ COMMANDS: Final = {
     "detokenize": "texts",
     "embed": "texts",
     "generate": "generate",
+    "insights": "insights",
     "load": "models",
     "ls": "models",
     "models": "models",

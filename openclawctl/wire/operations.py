@@ -23,6 +23,11 @@ from openclawctl.wire.scheduling import decode_scheduling
 from openclawctl.wire.tokens import MAX_TOKEN_ID
 
 MAX_EMBED_INPUTS: Final = 2048
+INSIGHTS_SINCE_S: Final = 30 * 86_400.0
+MAX_INSIGHTS_S: Final = 400 * 86_400.0
+"""A year and a month: each day is looked at, so the time that a report takes grows with them."""
+
+MAX_PRINCIPAL_CHARS: Final = 256
 USAGE_GROUPS: Final = ("model", "principal", "app", "day", "op")
 
 
@@ -40,6 +45,7 @@ class Op(enum.Enum):
     TOKENIZE = "tokenize"
     DETOKENIZE = "detokenize"
     USAGE = "usage"
+    INSIGHTS = "insights"
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +142,28 @@ class UsageParams:
 
 
 @dataclass(frozen=True, slots=True)
+class InsightsParams:
+    """`insights`: what the ledger's last `since_s` seconds mean. None: every model, every principal
+    that the caller may see."""
+
+    since_s: float = INSIGHTS_SINCE_S
+    model: str | None = None
+    principal: str | None = None
+
+    @classmethod
+    def decode(cls, source: Fields) -> InsightsParams:
+        since_s = source.number_or_none("since_s", low=0, high=MAX_INSIGHTS_S)
+        return cls(
+            since_s=INSIGHTS_SINCE_S if since_s is None else since_s,
+            model=source.text_or_none("model", max_chars=MAX_MODEL_NAME_CHARS),
+            principal=source.text_or_none("principal", max_chars=MAX_PRINCIPAL_CHARS),
+        )
+
+    def encode(self) -> dict[str, Any]:
+        return present(self)
+
+
+@dataclass(frozen=True, slots=True)
 class NoParams:
     """`ping`, `status`, `models`."""
 
@@ -157,6 +185,7 @@ Params = (
     | TokenizeParams
     | DetokenizeParams
     | UsageParams
+    | InsightsParams
 )
 
 PARAMS: Final[dict[Op, type[Params]]] = {
@@ -171,6 +200,7 @@ PARAMS: Final[dict[Op, type[Params]]] = {
     Op.TOKENIZE: TokenizeParams,
     Op.DETOKENIZE: DetokenizeParams,
     Op.USAGE: UsageParams,
+    Op.INSIGHTS: InsightsParams,
 }
 
 

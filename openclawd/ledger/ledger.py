@@ -7,6 +7,9 @@ import socket
 import time
 from typing import TYPE_CHECKING, Any
 
+from openclawd.ledger.insights.reader import read_insights
+from openclawd.ledger.model_peaks import prune_peaks, write_peaks
+from openclawd.ledger.prefix_use import KEEP_DAYS, prune_prefix_use, write_prefix_use
 from openclawd.ledger.reports import read_usage
 from openclawd.ledger.rows import has_row, insert_reservation, settle_interrupted, settle_row
 from openclawd.ledger.storage import open_database, storage_errors, transaction
@@ -14,10 +17,13 @@ from openclawd.ledger.writer import Post, Write, Writer
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from openclawctl.wire.errors import Unavailable
+    from openclawd.ledger.insights import Insights, ModelSize
+    from openclawd.ledger.model_peaks import Peaks
+    from openclawd.ledger.prefix_use import Row
     from openclawd.ledger.rows import Reservation, Settlement
 
 
@@ -96,6 +102,38 @@ class Ledger:
         now = time.time() if now is None else now
         report = await asyncio.to_thread(read_usage, self.path, by, since_s=since_s, now=now)
         return report.as_dict()
+
+    async def insights(
+        self,
+        sizes: Sequence[ModelSize],
+        *,
+        since_s: float,
+        principal: str | None,
+        model: str | None,
+    ) -> Insights:
+        """The report on the last `since_s` seconds; see `read_insights`."""
+        return await asyncio.to_thread(
+            read_insights,
+            self.path,
+            sizes,
+            since_s=since_s,
+            principal=principal,
+            model=model,
+            now=time.time(),
+        )
+
+    def note_statistics(
+        self, prefixes: Sequence[Row], peaks: Sequence[Peaks], *, day: int
+    ) -> asyncio.Future[None]:
+        """Add to the statistics of a day (since 1970, UTC), and forget those that are too old."""
+
+        def write(database: sqlite3.Connection) -> None:
+            write_prefix_use(database, prefixes, day=day)
+            write_peaks(database, peaks, day=day)
+            prune_prefix_use(database, before_day=day - KEEP_DAYS)
+            prune_peaks(database, before_day=day - KEEP_DAYS)
+
+        return self._submit(write)
 
     def close(self) -> None:
         """Write what is waiting, then close. Blocks on the disk; nothing may be asked after it."""

@@ -11,6 +11,7 @@ import sqlite3
 from typing import TYPE_CHECKING, Final
 
 from openclawctl.wire.errors import Unavailable
+from openclawd.ledger import model_peaks, prefix_use
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -31,6 +32,7 @@ _COMPACT_USAGE: Final[Sequence[str]] = ()
 _KEYS: Final[Sequence[str]] = ()
 _AUDIT: Final[Sequence[str]] = ()
 _BUDGETS: Final[Sequence[str]] = ()
+_INSIGHTS: Final = (*model_peaks.CREATE, *prefix_use.CREATE)
 
 MIGRATIONS: Final[Sequence[Sequence[str]]] = (
     (
@@ -64,7 +66,7 @@ MIGRATIONS: Final[Sequence[Sequence[str]]] = (
         "CREATE INDEX requests_by_time ON requests (arrived_at)",
         "CREATE INDEX requests_open ON requests (state) WHERE state = 'open'",
     ),
-    (*_COMPACT_USAGE, *_KEYS, *_AUDIT, *_BUDGETS),
+    (*_COMPACT_USAGE, *_KEYS, *_AUDIT, *_BUDGETS, *_INSIGHTS),
 )
 """Statements that lead from each version to the next. Released ones are never changed."""
 

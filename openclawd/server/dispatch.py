@@ -21,6 +21,7 @@ from openclawctl.wire.fields import suggestion
 from openclawctl.wire.operations import (
     DetokenizeParams,
     EmbedParams,
+    InsightsParams,
     ModelParams,
     Op,
     Params,
@@ -130,6 +131,11 @@ async def _usage(service: Service, exchange: Exchange, params: Params) -> dict[s
     return await service.usage(params)
 
 
+async def _insights(service: Service, exchange: Exchange, params: Params) -> dict[str, Any]:
+    assert isinstance(params, InsightsParams)
+    return await service.statistics.insights(params, exchange.peer.principal)
+
+
 HANDLERS: Final[dict[Op, Handler]] = {
     Op.PING: _ping,
     Op.STATUS: _status,
@@ -142,4 +148,5 @@ HANDLERS: Final[dict[Op, Handler]] = {
     Op.TOKENIZE: _tokenizer,
     Op.DETOKENIZE: _tokenizer,
     Op.USAGE: _usage,
+    Op.INSIGHTS: _insights,
 }

@@ -19,6 +19,7 @@ from openclawctl.wire.operations import Op
 from openclawd.admission.connections import ConnectionLimits, check_connection, check_request
 from openclawd.admission.identity import Credentials, Principal, identify
 from openclawd.admission.limits import TokenLimits
+from openclawd.server.statistics import Statistics
 from openclawd.server.totals import Totals
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from openclawd.ledger import Ledger
     from openclawd.server.peer import Exchange, Peer
 
-_NEEDS_NO_MODEL = frozenset({Op.PING, Op.STATUS, Op.MODELS, Op.USAGE})
+_NEEDS_NO_MODEL = frozenset({Op.PING, Op.STATUS, Op.MODELS, Op.USAGE, Op.INSIGHTS})
 """What is still answered while the daemon drains."""
 
 
@@ -59,6 +60,7 @@ class Service:
         self.fleet = fleet
         self.ledger = ledger
         self.totals = Totals()
+        self.statistics = Statistics(fleet, ledger)
         self._answer = answer
         self.version = version
         self.server_name = f"openclawd {version}"

@@ -44,6 +44,12 @@ EXIT_LOAD_FAILED: Final = 70
 EXIT_LOAD_FAILED_FOR_NOW: Final = 75
 """The model could not load for want of memory or a device (EX_TEMPFAIL in sysexits.h)."""
 
+PREFIX_LENGTHS: Final = (64, 256, 1024, 4096)
+"""The beginnings of a prompt, in tokens, of which the daemon gets a hash each. A common prefix is
+noticed at the longest of these that it reaches."""
+
+HASH_BYTES: Final = 16
+
 SAVE_S: Final = 10.0
 """How long a worker that is stopped may write prefixes before it ends."""
 
@@ -69,7 +75,7 @@ class Load:
 
     The cells of system prompts, with `persist_prefixes` "all" those of users' prefixes too, are
     restored from `prefix_folder` and saved there on `stop`; "off" removes what is there, and no
-    folder leaves everything alone.
+    folder leaves everything alone. `prefix_key` is for the hashes of `Prepared`; none makes none.
     """
 
     type: ClassVar[str] = "load"
@@ -93,6 +99,7 @@ class Load:
     computes_aside: bool = False
     persist_prefixes: str = "off"
     max_prefix_age_s: float = 0.0
+    prefix_key: bytes = field(default=b"", repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,13 +212,23 @@ class LoadFailed:
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """Exact prompt tokens of a request, over all its prompts. Nothing is computed yet. `text` is
-    that of a prompt given in tokens, where the answer is to begin with it."""
+    that of a prompt given in tokens, where the answer is to begin with it. `prefix_hashes` are
+    keyed hashes of what the prompt of a generation begins with, one for each of `PREFIX_LENGTHS`
+    that it reaches, one after the other."""
 
     type: ClassVar[str] = "prepared"
     rid: int
     prompt_tokens: int
     longest: int = 0
     text: str | None = None
+    prefix_hashes: bytes = b""
+
+    @property
+    def prefixes(self) -> list[tuple[int, bytes]]:
+        """Lengths with their hashes, the shortest first."""
+        starts = range(0, len(self.prefix_hashes), HASH_BYTES)
+        hashes = [self.prefix_hashes[start : start + HASH_BYTES] for start in starts]
+        return list(zip(PREFIX_LENGTHS, hashes, strict=False))
 
 
 @dataclass(frozen=True, slots=True)
@@ -376,7 +393,15 @@ def _prepared(source: Fields) -> Prepared:
         prompt_tokens=_count(source, "prompt_tokens"),
         longest=_count(source, "longest"),
         text=source.text_or_none("text"),
+        prefix_hashes=_hashes(source),
     )
+
+
+def _hashes(source: Fields) -> bytes:
+    hashes = source.binary_or_none("prefix_hashes") or b""
+    if len(hashes) % HASH_BYTES or len(hashes) > HASH_BYTES * len(PREFIX_LENGTHS):
+        raise source.fail("'prefix_hashes' are not hashes")
+    return hashes
 
 
 def _answer(source: Fields) -> Answer:

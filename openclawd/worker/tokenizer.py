@@ -35,6 +35,7 @@ from openclawd.engine.prefixes import num_same
 from openclawd.worker.chats import AnswerReading, Chats
 from openclawd.worker.grammar import grammar_of, refused
 from openclawd.worker.messages import Answer, Drop, Prepare, Prepared, Refused, error_fields
+from openclawd.worker.prefix_hashes import prefix_hashes
 from openclawd.worker.template import ChatTemplate, Span
 
 if TYPE_CHECKING:
@@ -80,9 +81,12 @@ class PreparedRequest:
 class Tokenizer:
     """`submit` and `take` may be called from any thread; `run` is the tokeniser thread."""
 
-    def __init__(self, backend: Backend, send: Callable[[FromWorker], None]) -> None:
+    def __init__(
+        self, backend: Backend, send: Callable[[FromWorker], None], *, prefix_key: bytes = b""
+    ) -> None:
         self._backend = backend
         self._send = send
+        self._prefix_key = prefix_key
         self._inbox: queue.SimpleQueue[Prepare | Drop] = queue.SimpleQueue()
         self._prepared: dict[int, PreparedRequest] = {}
         self.template = ChatTemplate(backend.chat_format, backend.control_texts)
@@ -130,7 +134,11 @@ class Tokenizer:
                 raise Unsupported(f"{op} is not an operation of a model")
         self._prepared[rid] = request
         longest = max(map(len, request.prompts))
-        return Prepared(rid, request.num_prompt_tokens, longest, request.text)
+        hashes = b""
+        if request.kind is BatchKind.GENERATION:
+            adapter = decoded.adapter or ""
+            hashes = prefix_hashes(request.prompts[0], self._prefix_key, adapter=adapter)
+        return Prepared(rid, request.num_prompt_tokens, longest, request.text, hashes)
 
     # ---- operations ----
 

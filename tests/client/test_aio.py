@@ -55,6 +55,10 @@ def test_every_operation(peer):
             assert await client.tokenize("ab") == [1, 2]
             assert await client.detokenize([1, 2]) == "ab"
             assert await client.models() == [{"name": "m"}]
+            assert await client.insights(principal="user:a") == {
+                "since_s": 2592000.0,
+                "principal": "user:a",
+            }
             assert await client.usage(by="day", since=60) == {"by": "day", "since_s": 60.0}
             assert await client.unload("m") == {"model": "m"}
             assert await client.status() == await client.ping() == {}

@@ -158,6 +158,7 @@ def test_tokenize_detokenize_load_and_usage(peer):
         assert client.tokenize("ab") == [1, 2]
         assert client.detokenize([1, 2]) == "ab"
         assert client.usage(by="day", since="1h30m") == {"by": "day", "since_s": 5400.0}
+        assert client.insights(since="7d", model="m") == {"since_s": 604800.0, "model": "m"}
         assert client.load("m", on_progress=lambda *args: progress.append(args))["state"] == "ready"
     assert progress == [("weights", 0.5)]
 
@@ -170,6 +171,8 @@ def test_tokenize_detokenize_load_and_usage(peer):
         (lambda c: c.generate(7), InvalidRequest, "prompt"),
         (lambda c: c.chat([]), InvalidRequest, "messages"),
         (lambda c: c.usage(since="soon"), InvalidRequest, "soon"),
+        (lambda c: c.insights(since="soon"), InvalidRequest, "soon"),
+        (lambda c: c.insights(since="401d"), InvalidRequest, "since_s"),
         (lambda c: c.generate("\ud800"), InvalidRequest, "Unicode"),
         (lambda c: c.generate("x" * (17 * 2**20)), LimitExceeded, "frame limit"),
     ],

@@ -190,6 +190,12 @@ params = {
     ops.Op.USAGE: st.builds(
         ops.UsageParams, by=st.sampled_from(ops.USAGE_GROUPS), since_s=maybe(seconds)
     ),
+    ops.Op.INSIGHTS: st.builds(
+        ops.InsightsParams,
+        since_s=st.floats(0, ops.MAX_INSIGHTS_S),
+        model=maybe(texts),
+        principal=maybe(texts),
+    ),
 }
 
 usages = st.builds(

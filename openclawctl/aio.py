@@ -438,6 +438,15 @@ class AsyncClient:
     async def budgets(self) -> list[dict[str, Any]]:
         return calls.rows_of(await self._ask("budgets", {}), "budgets")
 
+    async def insights(
+        self,
+        *,
+        since: str | float = "30d",
+        model: str | None = None,
+        principal: str | None = None,
+    ) -> dict[str, Any]:
+        return await self._ask("insights", options.insights_params(since, model, principal))
+
     async def aclose(self) -> None:
         """End the connection, and with it every request that is open."""
         links, self._links = self._links, []

@@ -56,7 +56,17 @@ QUICK_TIMEOUT_S: Final = 30.0
 """Default `timeout_s` of the operations that no model takes part in."""
 
 QUICK_OPS: Final = frozenset(
-    {"ping", "status", "models", "usage", "usage.rows", "whoami", "budgets", "audit"}
+    {
+        "ping",
+        "status",
+        "models",
+        "usage",
+        "usage.rows",
+        "insights",
+        "whoami",
+        "budgets",
+        "audit",
+    }
 )
 
 RETRY_CAP_S: Final = 30.0

@@ -435,6 +435,20 @@ class Client:
         each, when it is reset, and what will be used by then if it goes on so."""
         return calls.rows_of(self._ask("budgets", {}), "budgets")
 
+    def insights(
+        self,
+        *,
+        since: str | float = "30d",
+        model: str | None = None,
+        principal: str | None = None,
+    ) -> dict[str, Any]:
+        """What the ledger's numbers mean: `findings`, the most valuable first, each with what was
+        `seen` and what to `do`, and `trends` with forecasts. Of the last `since` (`"30d"`, or
+        seconds, at most 400 days), and of everything that the caller may see by default."""
+        from openclawctl.options import insights_params
+
+        return self._ask("insights", insights_params(since, model, principal))
+
     def close(self) -> None:
         """End the connection, and with it every request that is open. The client can be used
         again, and then connects again."""

@@ -242,6 +242,14 @@ def audit_verify_params(head: str | None) -> dict[str, Any]:
     return _checked(Op.AUDIT_VERIFY, {"head": head})
 
 
+def insights_params(since: str | float, model: str | None, principal: str | None) -> dict[str, Any]:
+    try:
+        since_s = parse_duration_s(since)
+    except ValueError as error:
+        raise InvalidRequest(f"insights: since: {error}") from None
+    return _checked(Op.INSIGHTS, {"since_s": since_s, "model": model, "principal": principal})
+
+
 def _completion(options: CompletionOptions, *, is_streamed: bool) -> dict[str, Any]:
     raw: dict[str, Any] = {**options, "stream": is_streamed}
     raw.pop("on_event", None)

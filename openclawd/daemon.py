@@ -28,6 +28,7 @@ from openclawd.fleet.registry import Fleet
 from openclawd.ledger import Ledger
 from openclawd.ledger.audit_key import load_audit_key
 from openclawd.ledger.keys import read_keys
+from openclawd.ledger.prefix_key import read_or_create_key
 from openclawd.observe import logs
 from openclawd.observe.alerts import AlertSender, AlertTarget
 from openclawd.server.auditing import tell_head, tell_mismatch
@@ -116,13 +117,18 @@ class _Daemon:
         loop.add_signal_handler(signal.SIGHUP, logs.reopen)
         prefix_dir = settings.places.prefix_dir
         await asyncio.to_thread(sweep, prefix_dir, settings.config.models)
-        self._fleet = Fleet(settings.config, prefix_dir=prefix_dir, on_change=self._note_change)
         names = Names(loop.call_soon_threadsafe)
         with (
             contextlib.closing(names),
             self._open_ledger() as ledger,
             contextlib.closing(_alert_sender(settings)) as alerts,
         ):
+            self._fleet = Fleet(
+                settings.config,
+                prefix_dir=prefix_dir,
+                on_change=self._note_change,
+                prefix_key=self._read_prefix_key(),
+            )
             self._service = Service(
                 settings.config,
                 self._fleet,
@@ -164,6 +170,12 @@ class _Daemon:
         with contextlib.closing(ledger):
             yield ledger
 
+    def _read_prefix_key(self) -> bytes:
+        try:
+            return read_or_create_key(self._settings.places.prefix_key_file)
+        except Unavailable as problem:
+            raise StartError(str(problem)) from None
+
     async def _serve(self, sock: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         async with asyncio.TaskGroup() as tasks:
@@ -177,12 +189,15 @@ class _Daemon:
             pruning = tasks.create_task(
                 keep_pruned(self._service.ledger, self._settings.config.ledger.keep_usage_s)
             )
+            statistics = tasks.create_task(self._service.statistics.keep())
             await self._stop.wait()
             readiness.cancel()
             pruning.cancel()
             listener.close()
             await self._drain()
             await self._fleet.stop()
+            statistics.cancel()
+            await self._service.statistics.write()
             self._service.audit.stop()
             self._service.audit.note(action="stop")
 

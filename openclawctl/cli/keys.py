@@ -43,10 +43,25 @@ def _facts(me: dict[str, Any]) -> list[tuple[str, str]]:
         facts.append(("key", f"{key.get('prefix', '?')}, expires {_date(key.get('expires_at'))}"))
     facts += [(name, _listed(me.get(name))) for name in ("groups", "operations", "models")]
     facts.append(("sees", "everybody's usage" if me.get("everybody") else "its own usage"))
-    for name in ("limits", "left"):
-        values: Mapping[str, Any] = me.get(name) or {}
-        facts += [(name, f"{what.replace('_', ' ')}: {value}") for what, value in values.items()]
-    return facts
+    limits: Mapping[str, Any] = me.get("limits") or {}
+    facts += [("limits", f"{what.replace('_', ' ')}: {value}") for what, value in limits.items()]
+    return facts + [("left", text) for text in _left(me.get("left") or {})]
+
+
+def _left(left: Mapping[str, Any]) -> list[str]:
+    """What is left of each rate limit and budget."""
+    rates = [
+        f"{rate.get('rule')}: {max(0, rate.get('limit', 0) - rate.get('used', 0))} of"
+        f" {rate.get('limit')} {rate.get('unit')} in {format_duration(rate.get('window_s') or 0)}"
+        for rate in left.get("rate_limits") or []
+    ]
+    budgets = [
+        f"{row.get('name')}: {row[unit].get('left')} of {row[unit].get('limit')} {unit}"
+        for row in left.get("budgets") or []
+        for unit in ("tokens", "money")
+        if row.get(unit)
+    ]
+    return rates + budgets
 
 
 @click.group("keys")

@@ -44,6 +44,9 @@ MAX_USAGE_ROWS: Final = 10_000
 
 MAX_USAGE_PAGE: Final = 1000
 """Requests in one answer of `usage.rows`: a megabyte."""
+INSIGHTS_SINCE_S: Final = 30 * 86_400.0
+MAX_INSIGHTS_S: Final = 400 * 86_400.0
+"""A year and a month: each day is looked at, so the time that a report takes grows with them."""
 
 
 class Op(enum.Enum):
@@ -73,6 +76,7 @@ class Op(enum.Enum):
     LEDGER_CHECK = "ledger.check"
     LEDGER_PRUNE = "ledger.prune"
     LEDGER_BACKUP = "ledger.backup"
+    INSIGHTS = "insights"
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,6 +254,28 @@ class AuditParams:
 
 
 @dataclass(frozen=True, slots=True)
+class InsightsParams:
+    """`insights`: what the ledger's last `since_s` seconds mean. None: every model, every principal
+    that the caller may see."""
+
+    since_s: float = INSIGHTS_SINCE_S
+    model: str | None = None
+    principal: str | None = None
+
+    @classmethod
+    def decode(cls, source: Fields) -> InsightsParams:
+        since_s = source.number_or_none("since_s", low=0, high=MAX_INSIGHTS_S)
+        return cls(
+            since_s=INSIGHTS_SINCE_S if since_s is None else since_s,
+            model=source.text_or_none("model", max_chars=MAX_MODEL_NAME_CHARS),
+            principal=source.text_or_none("principal", max_chars=_MAX_NAME_CHARS),
+        )
+
+    def encode(self) -> dict[str, Any]:
+        return present(self)
+
+
+@dataclass(frozen=True, slots=True)
 class AuditVerifyParams:
     """`audit.verify`: is every row as it was written, and is `head` (`SEQ:MAC`, from the journal)
     one of them?"""
@@ -310,6 +336,7 @@ Params = (
     | KeyRotateParams
     | UsageRowsParams
     | PruneParams
+    | InsightsParams
 )
 
 PARAMS: Final[dict[Op, type[Params]]] = {
@@ -337,6 +364,7 @@ PARAMS: Final[dict[Op, type[Params]]] = {
     Op.LEDGER_CHECK: NoParams,
     Op.LEDGER_PRUNE: PruneParams,
     Op.LEDGER_BACKUP: NoParams,
+    Op.INSIGHTS: InsightsParams,
 }
 
 

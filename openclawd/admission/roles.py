@@ -36,6 +36,7 @@ PERMISSIONS: Final[dict[Op, Permission]] = {
     Op.USAGE: Permission.LOOK,
     Op.WHOAMI: Permission.LOOK,
     Op.USAGE_ROWS: Permission.LOOK,
+    Op.INSIGHTS: Permission.LOOK,
     Op.BUDGETS: Permission.LOOK,
     Op.GENERATE: Permission.COMPUTE,
     Op.CHAT: Permission.COMPUTE,

@@ -42,6 +42,11 @@ class Places:
         return self.socket.with_name("notify.sock")
 
     @property
+    def prefix_key_file(self) -> Path:
+        """The key of prompts' hashes (`openclawd.ledger.prefix_key`)."""
+        return self.state_dir / "prefix.key"
+
+    @property
     def ledger_file(self) -> Path:
         return self.state_dir / "ledger.sqlite3"
 

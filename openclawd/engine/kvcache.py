@@ -90,6 +90,12 @@ class KvCache:
         """Of these, the ones in kept prefixes."""
         return self._tree.num_cells
 
+    @property
+    def num_needed_cells(self) -> int:
+        """Of the used ones, those without which running sequences could not go on: all but the
+        kept prefixes that nobody uses."""
+        return self.num_used_cells - self._tree.num_cells + self._tree.num_locked_cells
+
     def held_slots(self) -> frozenset[int]:
         return frozenset(self._held)
 

@@ -99,6 +99,16 @@ class Scheduler:
         return self._kv.num_kept_cells
 
     @property
+    def num_needed_tokens(self) -> int:
+        """KV cells that running sequences need now; kept prefixes that nobody uses are room."""
+        return self._kv.num_needed_cells
+
+    @property
+    def num_longest_tokens(self) -> int:
+        """Prompt and answer of the longest running sequence."""
+        return max((len(sequence.tokens) for sequence in self._running.values()), default=0)
+
+    @property
     def is_idle(self) -> bool:
         return not self._running and self.num_waiting == 0
 

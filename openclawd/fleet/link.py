@@ -89,16 +89,18 @@ class Call:
 
 class Link(asyncio.BufferedProtocol):
     """A connected worker. `on_load_message` gets what is about the model and not about a request;
-    `on_lost` is called once when the pipe has closed."""
+    `on_lost` is called once when the pipe has closed, `on_step` with the gauges of each step."""
 
     def __init__(
         self,
         *,
         on_load_message: Callable[[Loading | Loaded | LoadFailed], None],
         on_lost: Callable[[], None],
+        on_step: Callable[[dict[str, int]], None] = lambda gauges: None,
     ) -> None:
         self._on_load_message = on_load_message
         self._on_lost = on_lost
+        self._on_step = on_step
         self._reader = FrameReader(max_bytes=FROM_WORKER_FRAME_BYTES, max_items=MAX_RESULT_ITEMS)
         self._read_buffer = memoryview(bytearray(_READ_BYTES))
         self._transport: asyncio.WriteTransport | None = None
@@ -239,6 +241,7 @@ class Link(asyncio.BufferedProtocol):
     def _take_step(self, step: Step) -> None:
         self.num_steps += 1
         self.gauges = step.gauges
+        self._on_step(step.gauges)
         for output in step.outputs:
             if call := self._calls.get(output.rid):
                 self._deliver(call, output)

@@ -32,6 +32,7 @@ from openclawctl.wire.errors import (
 from openclawctl.wire.fields import suggestion
 from openclawd.fleet.ending import Cause, Ending, ending_of
 from openclawd.fleet.link import Link
+from openclawd.fleet.peaks import Peaks
 from openclawd.fleet.process import WorkerProcess, spawn
 from openclawd.fleet.restart import RestartPolicy
 from openclawd.fleet.turns import Turns
@@ -110,6 +111,7 @@ class Model:
         )
         self.one_suspect_at_a_time = asyncio.Lock()
         self.loaded_files: Files = ()
+        self.peaks = Peaks()
         self._worker: WorkerProcess | None = None
         self._link: Link | None = None
         self._policy = RestartPolicy()
@@ -241,7 +243,11 @@ class Model:
         self._problem = None
         self.loaded_files = self._file_signatures()
         self._set_state(ModelState.LOADING, "")
-        self._link = link = Link(on_load_message=self._take_load_message, on_lost=self._on_lost)
+        self._link = link = Link(
+            on_load_message=self._take_load_message,
+            on_lost=self._on_lost,
+            on_step=self.peaks.note,
+        )
         with self._cores.lend(self.spec.num_cores) as cores:
             try:
                 worker = await spawn(self.name, link, devices=self.spec.devices, cores=cores)

@@ -39,16 +39,22 @@ def _anybody(name: str) -> bool:
 
 class Fleet:
     """Every model. `on_change` hears of every change of a model's state or load progress. Workers
-    keep prefixes in folders of `prefix_dir`.
+    keep prefixes in folders of `prefix_dir`, and make hashes of prompts with `prefix_key`.
 
     `start()` needs the TaskGroup in which the models' tasks are to live.
     """
 
     def __init__(
-        self, config: Config, *, prefix_dir: Path, on_change: Callable[[Model], None]
+        self,
+        config: Config,
+        *,
+        prefix_dir: Path,
+        on_change: Callable[[Model], None],
+        prefix_key: bytes = b"",
     ) -> None:
         self._config = config
         self._prefix_dir = prefix_dir
+        self._prefix_key = prefix_key
         self._on_change = on_change
         self._cores = CoreAllocator(os.sched_getaffinity(0))
         self._models: dict[str, Model] = {}
@@ -177,6 +183,7 @@ class Fleet:
             computes_aside=config.prefill_aside,
             persist_prefixes=config.persist_prefixes,
             max_prefix_age_s=config.max_prefix_age_s,
+            prefix_key=self._prefix_key,
         )
         return ModelSpec(
             load=load,

@@ -13,6 +13,9 @@ from openclawd.ledger import upkeep
 from openclawd.ledger.audit import AuditLog
 from openclawd.ledger.audit_chain import AuditChain
 from openclawd.ledger.budgets import note_alerts, read_counters
+from openclawd.ledger.insights.reader import read_insights
+from openclawd.ledger.model_peaks import prune_peaks, write_peaks
+from openclawd.ledger.prefix_use import KEEP_DAYS, prune_prefix_use, write_prefix_use
 from openclawd.ledger.reports import read_rows, read_usage
 from openclawd.ledger.rows import insert_reservation, record_row, settle_interrupted, settle_row
 from openclawd.ledger.storage import open_database, open_reader, storage_errors, transaction
@@ -26,6 +29,9 @@ if TYPE_CHECKING:
     from openclawctl.wire.errors import Unavailable
     from openclawd.admission.budget_rules import Alert, Counter
     from openclawd.ledger.audit_key import AuditKey, Head
+    from openclawd.ledger.insights import Insights, ModelSize
+    from openclawd.ledger.model_peaks import Peaks
+    from openclawd.ledger.prefix_use import Row
     from openclawd.ledger.reports import UsageQuery
     from openclawd.ledger.rows import Reservation, Settlement
     from openclawd.ledger.upkeep import CheckReport
@@ -208,6 +214,38 @@ class Ledger:
     def write_later(self, apply: Callable[[sqlite3.Connection], None]) -> None:
         """The same for what is no loss if the disk refuses it. Nobody waits for it."""
         self._writer.submit(Write(apply, None, must_not_be_lost=False))
+
+    async def insights(
+        self,
+        sizes: Sequence[ModelSize],
+        *,
+        since_s: float,
+        principal: str | None,
+        model: str | None,
+    ) -> Insights:
+        """The report on the last `since_s` seconds; see `read_insights`."""
+        return await asyncio.to_thread(
+            read_insights,
+            self.path,
+            sizes,
+            since_s=since_s,
+            principal=principal,
+            model=model,
+            now=time.time(),
+        )
+
+    def note_statistics(
+        self, prefixes: Sequence[Row], peaks: Sequence[Peaks], *, day: int
+    ) -> asyncio.Future[None]:
+        """Add to the statistics of a day (since 1970, UTC), and forget those that are too old."""
+
+        def write(database: sqlite3.Connection) -> None:
+            write_prefix_use(database, prefixes, day=day)
+            write_peaks(database, peaks, day=day)
+            prune_prefix_use(database, before_day=day - KEEP_DAYS)
+            prune_peaks(database, before_day=day - KEEP_DAYS)
+
+        return self._submit(write)
 
     def close(self) -> None:
         """Write what is waiting, then close. Blocks on the disk; nothing may be asked after it."""

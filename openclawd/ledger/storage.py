@@ -12,6 +12,7 @@ import uuid
 from typing import TYPE_CHECKING, Final
 
 from openclawctl.wire.errors import Unavailable
+from openclawd.ledger import model_peaks, prefix_use
 from openclawd.ledger.budgets import BUDGET_TABLES
 
 if TYPE_CHECKING:
@@ -250,6 +251,7 @@ _AUDIT: Final[Sequence[str]] = (
         BEGIN SELECT RAISE(ABORT, 'the audit is append-only; prune it'); END""",
 )
 _BUDGETS: Final[Sequence[str]] = BUDGET_TABLES
+_INSIGHTS: Final[Sequence[str]] = (*model_peaks.CREATE, *prefix_use.CREATE)
 
 MIGRATIONS: Final[Sequence[Sequence[str]]] = (
     (
@@ -283,7 +285,7 @@ MIGRATIONS: Final[Sequence[Sequence[str]]] = (
         "CREATE INDEX requests_by_time ON requests (arrived_at)",
         "CREATE INDEX requests_open ON requests (state) WHERE state = 'open'",
     ),
-    (*_COMPACT_USAGE, *_KEYS, *_AUDIT, *_BUDGETS),
+    (*_COMPACT_USAGE, *_KEYS, *_AUDIT, *_BUDGETS, *_INSIGHTS),
 )
 """Statements that lead from each version to the next. Released ones are never changed."""
 

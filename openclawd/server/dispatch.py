@@ -28,6 +28,7 @@ from openclawctl.wire.operations import (
     AuditVerifyParams,
     DetokenizeParams,
     EmbedParams,
+    InsightsParams,
     ModelParams,
     Op,
     Params,
@@ -252,6 +253,11 @@ async def _ledger_backup(service: Service, exchange: Exchange, params: Params) -
     return await upkeep.back_up(service.ledger)
 
 
+async def _insights(service: Service, exchange: Exchange, params: Params) -> dict[str, Any]:
+    assert isinstance(params, InsightsParams)
+    return await service.statistics.insights(params, exchange.peer.principal)
+
+
 HANDLERS: Final[dict[Op, Handler]] = {
     Op.PING: _ping,
     Op.STATUS: _status,
@@ -277,4 +283,5 @@ HANDLERS: Final[dict[Op, Handler]] = {
     Op.LEDGER_CHECK: _ledger_check,
     Op.LEDGER_PRUNE: _ledger_prune,
     Op.LEDGER_BACKUP: _ledger_backup,
+    Op.INSIGHTS: _insights,
 }

@@ -160,6 +160,7 @@ class Inference:
     prompt_tokens: int = 0
     max_tokens: int = 0
     prompt_text: str | None = None
+    prefixes: list[tuple[int, bytes]] = field(default_factory=list)
     fallback_from: str = ""
     rules: tuple[LimitRule, ...] = ()
     truncation: str = ""

@@ -114,6 +114,7 @@ async def _count(
     inference.prompt_tokens = prepared.prompt_tokens
     inference.dropped_tokens = prepared.dropped
     inference.prompt_text = prepared.text
+    inference.prefixes = prepared.prefixes
     return prepared
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from openclawctl.wire.errors import Code
 from openclawctl.wire.results import FinishReason
 from openclawd.ledger import Counts, Outcome, Reservation, Settlement
+from openclawd.ledger.prefix_use import PrefixUse
 from openclawd.observe.logs import log_request
 from openclawd.server.deadline import Stage
 
@@ -33,6 +34,7 @@ async def settle(inference: Inference, problem: Problem | None) -> None:
     settlement = _settlement(inference, problem)
     _count(inference, settlement)
     _log(inference, settlement)
+    _note_prompt(inference, settlement)
     inference.service.audit.finished(inference, settlement)  # in the commit of the settlement
     ledger = inference.service.ledger
     try:
@@ -124,6 +126,22 @@ def _count(inference: Inference, settlement: Settlement) -> None:
         totals.num_failed += 1
     else:
         totals.num_finished += 1
+
+
+def _note_prompt(inference: Inference, settlement: Settlement) -> None:
+    """For `insights`. What was not computed is no example of anything."""
+    if inference.prefixes and inference.ttft_s is not None:
+        inference.service.statistics.note_prompt(
+            PrefixUse(
+                model=inference.model.name,
+                principal=inference.exchange.peer.principal.name,
+                prefixes=inference.prefixes,
+                prompt_tokens=settlement.tokens["prompt"],
+                cached_tokens=settlement.tokens["cached"],
+                completion_tokens=settlement.tokens["completion"],
+                is_cut=settlement.finish_reason == FinishReason.LENGTH.value,
+            )
+        )
 
 
 def _log(inference: Inference, settlement: Settlement) -> None:

@@ -10,6 +10,7 @@ import asyncio
 import os
 import time
 from collections import Counter
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -28,6 +29,7 @@ from openclawd.server.budgets import BudgetDesk, rule_from
 from openclawd.server.lanes import Lanes
 from openclawd.server.limits import limit_rules
 from openclawd.server.rates import Rates, rules_of
+from openclawd.server.statistics import Statistics
 from openclawd.server.totals import Totals
 
 if TYPE_CHECKING:
@@ -55,6 +57,7 @@ _NEEDS_NO_MODEL = frozenset(
         Op.MODELS,
         Op.USAGE,
         Op.USAGE_ROWS,
+        Op.INSIGHTS,
         Op.WHOAMI,
         Op.KEYS_LIST,
         Op.BUDGETS,
@@ -68,8 +71,7 @@ _NEEDS_NO_MODEL = frozenset(
 class Service:
     """Everything a request's handler needs. `alerts` tells people of budgets.
 
-    `answer` serves one request (`dispatch.answer`). `left_of` says what of its budgets and rates a
-    principal has left, for `whoami`.
+    `answer` serves one request (`dispatch.answer`).
     """
 
     def __init__(
@@ -84,7 +86,6 @@ class Service:
         alerts: AlertSender,
         identities: Identities,
         names: Names,
-        left_of: Callable[[Principal], dict[str, Any]] = lambda principal: {},
     ) -> None:
         limits = config.resource_limits
         self.fleet = fleet
@@ -101,6 +102,7 @@ class Service:
         )
         self.totals = Totals()
         self.rates = Rates(rules_of(config.rate_limits))
+        self.statistics = Statistics(fleet, ledger)
         self._answer = answer
         self.version = version
         self.server_name = f"openclawd {version}"
@@ -126,7 +128,6 @@ class Service:
         self.identities = identities
         self.keys_lock = asyncio.Lock()
         self._names = names
-        self._left_of = left_of
         self._limits = ConnectionLimits(
             max_connections=limits.max_connections,
             reserved_for_admins=limits.reserved_admin_connections,
@@ -356,7 +357,10 @@ class Service:
                 "max_requests": limits.max_requests_per_user,
                 "max_requests_per_connection": limits.max_requests_per_connection,
             },
-            "left": self._left_of(principal),
+            "left": {
+                "budgets": self.budgets.rows(principal.subject()),
+                "rate_limits": [asdict(each) for each in self.rates.standing(principal.subject())],
+            },
         }
 
     def budget_rows(self, caller: Principal) -> list[dict[str, Any]]:

@@ -196,13 +196,14 @@ class EngineLoop:
     def _step(self) -> None:
         started_s = self._clock()
         batch = self._scheduler.schedule()
+        load = self._load(batch)  # what ends in this step is in use until then
         computed = self._compute(batch) if batch is not None else []
         effects, self._effects = self._effects + computed, []  # pauses have told of some already
         step = self._requests.apply(effects, failure=self._failure or _NO_CELLS)
         ended, self._refused = step.ended + self._refused, []
         if batch is None and not step.outputs and not ended:
             return  # an abort for a request that had ended already
-        gauges = self._gauges(batch, started_s=started_s)
+        gauges = {**self._gauges(batch, started_s=started_s), **load}
         self._send(Step(outputs=list(step.outputs.values()), ended=ended, gauges=gauges))
 
     def _compute(self, batch: Batch) -> list[Effect]:
@@ -264,6 +265,16 @@ class EngineLoop:
         elif not is_mixed and (trouble := trouble_of(self._backend)):
             self._failure = f"model {self._model} does not work any more: {trouble}"
         return effects
+
+    def _load(self, batch: Batch | None) -> dict[str, int]:
+        """What a step needs while it is computed."""
+        scheduler = self._scheduler
+        num_new = batch.num_tokens if batch else 0
+        return {
+            "step_slots": scheduler.num_running,
+            "step_context_tokens": scheduler.num_longest_tokens,
+            "step_kv_tokens": scheduler.num_needed_tokens + num_new,
+        }
 
     def _gauges(self, batch: Batch | None, *, started_s: float) -> dict[str, int]:
         scheduler = self._scheduler

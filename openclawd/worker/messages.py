@@ -44,6 +44,12 @@ EXIT_LOAD_FAILED: Final = 70
 EXIT_LOAD_FAILED_FOR_NOW: Final = 75
 """The model could not load for want of memory or a device (EX_TEMPFAIL in sysexits.h)."""
 
+PREFIX_LENGTHS: Final = (64, 256, 1024, 4096)
+"""The beginnings of a prompt, in tokens, of which the daemon gets a hash each. A common prefix is
+noticed at the longest of these that it reaches."""
+
+HASH_BYTES: Final = 16
+
 SAVE_S: Final = 10.0
 """How long a worker that is stopped may write prefixes before it ends."""
 
@@ -69,7 +75,7 @@ class Load:
 
     The cells of system prompts, with `persist_prefixes` "all" those of users' prefixes too, are
     restored from `prefix_folder` and saved there on `stop`; "off" removes what is there, and no
-    folder leaves everything alone.
+    folder leaves everything alone. `prefix_key` is for the hashes of `Prepared`; none makes none.
     """
 
     type: ClassVar[str] = "load"
@@ -93,6 +99,7 @@ class Load:
     computes_aside: bool = False
     persist_prefixes: str = "off"
     max_prefix_age_s: float = 0.0
+    prefix_key: bytes = field(default=b"", repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +228,9 @@ class Prepared:
     that of a prompt given in tokens, where the answer is to begin with it.
 
     `prompt_tokens_in` came, `dropped` of them were cut. A prompt of which no more may be cut can
-    still have more tokens than `Prepare` allowed."""
+    still have more tokens than `Prepare` allowed. `prefix_hashes` are
+    keyed hashes of what the prompt of a generation begins with, one for each of `PREFIX_LENGTHS`
+    that it reaches, one after the other."""
 
     type: ClassVar[str] = "prepared"
     rid: int
@@ -230,6 +239,14 @@ class Prepared:
     text: str | None = None
     prompt_tokens_in: int = 0
     dropped: int = 0
+    prefix_hashes: bytes = b""
+
+    @property
+    def prefixes(self) -> list[tuple[int, bytes]]:
+        """Lengths with their hashes, the shortest first."""
+        starts = range(0, len(self.prefix_hashes), HASH_BYTES)
+        hashes = [self.prefix_hashes[start : start + HASH_BYTES] for start in starts]
+        return list(zip(PREFIX_LENGTHS, hashes, strict=False))
 
 
 @dataclass(frozen=True, slots=True)
@@ -396,7 +413,15 @@ def _prepared(source: Fields) -> Prepared:
         text=source.text_or_none("text"),
         prompt_tokens_in=_count(source, "prompt_tokens_in"),
         dropped=_count(source, "dropped"),
+        prefix_hashes=_hashes(source),
     )
+
+
+def _hashes(source: Fields) -> bytes:
+    hashes = source.binary_or_none("prefix_hashes") or b""
+    if len(hashes) % HASH_BYTES or len(hashes) > HASH_BYTES * len(PREFIX_LENGTHS):
+        raise source.fail("'prefix_hashes' are not hashes")
+    return hashes
 
 
 def _answer(source: Fields) -> Answer:

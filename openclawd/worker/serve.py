@@ -106,7 +106,7 @@ class Worker:
             started_s = time.perf_counter()
             backend = self._load_backend()
             self._warm_up(backend)
-            tokenizer = Tokenizer(backend, self._send)
+            tokenizer = Tokenizer(backend, self._send, prefix_key=self._load.prefix_key)
             loop = EngineLoop(
                 backend,
                 tokenizer,

@@ -35,6 +35,7 @@ from openclawd.engine.prefixes import num_same
 from openclawd.worker.chats import AnswerReading, Chats
 from openclawd.worker.grammar import grammar_of, refused
 from openclawd.worker.messages import Answer, Drop, Prepare, Prepared, Refused, error_fields
+from openclawd.worker.prefix_hashes import prefix_hashes
 from openclawd.worker.template import ChatTemplate, Span
 from openclawd.worker.truncation import (
     cut_around_gap,
@@ -107,9 +108,12 @@ class _Cut:
 class Tokenizer:
     """`submit` and `take` may be called from any thread; `run` is the tokeniser thread."""
 
-    def __init__(self, backend: Backend, send: Callable[[FromWorker], None]) -> None:
+    def __init__(
+        self, backend: Backend, send: Callable[[FromWorker], None], *, prefix_key: bytes = b""
+    ) -> None:
         self._backend = backend
         self._send = send
+        self._prefix_key = prefix_key
         self._inbox: queue.SimpleQueue[Prepare | Drop] = queue.SimpleQueue()
         self._prepared: dict[int, PreparedRequest] = {}
         self.template = ChatTemplate(backend.chat_format, backend.control_texts)
@@ -159,6 +163,10 @@ class Tokenizer:
             case _:
                 raise Unsupported(f"{op} is not an operation of a model")
         self._prepared[rid] = request
+        hashes = b""
+        if request.kind is BatchKind.GENERATION:
+            adapter = decoded.adapter or ""
+            hashes = prefix_hashes(request.prompts[0], self._prefix_key, adapter=adapter)
         return Prepared(
             rid,
             request.num_prompt_tokens,
@@ -166,6 +174,7 @@ class Tokenizer:
             text=request.text,
             prompt_tokens_in=request.num_prompt_tokens + request.num_dropped,
             dropped=request.num_dropped,
+            prefix_hashes=hashes,
         )
 
     # ---- operations ----

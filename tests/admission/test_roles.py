@@ -42,6 +42,7 @@ LEAST_ROLE = {
     "keys.rotate": "admin",
     "keys.revoke": "admin",
     "usage.rows": "reader",
+    "insights": "reader",
     "ledger.check": "admin",
     "ledger.prune": "admin",
     "ledger.backup": "admin",

@@ -64,6 +64,10 @@ def test_every_operation(peer):
             assert await client.usage_rows(after_seq=3) == {"after_seq": 3, "limit": 1000}
             assert await client.check_ledger() == await client.back_up_ledger() == {}
             assert await client.prune_ledger("90d") == {"older_than_s": 7_776_000.0}
+            assert await client.insights(principal="user:a") == {
+                "since_s": 2592000.0,
+                "principal": "user:a",
+            }
             assert await client.unload("m") == {"model": "m"}
             assert await client.status() == await client.ping() == {}
 

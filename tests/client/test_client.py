@@ -172,6 +172,7 @@ def test_tokenize_detokenize_load_and_usage(peer):
         assert client.usage_rows(limit=5) == {"after_seq": 0, "limit": 5}
         assert client.check_ledger() == client.back_up_ledger() == {}
         assert client.prune_ledger(60) == {"older_than_s": 60.0}
+        assert client.insights(since="7d", model="m") == {"since_s": 604800.0, "model": "m"}
         assert client.load("m", on_progress=lambda *args: progress.append(args))["state"] == "ready"
     assert progress == [("weights", 0.5)]
 
@@ -187,6 +188,8 @@ def test_tokenize_detokenize_load_and_usage(peer):
         (lambda c: c.audit(since="soon"), InvalidRequest, "soon"),
         (lambda c: c.usage(until="2026-13-01"), InvalidRequest, "until"),
         (lambda c: c.prune_ledger("soon"), InvalidRequest, "older_than"),
+        (lambda c: c.insights(since="soon"), InvalidRequest, "soon"),
+        (lambda c: c.insights(since="401d"), InvalidRequest, "since_s"),
         (lambda c: c.generate("\ud800"), InvalidRequest, "Unicode"),
         (lambda c: c.generate("x" * (17 * 2**20)), LimitExceeded, "frame limit"),
     ],

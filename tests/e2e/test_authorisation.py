@@ -77,6 +77,7 @@ LEAST = {
     "keys.rotate": "admin",
     "keys.revoke": "admin",
     "usage.rows": "reader",
+    "insights": "reader",
     "ledger.check": "admin",
     "ledger.prune": "admin",
     "ledger.backup": "admin",

@@ -255,6 +255,12 @@ params = {
     ops.Op.LEDGER_CHECK: st.builds(ops.NoParams),
     ops.Op.LEDGER_PRUNE: st.builds(ops.PruneParams, older_than_s=seconds),
     ops.Op.LEDGER_BACKUP: st.builds(ops.NoParams),
+    ops.Op.INSIGHTS: st.builds(
+        ops.InsightsParams,
+        since_s=st.floats(0, ops.MAX_INSIGHTS_S),
+        model=maybe(texts),
+        principal=maybe(texts),
+    ),
 }
 
 usages = st.builds(

@@ -50,11 +50,17 @@ def test_the_gauges_of_a_step(warm_worker: WorkerProcess) -> None:
         "kv_total_tokens",
         "batch_tokens",
         "step_us",
+        "step_slots",
+        "step_context_tokens",
+        "step_kv_tokens",
     }
     assert (first["running"], first["kv_used_tokens"], first["batch_tokens"]) == (1, 5, 5)
     assert (last["running"], last["kv_used_tokens"], last["batch_tokens"]) == (0, 0, 1)
     assert first["kv_total_tokens"] == 1024
     assert first["step_us"] > 0
+    needs = ("step_slots", "step_context_tokens", "step_kv_tokens")
+    assert [first[name] for name in needs] == [1, 5, 5]
+    assert [last[name] for name in needs] == [1, 6, 6]  # until it ended in this step
 
 
 def test_requests_in_one_batch_get_what_they_would_get_alone(warm_worker: WorkerProcess) -> None:

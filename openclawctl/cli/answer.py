@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _PATIENCE_S: Final = 0.3
 """Waits shorter than this are not worth a progress line."""
 
-_WORTH_TELLING_S: Final = 0.001
+_WORTH_TELLING_S: Final = 0.01
 
 
 class Progress:

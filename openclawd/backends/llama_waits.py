@@ -45,12 +45,16 @@ class Waits:
         return self._crowd is not None
 
     def adapt(self) -> None:
-        """Look whether others are busy, if it is time to."""
+        """Look whether others are busy, if it is time to. After a pause nothing is known: who was
+        busy then may not be now."""
         now_s = time.monotonic()
         if not self._is_of_use or now_s < self._next_check_s:
             return
+        is_recent = now_s < self._next_check_s + CHECK_INTERVAL_S
         self._next_check_s = now_s + CHECK_INTERVAL_S
-        self.follow(self._watch.share())
+        share = self._watch.share()
+        if is_recent:
+            self.follow(share)
 
     def follow(self, others_share: float) -> None:
         """Others have used this share of the cores."""

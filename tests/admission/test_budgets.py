@@ -561,11 +561,11 @@ class Machine(RuleBasedStateMachine):
             budget("life", window=Lifetime(), tokens=5000, match=Match(model=("small",))),
         ]
         self.budgets = Budgets(self.rules)
-        self.open, self.waiting, self.ended = [], [], set()
+        self.open, self.waiting, self.ended = [], [], []
 
     def take(self, claim, outcome):
         if isinstance(outcome, Reserved):
-            assert id(outcome) not in self.ended
+            assert not any(outcome is each for each in self.ended)
             self.open.append(outcome)
             assert outcome.amount == claim.need.worst(outcome.max_completion)
         elif isinstance(outcome, Wait):
@@ -598,7 +598,7 @@ class Machine(RuleBasedStateMachine):
     @rule(data=st.data())
     def settle(self, data):
         reserved = self.open.pop(data.draw(st.integers(0, len(self.open) - 1)))
-        self.ended.add(id(reserved))
+        self.ended.append(reserved)
         share = data.draw(st.integers(0, 4))
         used = Amount(reserved.amount.tokens * share // 4, reserved.amount.money * share // 4)
         self.budgets.settle(reserved, used, now=self.now)

@@ -15,6 +15,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import time
 from typing import TYPE_CHECKING
 
 import psutil
@@ -108,7 +109,7 @@ async def _write_rows(path: Path) -> None:
                 principal=f"user:{uid}",
                 model="mine-1",
                 op="chat",
-                arrived_at=1_700_000_000.0,
+                arrived_at=time.time() - 60,
                 prompt_tokens=10,
                 reserved_tokens=20,
             )

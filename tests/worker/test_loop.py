@@ -229,7 +229,7 @@ def test_garbage_for_the_only_one_leaves_a_memory_that_is_sound_in_use() -> None
     status, steps, backend = serve([Outputs(garbage={0})], start(1))
     assert status == EXIT_STOPPED
     assert ends(steps)[1].to_problem().code == "model-failed"
-    assert len(backend.batches) == 2  # its own and the one that asks whether all is well
+    assert len(backend.batches) == 3  # its own, and the two that ask whether all is well
 
 
 def test_garbage_for_the_only_one_that_stays_in_the_memory_ends_the_worker() -> None:

@@ -18,6 +18,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+import psutil
 from harness import running_daemon, smollm2_path, wait_until
 
 from openclawctl import Client, OpenclawError
@@ -69,6 +70,7 @@ class Asked:
 
     app: str
     request_id: str = ""
+    num_sequences: int = 1
     num_seen: int = 0
     usage: Usage | None = None
     error_code: str = ""
@@ -87,11 +89,17 @@ class Load:
     seed: str
     asked: list[Asked] = field(default_factory=list)
     _over: threading.Event = field(default_factory=threading.Event)
+    _kills_at_done: threading.Event = field(default_factory=threading.Event)
     _failures: list[BaseException] = field(default_factory=list)
 
     @property
     def num_tokens(self) -> int:
         return sum(each.num_seen for each in list(self.asked))
+
+    def kill_at_done(self) -> None:
+        """Kill the daemon as soon as a client is told of an end, which must be on disk by then."""
+        self._kills_at_done.set()
+        self.daemon.process.wait(60)
 
     @contextlib.contextmanager
     def running(self) -> Iterator[Load]:
@@ -116,6 +124,8 @@ class Load:
             while not self._over.is_set():
                 try:
                     ask_one(client, draw, self._note(Asked(app)))
+                    if self._kills_at_done.is_set():
+                        self.daemon.process.kill()
                 except (BudgetExceeded, RateLimited, WorkerDied):
                     self._over.wait(0.05)
                 except DaemonUnreachable:
@@ -144,7 +154,7 @@ def ask_one(client: Client, draw: random.Random, asked: Asked) -> None:
         if kind == "chat":
             stream = client.chat([{"role": "user", "content": prompt}], stream=True, **options)
         else:
-            n = draw.randint(2, 3) if kind == "choices" else 1
+            n = asked.num_sequences = draw.randint(2, 3) if kind == "choices" else 1
             stream = client.generate(prompt, n=n, stream=True, **options)
         most = draw.randrange(20) if kind == "cancel" else 10_000
         with stream:
@@ -198,10 +208,16 @@ class Chaos:
             try:
                 wait_moment(load, draw)
                 self._kill_worker(daemon)
-                wait_moment(load, draw)
+                workers = daemon.workers()
+                if number % 2:
+                    wait_moment(load, draw)
+                else:
+                    load.kill_at_done()
             finally:
-                daemon.kill()
-                self.counts["daemon kills"] += 1
+                daemon.process.kill()
+                daemon.process.wait()
+            self.counts["daemon kills"] += 1
+            assert not psutil.wait_procs(workers, timeout=10)[1], "workers outlived their daemon"
         self.asked += load.asked
 
     def _kill_worker(self, daemon: Daemon) -> None:
@@ -267,7 +283,7 @@ class Chaos:
         assert row["state"] == "failed"
         assert row["counts"] == "estimated"
         too_many = row["completion_tokens"] - asked.num_seen
-        assert 0 <= too_many <= MOST_TOKENS_PER_INTERVAL, (asked, row)
+        assert 0 <= too_many <= asked.num_sequences * MOST_TOKENS_PER_INTERVAL, (asked, row)
 
     def _check_budgets(self, client: Client, path: Path) -> None:
         """By the ledger's history, its counters, and what the daemon says."""

@@ -116,7 +116,48 @@ def profiled_backend(path: str, llama: ModuleType) -> None:
     llama.load = load_profiled
 
 
+# ---- steps ----
+
+
+class _Logged:
+    def __init__(self, backend: Backend, path: str) -> None:
+        self._backend = backend
+        self._path = path
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backend, name)
+
+    def forward(self, batch: Batch, between: Callable[[], bool] = go_on) -> ForwardResult:
+        result = self._backend.forward(batch, between)
+        tokens = getattr(result, "tokens", {})
+        vectors = getattr(result, "vectors", {})
+        line = {
+            "opened": [
+                [opening.slot, opening.tokens[: opening.num_prompt_tokens]]
+                for opening in batch.opened
+            ],
+            "computed": [[chunk.slot, chunk.position, len(chunk.tokens)] for chunk in batch.chunks],
+            "sampled": [[slot, [each.token for each in some]] for slot, some in tokens.items()],
+            "vectors": list(vectors),
+        }
+        with open(self._path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        return result
+
+
+def logged_steps(path: str, llama: ModuleType) -> None:
+    """Write a line for each step to the file `path`, before anybody is told of it: which prompts
+    have got which slots, what was computed, and what was sampled."""
+    load = llama.load
+
+    def load_logged(spec: LoadSpec, on_progress: Callable[[float], bool]) -> Any:
+        return _Logged(load(spec, on_progress), path)
+
+    llama.load = load_logged
+
+
 CHANGES: Final[dict[str, dict[str, Callable[[str, ModuleType], None]]]] = {
+    "steps": {"openclawd.backends.llama": logged_steps},
     "fixed-step": {"openclawd.backends.llama": stamped_steps},
     "profile": {
         "openclawd.worker.pipe": profiled_pipe,

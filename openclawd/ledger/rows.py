@@ -49,11 +49,11 @@ class Reservation:
     """A request that is about to be queued. Wall times are Unix seconds.
 
     `reserved_tokens` is its prompt and the most it may produce, `reserved_cost` the price of that
-    and `prompt_cost` the part of it that is the prompt's. `reserved_at` is when the budgets took
-    it (default: `arrived_at`). `model` computes it; `asked_model` is the one asked for, if that is
-    another. `truncation` is the policy that cut the prompt and `dropped_tokens` how much it cut;
-    `limit_hit` names the rule that made it less than what was asked. `charges` are the counters of
-    its budgets.
+    and `prompt_cost` the part of it that is the prompt's. `reserved_at` is when the budgets took it
+    (default: `arrived_at`). `num_sequences` are computed at once. `model` computes it;
+    `asked_model` is the one asked for, if that is another. `truncation` is the policy that cut the
+    prompt and `dropped_tokens` how much it cut; `limit_hit` names the rule that made it less than
+    what was asked. `charges` are the counters of its budgets.
     """
 
     request_id: str
@@ -75,6 +75,7 @@ class Reservation:
     currency: str | None = None
     truncation: str | None = None
     dropped_tokens: int = 0
+    num_sequences: int = 1
     limit_hit: str | None = None
     charges: Sequence[Charge] = ()
 
@@ -118,9 +119,9 @@ def insert_reservation(database: sqlite3.Connection, node: str, row: Reservation
     reserved_at = row.arrived_at if row.reserved_at is None else row.reserved_at
     database.execute(
         "INSERT INTO request_rows (seq, state, request_id, arrived_ms, reserved_ms, prompt,"
-        " reserved_tokens, reserved_cost, prompt_cost, dropped, principal, model, op, app, key,"
-        " tier, session, currency, node, adapter, asked_model, truncation, limit_hit)"
-        " VALUES (?, 0, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        " reserved_tokens, reserved_cost, prompt_cost, dropped, sequences, principal, model, op,"
+        " app, key, tier, session, currency, node, adapter, asked_model, truncation, limit_hit)"
+        " VALUES (?, 0, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             next_seq(database),
             request_key(row.request_id),
@@ -131,6 +132,7 @@ def insert_reservation(database: sqlite3.Connection, node: str, row: Reservation
             row.reserved_cost,
             row.prompt_cost,
             row.dropped_tokens,
+            row.num_sequences,
             *(name_id(database, name) for name in named),
         ),
     )
@@ -196,15 +198,16 @@ def note_progress(database: sqlite3.Connection, progress: Iterable[tuple[str, in
 def settle_interrupted(database: sqlite3.Connection) -> int:
     """Close the rows that a killed daemon left open. Returns how many.
 
-    Each is charged its last progress plus what one interval can produce, within its reservation.
+    Each is charged its last progress plus what its sequences can produce in one interval, within
+    its reservation.
     """
     rows = database.execute(
         "SELECT request_id, reserved_tokens, prompt, coalesce(completion, 0), reserved_cost,"
-        " prompt_cost FROM request_rows WHERE settled_seq IS NULL ORDER BY seq"
+        " prompt_cost, sequences FROM request_rows WHERE settled_seq IS NULL ORDER BY seq"
     ).fetchall()
-    for key, reserved, prompt, completion, reserved_cost, prompt_cost in rows:
+    for key, reserved, prompt, completion, reserved_cost, prompt_cost, sequences in rows:
         most = max(reserved - prompt, completion)
-        number = min(completion + MOST_TOKENS_PER_INTERVAL, most)
+        number = min(completion + sequences * MOST_TOKENS_PER_INTERVAL, most)
         end = Settlement(
             request_id=request_id_of(key),
             outcome=Outcome.FAILED,

@@ -79,6 +79,7 @@ _COMPACT_USAGE: Final[Sequence[str]] = (
         limit_hit       INTEGER,
         truncation      INTEGER,
         dropped         INTEGER NOT NULL DEFAULT 0,
+        sequences       INTEGER NOT NULL DEFAULT 1,
         restarts        INTEGER NOT NULL DEFAULT 0,
         is_estimated    INTEGER NOT NULL DEFAULT 0,
         provider        INTEGER,

@@ -14,6 +14,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from openclawd.ledger.budgets import orphaned_reservations
 from openclawd.ledger.storage import (
     BUSY_TIMEOUT_S,
     create_private,
@@ -63,6 +64,7 @@ def check_ledger(path: Path) -> CheckReport:
         findings = _integrity(database) + _foreign_keys(database)
         if not findings:  # on a damaged file the rest would only repeat it
             findings = [*_numbering(database), *_unknown_names(database), *_odd_rows(database)]
+            findings += _orphans(database)
         (num_rows,) = database.execute("SELECT count(*) FROM request_rows").fetchone()
         (seq,) = database.execute("SELECT seq FROM ledger_state").fetchone()
         return CheckReport(findings, num_rows, seq, _open_ids(database))
@@ -119,6 +121,11 @@ def _odd_rows(database: sqlite3.Connection) -> Iterable[str]:
         )
         for (key,) in rows:
             yield f"request {request_id_of(key)} {what}"
+
+
+def _orphans(database: sqlite3.Connection) -> Iterable[str]:
+    if number := orphaned_reservations(database):
+        yield f"{number} counters of budgets are held by requests that have ended"
 
 
 def open_ids(path: Path) -> set[str]:

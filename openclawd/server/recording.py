@@ -75,6 +75,7 @@ def _reservation(inference: Inference) -> Reservation:
         asked_model=inference.fallback_from or None,
         truncation=inference.truncation or None,
         dropped_tokens=inference.dropped_tokens,
+        num_sequences=inference.num_choices,
         limit_hit=reservation.shrunk_by or None if reservation else None,
     )
 

@@ -130,6 +130,7 @@ def test_what_a_killed_daemon_left_open_is_settled_as_estimated(with_ledger, que
         await ledger.reserve(reservation("early"))
         await ledger.reserve(reservation("half", reserved_tokens=1_000_000))
         await ledger.reserve(reservation("late", reserved_tokens=60))
+        await ledger.reserve(reservation("three", reserved_tokens=1_000_000, num_sequences=3))
         await ledger.reserve(reservation("embed", reserved_tokens=10))
         ledger.progress("half", 3)
         ledger.progress("half", 40)
@@ -140,7 +141,7 @@ def test_what_a_killed_daemon_left_open_is_settled_as_estimated(with_ledger, que
     async def recovered(ledger):
         return ledger.recovered
 
-    assert with_ledger(recovered) == 4
+    assert with_ledger(recovered) == 5
     assert with_ledger(recovered) == 0
     rows = query(
         "SELECT request_id, number, counts, state, error_code FROM requests"
@@ -152,6 +153,7 @@ def test_what_a_killed_daemon_left_open_is_settled_as_estimated(with_ledger, que
         ("late", 50, *ends),
         ("early", 100, *ends),
         ("half", 40 + MOST_TOKENS_PER_INTERVAL, *ends),
+        ("three", 3 * MOST_TOKENS_PER_INTERVAL, *ends),
     ]
 
 

@@ -20,6 +20,10 @@ OTHER_INDEX = """
     UPDATE sqlite_schema SET sql = replace(sql, 'IS NULL', 'IS NOT NULL')
     WHERE name = 'request_rows_open'
 """
+HELD_BY_NOBODY = """
+    INSERT INTO budget_usage (budget, shape, bucket, slot) VALUES ('b', 's', '', 0);
+    INSERT INTO reserved_budgets SELECT request_id, 1 FROM request_rows WHERE seq = 1;
+"""
 OLD, NEW = 1_700_000_000.0, 1_800_000_000.0
 
 
@@ -56,6 +60,7 @@ def test_a_sound_ledger(with_ledger, reservation, settlement):
         ("UPDATE request_rows SET cost = NULL, currency = 1", "ended without a cost"),
         ("UPDATE request_rows SET settled_seq = 0 WHERE seq = 1", "ended before it was reserved"),
         ("INSERT INTO token_counts VALUES (77, 1, 1)", "row None of token_counts refers to"),
+        (HELD_BY_NOBODY, "1 counters of budgets are held by requests that have ended"),
         (OTHER_INDEX, "SQLite says: "),
     ],
 )  # fmt: skip

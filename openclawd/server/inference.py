@@ -184,6 +184,11 @@ class Inference:
         return self.service.now() - self.exchange.arrived_at
 
     @property
+    def app(self) -> str:
+        """What the request is for: by its own label, else by that of its connection."""
+        return self.params.app or self.exchange.peer.app
+
+    @property
     def num_choices(self) -> int:
         """Answers to the one prompt; 1 also for embeddings."""
         return 1 if isinstance(self.params, EmbedParams) else self.params.n

@@ -210,7 +210,7 @@ class Inference:
             async with self.service.lanes.take(
                 self.rules, subject_of(self), self._on_queued, give_up=self.exchange.cancel
             ) as slot:
-                await self.account.take()
+                await self.account.take(slot)
                 await reserve(self)
                 self.is_reserved = True
                 async with self._turn(slot) as self.turn:
@@ -220,7 +220,7 @@ class Inference:
                     self.ended = await self._compute(submission)
             self._raise_if_cut_short(self.ended)
         except UseFallback:
-            self.account.refund()
+            self.account.undo()
             raise
         except BaseException as error:
             await self.record_failure(error)

@@ -110,8 +110,8 @@ class _LazyGroup(click.Group):
     "timeout_s",
     metavar="SECONDS",
     type=click.FloatRange(min=0, min_open=True),
-    help="Give up after this long without any news. Default: 30 for status, models, usage, "
-    "budgets, audit, whoami and ping, else none.",
+    help="Give up after this long without any news. Default: 30 for ping, status, models, "
+    "usage, insights, budgets, whoami and audit, else none.",
 )
 @click.version_option(__version__, prog_name="openclawctl", message="%(prog)s %(version)s")
 @click.pass_context

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _NUMBERS: Final = ("USED", "RESERVED", "LEFT", "LIMIT")
-_MEASURES: Final[dict[str, Callable[[int], str]]] = {"tokens": str, "money": format_money}
+MEASURES: Final[dict[str, Callable[[int], str]]] = {"tokens": str, "money": format_money}
+"""What a budget counts in, and how to write it."""
 
 
 @click.command("budgets")
@@ -37,7 +38,7 @@ def budgets_command(shell: Shell, /) -> None:
     lines = [
         _line(row, row[measure], shown, unit="" if measure == "tokens" else "money")
         for row in budgets
-        for measure, shown in _MEASURES.items()
+        for measure, shown in MEASURES.items()
         if isinstance(row.get(measure), dict)
     ]
     if not lines:

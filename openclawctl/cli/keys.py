@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from openclawctl.cli.budgets import MEASURES
 from openclawctl.cli.secrecy import SecretFile, keep_memory_private
 from openclawctl.cli.shell import (
     Shell,
@@ -56,9 +57,10 @@ def _left(left: Mapping[str, Any]) -> list[str]:
         for rate in left.get("rate_limits") or []
     ]
     budgets = [
-        f"{row.get('name')}: {row[unit].get('left')} of {row[unit].get('limit')} {unit}"
+        f"{row.get('name')}: {shown(row[unit].get('left') or 0)} of"
+        f" {shown(row[unit].get('limit') or 0)} {unit}"
         for row in left.get("budgets") or []
-        for unit in ("tokens", "money")
+        for unit, shown in MEASURES.items()
         if row.get(unit)
     ]
     return rates + budgets

@@ -35,7 +35,7 @@ from openclawd.admission.quotas import Lease, Meter, Need, QuotaStore, WindowSto
 from openclawd.admission.subjects import Match, Per, Subject
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
 Ticket = TypeVar("Ticket")
 
@@ -251,8 +251,16 @@ class RateLimiter(Generic[Ticket]):
             self._store.charge(meter, num_tokens, now=now)
 
     def refund(self, grant: Grant, *, now: float) -> None:
-        """It ends without having been computed. `wake` is to be called: others may have room."""
-        for meter in _token_meters(grant):
+        """It ends without having been computed, and stays counted as a request. `wake` is to be
+        called: others may have room."""
+        self._give_back(grant, _token_meters(grant), now)
+
+    def undo(self, grant: Grant, *, now: float) -> None:
+        """As if it had never asked, because it asks anew as another one. `wake` is to be called."""
+        self._give_back(grant, (each for bucket in grant.buckets for each in bucket.meters), now)
+
+    def _give_back(self, grant: Grant, meters: Iterable[Meter], now: float) -> None:
+        for meter in meters:
             self._store.give_back(grant.lease, meter, now=now)
         for bucket in grant.buckets:
             if line := self._lines.get(bucket.key):

@@ -166,10 +166,10 @@ class BudgetConfig(Section):
 
 
 def contradictions(
-    budgets: Sequence[BudgetConfig], models: Collection[str]
+    budgets: Sequence[BudgetConfig], models: Collection[str], *, timed: Collection[str]
 ) -> Iterator[tuple[tuple[str | int, ...], str]]:
     """Mistakes that single keys cannot show, each with its key path. `models` are the names of
-    models and aliases."""
+    models and aliases, `timed` the models that cost something by the second."""
     names: set[str] = set()
     for number, budget in enumerate(budgets):
         path = ("budgets", number)
@@ -178,6 +178,13 @@ def contradictions(
         names.add(budget.name)
         if budget.tokens is None and budget.money is None:
             yield path, f"budget {budget.name} limits nothing; set tokens, money or both"
+        if budget.money is not None and (found := [m for m in timed if _counts(budget, m)]):
+            message = (
+                f"{found[0]} counts in this budget and has a price by the second (cpu_second,"
+                " gpu_second): nobody knows beforehand what a request will come to, so the limit"
+                " could not be kept; price its tokens, or leave it out with match.model"
+            )
+            yield (*path, "money"), message
         if budget.fallback is not None and budget.fallback not in models:
             known = ", ".join(models) or "none"
             yield (

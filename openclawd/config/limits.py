@@ -114,8 +114,8 @@ class LimitConfig(Section):
     max_queued: int | None = _most(
         MOST_REQUESTS,
         low=0,
-        meaning="Most requests that wait, for `max_parallel` or for their model; further ones that"
-        " would have to wait are refused as `overloaded`.",
+        meaning="Most requests that wait: for `max_parallel`, a rate limit, a budget, their model;"
+        " further ones that would have to wait are refused as `overloaded`.",
     )
     max_queue_s: Annotated[float | None, PlainValidator(values.duration_or_none_s)] = key(
         None,

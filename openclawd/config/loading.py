@@ -115,7 +115,9 @@ def _contradictions(config: Config) -> Iterator[tuple[KeyPath, str]]:
     for path, message in config.security.mistakes(tiers=config.tiers, aliases=config.aliases):
         yield ("security", *path), message
     yield from _contradictions_of_limits(config)
-    yield from budgets.contradictions(config.budgets, [*config.models, *config.aliases])
+    timed = [name for name, price in config.prices.items() if price.is_by_time]
+    known = [*config.models, *config.aliases]
+    yield from budgets.contradictions(config.budgets, known, timed=timed)
     for name in config.prices:
         if name in config.aliases:
             yield ("prices", name), f"this is an alias; write {config.aliases[name]}, its model"

@@ -60,6 +60,11 @@ class PriceConfig(Section):
             "second": (self.cpu_second or 0) + (self.gpu_second or 0),
         }
 
+    @property
+    def is_by_time(self) -> bool:
+        """Does a second of computing cost anything?"""
+        return bool(self.cpu_second or self.gpu_second)
+
 
 class LedgerConfig(Section):
     """How long the ledger keeps things."""

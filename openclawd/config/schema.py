@@ -514,17 +514,8 @@ class Config(Section):
     inference_settings: Annotated[InferenceSettings, BeforeValidator(values.empty_if_nil)] = key(
         InferenceSettings(), meaning="Defaults and limits of every request.", allowed="a map"
     )
-    rate_limits: Annotated[list[RateLimitConfig], BeforeValidator(values.empty_list_if_nil)] = key(
-        [],
-        meaning="How many tokens and requests in how long. All rules that fit a request must have"
-        " room for it.",
-        allowed="a list of rules, each a map",
-    )
-    limits: list[LimitConfig] = key(
-        [],
-        meaning="Rules that bound single requests, and how many of them run and wait. Of all that"
-        " fit a request, the strictest value wins.",
-        allowed="a list of maps with the keys of limits",
+    security: Annotated[SecurityConfig, BeforeValidator(values.empty_if_nil)] = key(
+        SecurityConfig(), meaning="Who may do what.", allowed="a map"
     )
     tiers: Tiers = key(
         {DEFAULT_TIER_NAME: TierConfig()},
@@ -533,13 +524,17 @@ class Config(Section):
         allowed=f"a map of names ({TIER_NAME_TEXT}) to tiers",
         default_text=f"`{DEFAULT_TIER_NAME}` alone",
     )
-    logging: Annotated[LoggingConfig, BeforeValidator(values.empty_if_nil)] = key(
-        LoggingConfig(), meaning="What is logged, how and where.", allowed="a map"
+    limits: Annotated[list[LimitConfig], BeforeValidator(values.empty_list_if_nil)] = key(
+        [],
+        meaning="Rules that bound single requests, and how many of them run and wait. Of all that"
+        " fit a request, the strictest value wins.",
+        allowed="a list of maps with the keys of limits",
     )
-    notify: Annotated[NotifyConfig, BeforeValidator(values.empty_if_nil)] = key(
-        NotifyConfig(),
-        meaning="Who is told when a budget reaches one of its `alerts`.",
-        allowed="a map",
+    rate_limits: Annotated[list[RateLimitConfig], BeforeValidator(values.empty_list_if_nil)] = key(
+        [],
+        meaning="How many tokens and requests in how long. All rules that fit a request must have"
+        " room for it.",
+        allowed="a list of rules, each a map",
     )
     budgets: Annotated[list[BudgetConfig], BeforeValidator(values.empty_list_if_nil)] = key(
         [],
@@ -558,10 +553,15 @@ class Config(Section):
     ledger: Annotated[LedgerConfig, BeforeValidator(values.empty_if_nil)] = key(
         LedgerConfig(), meaning="How long the ledger keeps what was used.", allowed="a map"
     )
-    monitoring: Unbuilt = key({}, meaning="Metrics (not built yet).", allowed="an empty map")
-    security: Annotated[SecurityConfig, BeforeValidator(values.empty_if_nil)] = key(
-        SecurityConfig(), meaning="Who may do what.", allowed="a map"
+    notify: Annotated[NotifyConfig, BeforeValidator(values.empty_if_nil)] = key(
+        NotifyConfig(),
+        meaning="Who is told when a budget reaches one of its `alerts`.",
+        allowed="a map",
     )
+    logging: Annotated[LoggingConfig, BeforeValidator(values.empty_if_nil)] = key(
+        LoggingConfig(), meaning="What is logged, how and where.", allowed="a map"
+    )
+    monitoring: Unbuilt = key({}, meaning="Metrics (not built yet).", allowed="an empty map")
     caching: Unbuilt = key({}, meaning="Response caches (not built yet).", allowed="an empty map")
 
     def default_name(self) -> str | None:

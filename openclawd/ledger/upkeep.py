@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PRUNE_ROWS: Final = 1000
-"""Rows deleted in one transaction: some 10 ms of the writer's time."""
+"""Rows deleted in one transaction: short on the writer's thread, and not measured on its own."""
 
 VACUUM_PAGES: Final = 256
 """Pages (of 4 KiB) given back in one transaction."""

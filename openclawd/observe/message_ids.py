@@ -17,6 +17,9 @@ AUDIT: Final = "c7f1d2a85e0b4a6f8b93d4e6f1027a5c"
 AUDIT_HEAD: Final = "2e9a6c4f7b1d4830a5f2c8e0937d6b14"
 """The end of the audit's chain: `HEAD` is what `openclawctl audit verify --head` takes."""
 
+ALERT: Final = "8fa1d2c45b0e4a3f9c7d61e02b5a4e17"
+"""A budget has reached one of its alert shares."""
+
 ALERT_LOST: Final = "d80f5a7c4e1b4b92a6d3c9e2057f8b16"
 """An alert that `openclawd-notify` did not take in."""
 

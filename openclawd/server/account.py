@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from openclawd.admission.rates import RatePlace
     from openclawd.server.budgets import Reservation
     from openclawd.server.inference import Inference
+    from openclawd.server.lanes import Slot
     from openclawd.server.rates import Charge
 
 
@@ -29,12 +30,15 @@ class Account:
     def __init__(self, inference: Inference) -> None:
         self._inference = inference
         self._charge: Charge | None = None
+        self._slot: Slot
         self.reservation: Reservation | None = None
 
-    async def take(self) -> None:
+    async def take(self, slot: Slot) -> None:
         """Charge the prompt to every rate limit and hold the worst case in every budget, waiting
-        where the rules say so; perhaps with a lower `max_tokens`. Raises `RateLimited`,
-        `LimitExceeded`, `BudgetExceeded` or `UseFallback`."""
+        where the rules say so; perhaps with a lower `max_tokens`. `slot` is what it holds in its
+        lanes. Raises `RateLimited`, `LimitExceeded`, `BudgetExceeded`, `Overloaded` or
+        `UseFallback`."""
+        self._slot = slot
         inference = self._inference
         service, subject = inference.service, subject_of(inference)
         self._charge = await service.rates.admit(
@@ -66,6 +70,11 @@ class Account:
         if self._charge is not None:
             self._charge.refund()
 
+    def undo(self) -> None:
+        """It goes on as another request, which asks anew: this one counts in no rate limit."""
+        if self._charge is not None:
+            self._charge.undo()
+
     def _need(self) -> Need:
         """The worst case by the tokens that each choice may have."""
         inference = self._inference
@@ -91,8 +100,10 @@ class Account:
         inference.max_tokens = taken.max_completion
 
     def _on_rate_queued(self, place: RatePlace) -> None:
+        self._slot.must_wait()
         data = {"position": place.position, "eta_s": place.eta_s, "rule": place.rule}
         self._inference.exchange.event("queued", data)
 
     def _on_budget_queued(self, position: int) -> None:
+        self._slot.must_wait()
         self._inference.exchange.event("queued", {"position": position, "eta_s": None})

@@ -104,7 +104,7 @@ class Auditing:
                 principal=peer.principal.name,
                 uid=peer.credentials.uid,
                 pid=peer.credentials.pid,
-                app=peer.app,
+                app=inference.app,
                 model=inference.model.name,
                 code=settlement.error_code or settlement.finish_reason or "",
                 tokens=tokens.get("prompt", 0) + tokens.get("completion", 0),

@@ -12,12 +12,13 @@ import asyncio
 import logging
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from openclawd.admission.budget_rules import NOTHING, Amount, BudgetRule, OnShort
 from openclawd.admission.budgets import Budgets, Fallback, Refused, Reserved, Wait
 from openclawd.admission.subjects import Match, Per
 from openclawd.admission.windows import Calendar, Lifetime, Rolling, Unit, Window, zone_named
+from openclawd.observe import message_ids
 from openclawd.observe.logs import fields
 
 if TYPE_CHECKING:
@@ -28,9 +29,6 @@ if TYPE_CHECKING:
     from openclawd.admission.subjects import Subject
 
 logger = logging.getLogger(__name__)
-
-ALERT_MESSAGE_ID: Final = "8fa1d2c45b0e4a3f9c7d61e02b5a4e17"
-"""Of the journal entry of an alert (systemd.journal-fields(7)): `journalctl MESSAGE_ID=…`."""
 
 
 @dataclass(slots=True, eq=False)
@@ -200,7 +198,7 @@ class BudgetDesk:
             return
         for alert in alerts:
             logger.warning(
-                "%s", alert, extra=fields(message_id=ALERT_MESSAGE_ID, **alert.as_dict())
+                "%s", alert, extra=fields(message_id=message_ids.ALERT, **alert.as_dict())
             )
             self._on_alert(alert)
         self._note_alerts(alerts)

@@ -184,6 +184,11 @@ class Inference:
         return self.service.now() - self.exchange.arrived_at
 
     @property
+    def app(self) -> str:
+        """What the request is for: by its own label, else by that of its connection."""
+        return self.params.app or self.exchange.peer.app
+
+    @property
     def num_choices(self) -> int:
         """Answers to the one prompt; 1 also for embeddings."""
         return 1 if isinstance(self.params, EmbedParams) else self.params.n
@@ -205,7 +210,7 @@ class Inference:
             async with self.service.lanes.take(
                 self.rules, subject_of(self), self._on_queued, give_up=self.exchange.cancel
             ) as slot:
-                await self.account.take()
+                await self.account.take(slot)
                 await reserve(self)
                 self.is_reserved = True
                 async with self._turn(slot) as self.turn:
@@ -215,7 +220,7 @@ class Inference:
                     self.ended = await self._compute(submission)
             self._raise_if_cut_short(self.ended)
         except UseFallback:
-            self.account.refund()
+            self.account.undo()
             raise
         except BaseException as error:
             await self.record_failure(error)

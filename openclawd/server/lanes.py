@@ -50,12 +50,22 @@ class Slot:
         self._table = table
         self._turn = turn
 
-    def wait(self, place: Place) -> None:
-        """It has to wait elsewhere, too: for its turn at the model. Pass this as `on_queued` there.
-        Raises `Overloaded` when too many of its lanes' requests wait, or it has waited too long."""
+    def must_wait(self) -> None:
+        """It has to wait elsewhere, too: for a rate limit, a budget, its turn at the model. Raises
+        `Overloaded` when too many of its lanes' requests wait, or it has waited too long.
+
+        Raises in its own task only, at the first call: later ones, of its position, come from tasks
+        of others, and `give_up` has been called by then if it is too late.
+        """
+        if self._table.is_queued(self._turn):
+            return
         if self._turn.too_late is not None:
             raise self._turn.too_late
         self._table.wait(self._turn)
+
+    def wait(self, place: Place) -> None:
+        """It has to wait for its turn at the model. Pass this as `on_queued` there."""
+        self.must_wait()
         self._turn.on_queued(place)
 
     def start(self) -> None:

@@ -86,7 +86,7 @@ def subject_of(inference: Inference) -> Subject:
     """The request as rules see it."""
     peer, params = inference.exchange.peer, inference.params
     return peer.principal.subject(
-        app=params.app or peer.app,
+        app=inference.app,
         session=params.session or "",
         model=inference.model.name,
         operation=inference.op.value,

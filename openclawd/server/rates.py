@@ -71,6 +71,10 @@ class Charge:
         """The request ended before it was computed: its prompt tokens are given back. Once only."""
         self._rates.refund(self._grant)
 
+    def undo(self) -> None:
+        """The request goes on as another one: it is given back whole. Once only, as `refund`."""
+        self._rates.undo(self._grant)
+
 
 class Rates:
     """All rate limits of the daemon. Lives in one event loop."""
@@ -119,6 +123,11 @@ class Rates:
     def refund(self, grant: Grant) -> None:
         """Use `Charge.refund`."""
         self._limiter.refund(grant, now=_now())
+        self._wake()
+
+    def undo(self, grant: Grant) -> None:
+        """Use `Charge.undo`."""
+        self._limiter.undo(grant, now=_now())
         self._wake()
 
     # ---- those who wait ----

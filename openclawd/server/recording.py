@@ -35,7 +35,7 @@ async def settle(inference: Inference, problem: Problem | None) -> None:
     _count(inference, settlement)
     _log(inference, settlement)
     _note_prompt(inference, settlement)
-    inference.service.audit.finished(inference, settlement)  # in the commit of the settlement
+    inference.service.audit.finished(inference, settlement)  # nearly always in the same commit
     ledger = inference.service.ledger
     try:
         if inference.is_reserved:
@@ -62,7 +62,7 @@ def _reservation(inference: Inference) -> Reservation:
         arrived_at=time.time() - inference.elapsed_s(),
         prompt_tokens=inference.prompt_tokens,
         reserved_tokens=inference.prompt_tokens + completion_tokens,
-        app=inference.params.app or peer.app or None,
+        app=inference.app or None,
         session=inference.params.session,
         charges=reservation.charges if reservation else (),
         reserved_at=time.time(),
@@ -150,7 +150,7 @@ def _log(inference: Inference, settlement: Settlement) -> None:
     log_request(
         request_id=inference.request_id,
         principal=peer.principal.name,
-        app=inference.params.app or peer.app,
+        app=inference.app,
         model=inference.model.name,
         op=inference.op.value,
         prompt_tokens=settlement.tokens["prompt"],

@@ -296,6 +296,14 @@ def test_tokens_are_given_back_but_the_request_stays_counted() -> None:
     assert used == {"tokens": 100, "requests": 2}
 
 
+def test_a_request_that_goes_on_as_another_one_counts_once() -> None:
+    rates = limiter(replace(REJECT, requests=2))
+    rates.undo(admit(rates, ALICE, 100, now=0.0), now=1.0)
+    admit(rates, ALICE, 100, now=1.0)
+    used = {standing.unit: standing.used for standing in rates.standing(ALICE, now=1.0)}
+    assert used == {"tokens": 100, "requests": 1}
+
+
 def test_those_who_wait_go_on_in_order_when_their_need_is_met() -> None:
     rates = limiter(RULE)
     admit(rates, ALICE, 60, now=0.0)

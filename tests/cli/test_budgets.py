@@ -73,3 +73,14 @@ def test_json_has_the_rows(daemon, ctl):
 def test_no_budgets(daemon, ctl):
     daemon()
     assert ctl("budgets").out == "no budgets\n"
+
+
+def test_whoami_writes_money_as_money(peer, ctl):
+    me = {"principal": "user:alice", "left": {"budgets": [ROW, EVER]}}
+    peer(handler=lambda connection, request: connection.done(request, **me))
+    lines = ctl("whoami").out.splitlines()
+    assert [line.split(maxsplit=1)[1] for line in lines if line.startswith("left")] == [
+        "research: 350 of 1000 tokens",
+        "ever: 9 of 9 tokens",
+        "ever: 12.40 of 12.50 money",
+    ]

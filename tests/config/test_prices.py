@@ -62,3 +62,22 @@ def test_retention(load):
     assert load("ledger: {keep_usage: 90d}").ledger.keep_usage_s == 90 * 86_400
     assert load("ledger: {keep_usage: forever}").ledger.keep_usage_s == math.inf
     assert load("ledger:\nprices:\n").ledger == Config().ledger
+
+
+TIMED = """
+prices: {small: {prompt: 1, cpu_second: "0.01"}, big: {prompt: 2}}
+budgets:
+  - {name: tokens, tokens: 5}
+  - {name: b, money: "5", match: {model: %s}}
+"""
+
+
+@pytest.mark.parametrize("pattern", ["small", '"*"', "[big, sm*]"])
+def test_a_budget_of_money_is_refused_for_what_is_priced_by_time(load, pattern):
+    with pytest.raises(ConfigError, match=r"yaml:5: budgets\[1\].money: small counts in") as caught:
+        load(TIMED % pattern)
+    assert "match.model" in str(caught.value)
+
+
+def test_a_budget_of_money_beside_prices_by_time(load):
+    assert len(load(TIMED % "big").budgets) == 2

@@ -40,7 +40,14 @@ def test_the_examples_load(tmp_path):
     for example in re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL):
         (tmp_path / "openclawd.yaml").write_text(example)
         loaded.append(list(load_config(tmp_path / "openclawd.yaml").models))
-    assert loaded == [["smollm2", "big"], ["assistant"], ["smollm2"], []]
+    assert loaded == [
+        ["smollm2", "big"],
+        ["assistant"],
+        [],  # security
+        ["smollm2"],  # limits
+        [],  # rate_limits
+        ["smollm2", "big"],  # budgets
+    ]
 
 
 def test_the_fields_of_a_requests_line():

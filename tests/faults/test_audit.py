@@ -35,7 +35,7 @@ def test_who_did_and_was_refused_what(folder: Path) -> None:
         daemon.wait_ready()
         with Client(socket_path=str(daemon.socket), app="crm", retries=0) as client:
             client.load("smollm2")
-            answer = client.generate("a", max_tokens=2, ignore_eos=True)
+            answer = client.generate("a", max_tokens=2, ignore_eos=True, app="night")
             for _ in range(3):
                 with pytest.raises(LimitExceeded):
                     client.generate("b", n=256)
@@ -58,7 +58,7 @@ def test_who_did_and_was_refused_what(folder: Path) -> None:
     assert load["uid"] is not None
     assert load["pid"]
     assert generate["request_id"] == answer.request_id
-    assert generate["code"] == "length"
+    assert (generate["app"], generate["code"]) == ("night", "length")
     usage = answer.usage
     assert generate["tokens"] == usage.prompt_tokens + usage.completion_tokens
     (failed,) = [row for row in rows if row["action"] == "generate" and row["code"] != "length"]

@@ -11,7 +11,8 @@ from openclawd.admission.budget_rules import Amount, Need
 from openclawd.admission.budgets import Fallback
 from openclawd.admission.subjects import Match, Per, Subject
 from openclawd.admission.windows import Calendar, Lifetime, Rolling, Unit
-from openclawd.server.budgets import ALERT_MESSAGE_ID, BudgetDesk, rule_from
+from openclawd.observe import message_ids
+from openclawd.server.budgets import BudgetDesk, rule_from
 
 NOW = 1_790_000_000.5
 ALICE = Subject("user:alice", model="small")
@@ -210,7 +211,7 @@ def test_an_alert_is_logged_written_down_and_passed_on_once(caplog):
     assert record.getMessage() == (
         "budget b has used 85 %: 850 of 1000 tokens; reset at 2026-10-01T00:00:00+02:00"
     )
-    assert record.fields["message_id"] == ALERT_MESSAGE_ID
+    assert record.fields["message_id"] == message_ids.ALERT
     assert record.fields["share"] == 0.8
 
 

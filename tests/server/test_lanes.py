@@ -182,3 +182,33 @@ def test_a_cancel_at_any_moment_gives_everything_back(seed: int) -> None:
         assert (guests.lanes.num_inside, guests.lanes.num_waiting) == (0, 0)
 
     asyncio.run(scenario())
+
+
+@runs
+async def test_who_waited_too_long_raises_nothing_in_a_task_that_tells_it_of_its_position() -> None:
+    heard: list[int] = []
+    is_over = asyncio.Event()
+
+    def give_up(problem: Problem) -> None:
+        is_over.set()
+        slot.wait(Place(2, None))  # another one leaves the model at this very moment
+
+    rules = [LimitRule("brief", max_queue_s=0.001)]
+    async with Lanes().take(
+        rules, ALICE, lambda place: heard.append(place.position), give_up=give_up
+    ) as slot:
+        slot.wait(Place(4, None))
+        await is_over.wait()
+        assert heard == [4, 2]
+
+
+@runs
+async def test_the_wait_for_a_rate_limit_or_a_budget_counts() -> None:
+    guests = Guests(LimitRule("quick", max_queued=1, max_queue_s=0.001))
+    await guests.come("a", "b")
+    guests.inside["a"].must_wait()
+    with pytest.raises(Overloaded, match="max_queued"):
+        guests.inside["b"].must_wait()
+    await asyncio.wait([guests.tasks["a"]])
+    assert "max_queue_time" in str(guests.gave_up["a"])
+    await guests.clear()

@@ -37,7 +37,8 @@ FALSE_ALARMS_BY_DAY: Final = 0.03
 FALSE_ALARMS_BY_HOUR: Final = 0.005
 """Expected false alarms of a whole report, at most, if sums were log-normal. Sums of generated
 months with bounded requests stay well below: of 300 plain ones, none had a day that would count at
-0.03 and two one at 0.05, none an hour that would count at 0.5 (measured 2026-11-29)."""
+0.03 and two one at 0.05, none an hour that would count at 0.5 (measured 2026-11-29, before a
+later change of the rules; not repeated since)."""
 
 MIN_RATIO: Final = 3.0
 """What is less than three times the usual is nobody's business at 3 a.m., however certain it is."""

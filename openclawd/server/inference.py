@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from openclawctl.wire.chat import ChatMessage
 from openclawctl.wire.completion import ChatParams, GenerateParams
-from openclawctl.wire.errors import Code, Internal, Problem
+from openclawctl.wire.errors import Code, Internal, Problem, RateLimited
 from openclawctl.wire.messages import Delta
 from openclawctl.wire.operations import DetokenizeParams, EmbedParams, Op, TokenizeParams
 from openclawctl.wire.results import Choice, FinishReason, InferenceResult, Timings, Usage
@@ -235,13 +235,16 @@ class Inference:
         )
 
     async def record_failure(self, error: BaseException) -> None:
-        """Write down that the request ended so. Raises `Unavailable`."""
+        """Write down that the request ended so. The time that takes is taken off what a rate limit
+        foretells, for it counts from when the client reads it. Raises `Unavailable`."""
         self.total_s = self.elapsed_s()
         if self.stage is not Stage.COMPUTING:
             self.account.refund()
         if self.stage is Stage.QUEUED:
             self.queue_s = self.total_s - self.queued_at_s
         await settle(self, self._problem_of(error))
+        if isinstance(error, RateLimited) and error.retry_after_s is not None:
+            error.retry_after_s = max(0.0, error.retry_after_s - self.elapsed_s() + self.total_s)
 
     @property
     def reserved_completion_tokens(self) -> int:

@@ -14,7 +14,6 @@ from openclawctl.wire.operations import EmbedParams
 from openclawd.admission.budget_rules import Amount, Need
 from openclawd.admission.budgets import Fallback
 from openclawd.server.fallback import use_fallback
-from openclawd.server.planning import subject_of
 
 if TYPE_CHECKING:
     from openclawd.admission.rates import RatePlace
@@ -36,7 +35,7 @@ class Account:
         where the rules say so; perhaps with a lower `max_tokens`. Raises `RateLimited`,
         `LimitExceeded`, `BudgetExceeded` or `UseFallback`."""
         inference = self._inference
-        service, subject = inference.service, subject_of(inference)
+        service, subject = inference.service, inference.subject
         self._charge = await service.rates.admit(
             subject, inference.prompt_tokens, on_queued=self._on_rate_queued
         )

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from openclawd.admission.limit_rules import LimitRule
     from openclawd.admission.limits import TokenLimits
     from openclawd.admission.queue import Place
+    from openclawd.admission.subjects import Subject
     from openclawd.fleet.model import Model
     from openclawd.fleet.submission import Submission
     from openclawd.fleet.turns import Turn
@@ -170,11 +171,13 @@ class Inference:
     num_outlived: int = 0
     ended: Ended | None = None
     turn: Turn | None = None
+    subject: Subject = field(init=False)
     account: Account = field(init=False)
     tier: Tier = field(init=False)
     priority: Priority = field(init=False)
 
     def __post_init__(self) -> None:
+        self.subject = subject_of(self)
         self.account = Account(self)
         self.tier = self.service.tier_of(self.exchange.peer.principal)
         asked = self.params.priority
@@ -203,7 +206,7 @@ class Inference:
             self.stage = Stage.QUEUED
             self.queued_at_s = self.elapsed_s()
             async with self.service.lanes.take(
-                self.rules, subject_of(self), self._on_queued, give_up=self.exchange.cancel
+                self.rules, self.subject, self._on_queued, give_up=self.exchange.cancel
             ) as slot:
                 await self.account.take()
                 await reserve(self)

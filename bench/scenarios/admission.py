@@ -57,11 +57,22 @@ MAX_P99_US: Final = 200
 RULES: Final = """
 limits:
   - {name: all, max_total_tokens: 8000, max_parallel: 64, max_queued: 100}
-  - {name: users, match: {principal: "user:*", group: [staff, "open*"]}, max_prompt_tokens: 4000, max_queue_time: 1h}
-  - {name: busy, match: {tier: default, model: "m*"}, when: {queue_depth_over: 20, budget_left_below: 0.1}, max_completion_tokens: 200}
+  - name: users
+    match: {principal: "user:*", group: [staff, "open*"]}
+    max_prompt_tokens: 4000
+    max_queue_time: 1h
+  - name: busy
+    match: {tier: default, model: "m*"}
+    when: {queue_depth_over: 20, budget_left_below: 0.1}
+    max_completion_tokens: 200
 rate_limits:
   - {name: each, match: {principal: "user:*"}, tokens: 1000000000, requests: 1000000, window: 1m}
-  - {name: apps, match: {group: [staff, "open*"]}, per: app, tokens: 1000000000, window: 1h, on_exceed: queue}
+  - name: apps
+    match: {group: [staff, "open*"]}
+    per: app
+    tokens: 1000000000
+    window: 1h
+    on_exceed: queue
   - {name: all, per: all, tokens: 1000000000, window: 1s}
 budgets:
   - {name: each, match: {principal: "user:*"}, per: principal, tokens: 1000000000000, window: day}

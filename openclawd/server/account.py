@@ -71,7 +71,7 @@ class Account:
         prompt, num_choices = inference.prompt_tokens, inference.num_choices
         price = inference.service.prices.of(inference.model.name)
         params = inference.params
-        least = 1 if isinstance(params, EmbedParams) else params.sampling.min_tokens or 1
+        least = 0 if isinstance(params, EmbedParams) else params.sampling.min_tokens or 1
 
         def worst(max_completion: int) -> Amount:
             completion = num_choices * max_completion

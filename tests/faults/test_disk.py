@@ -61,8 +61,8 @@ def rows(disk: Path) -> list[tuple[str, int]]:
     """How every request ended, and its tokens, in order."""
     with contextlib.closing(sqlite3.connect(disk / "ledger.sqlite3")) as database:
         return database.execute(
-            "SELECT coalesce(error_code, finish_reason), prompt + coalesce(completion, 0)"
-            " FROM request_rows ORDER BY seq"
+            "SELECT coalesce(error_code, finish_reason), prompt_tokens"
+            " + coalesce(completion_tokens, 0) FROM requests ORDER BY seq"
         ).fetchall()
 
 
@@ -116,9 +116,7 @@ def test_a_full_disk_refuses_new_work_and_loses_nothing_that_was_accepted(
         assert client.audit_verify()["valid"]
 
 
-def test_a_read_only_state_directory_is_named_and_left_as_it_was(
-    folder: Path, disk: Path
-) -> None:
+def test_a_read_only_state_directory_is_named_and_left_as_it_was(folder: Path, disk: Path) -> None:
     with daemon_with_a_budget(folder) as daemon, Client(daemon.wait_ready().socket) as client:
         tokens = client.generate(PROMPT, max_tokens=3, ignore_eos=True).usage.total_tokens
         assert daemon.terminate() == 0

@@ -222,7 +222,8 @@ class Writer:
 
     def _keep(self, writes: Sequence[Write]) -> None:
         most_pities = max(0, _MAX_KEPT_IF_ROOM - len(self._kept))
-        wanted, num_pities = [], 0
+        wanted: list[Write] = []
+        num_pities = 0
         for write in writes:
             num_pities += write.loss is Loss.PITY
             if write.loss is Loss.NEVER or (write.loss is Loss.PITY and num_pities <= most_pities):

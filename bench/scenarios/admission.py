@@ -3,8 +3,8 @@
 The calls of `openclawd.server.inference` from `check_size` to what is settled, with the daemon's
 real service, in one process: without a worker, and without waiting for the disk (what that costs is
 in `overhead`). 32 requests of 100 principals are open at any time. The garbage collector runs, as
-it does in the daemon. Once without a rule, and once with three of each kind that fit every request.
-CPU time is judged, for others on the machine are none of admission's cost; beside it is the clock's.
+it does in the daemon. Once without a rule, and once with three of each kind, which nearly all fit.
+CPU time is judged, for what others do on the machine is no cost of this; the clock's is beside it.
 """
 
 from __future__ import annotations

@@ -52,6 +52,7 @@ SCENARIOS: Final = (
     "step_profile",
     "batch_shapes",
     "ledger",
+    "admission",
 )
 ROUNDS: Final = 5
 QUICK_ROUNDS: Final = 3

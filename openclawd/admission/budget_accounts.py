@@ -76,7 +76,12 @@ class Account:
 
     def has_free(self, amount: Amount, now: int) -> bool:
         """Does an amount fit beside settled usage and open reservations?"""
-        return self._fits_beside(self.used(now) + self._reserved)(amount)
+        self._look_at(now)
+        used, reserved = self._used, self._reserved
+        return all(
+            amount.of(measure) <= max(0, limit - used.of(measure) - reserved.of(measure))
+            for measure, limit in self.rule.limits
+        )
 
     def reset_at(self, amount: Amount, now: int) -> int | None:
         """When usage will have been forgotten that is in the way of `amount`, in Unix seconds. None
@@ -183,6 +188,8 @@ class Account:
         Of several at once only the highest is worth saying. A rolling window forgets that it has
         alerted when the slot in which it did counts no longer.
         """
+        if not is_refusing and not self._may_be_due(now):
+            return []
         used = self.used(now)
         alerted = max((self._slots[number].alerted for number in self._counting()), default=0)
         reached = max(
@@ -207,6 +214,13 @@ class Account:
         return [Alert(charge, measure, highest, used.of(measure), limit, reset_at, self.rule.zone)]
 
     # ---- inside ----
+
+    def _may_be_due(self, now: int) -> bool:
+        """Is the least share of the alerts reached? Nearly never, and asked after each request."""
+        used, least = self.used(now), min(self.rule.alerts, default=WHOLE_SHARE + 1)
+        return any(
+            used.of(measure) * WHOLE_SHARE >= least * limit for measure, limit in self.rule.limits
+        )
 
     def _fits_beside(self, taken: Amount) -> Callable[[Amount], bool]:
         """What costs nothing fits, however far over the limit a budget is."""

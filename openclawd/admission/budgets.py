@@ -256,6 +256,9 @@ class Budgets:
     def _decide(self, claim: Claim, ahead: Collection[Account], now: int) -> Outcome:
         """`ahead` are the accounts that somebody further ahead waits for."""
         need = claim.need
+        wanted = need.worst(need.max_completion)
+        if all(each not in ahead and each.has_free(wanted, now) for each in claim.accounts):
+            return self._reserved(claim, wanted, need.max_completion, now)
         least = need.worst(need.least_completion)
         if used_up := [each for each in claim.accounts if not each.leaves(now)(least)]:
             return self._used_up(claim, used_up, now)
@@ -269,8 +272,13 @@ class Budgets:
         claim.short_of |= lacking
         if lacking:
             return Wait(sum(not claim.short_of.isdisjoint(o.short_of) for o in self._line) + 1)
-        charges = [each.reserve(worst, now) for each in claim.accounts]
-        reserved = Reserved(worst, most, charges, shrunk_by, claim.accounts)
+        return self._reserved(claim, worst, most, now, shrunk_by=shrunk_by)
+
+    def _reserved(
+        self, claim: Claim, amount: Amount, most: int, now: int, *, shrunk_by: str = ""
+    ) -> Reserved:
+        charges = [each.reserve(amount, now) for each in claim.accounts]
+        reserved = Reserved(amount, most, charges, shrunk_by, claim.accounts)
         self._open.add(reserved)
         return reserved
 

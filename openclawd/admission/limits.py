@@ -74,17 +74,28 @@ class Excess:
         return self.on_too_long.truncates and self.max_prompt_tokens > 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: making those takes three times as long, for every request
 class _Room:
     """How long a prompt may be by one limit: `most` tokens, and if it is cut, `target`. The limit
-    is called `name` and allows `value` tokens, in words `allows`."""
+    is called `name`, is that of the rule or the model `whose`, and allows `value` tokens."""
 
     most: int
     target: int
     on_too_long: OnTooLong
     name: str
     value: int
-    allows: str
+    whose: str
+
+    @property
+    def allows(self) -> str:
+        """In words."""
+        match self.name:
+            case "context":
+                return f"the context of model {self.whose} holds {self.value} tokens"
+            case "max_input_tokens":
+                return f"model {self.whose} allows {self.value} ({self.name})"
+            case _:
+                return f"limit {self.whose} allows {self.value} ({self.name})"
 
 
 # ---- what can be said early ----
@@ -232,22 +243,20 @@ def _rooms(asked: Asked, limits: TokenLimits, rules: Collection[LimitRule]) -> I
     model's context."""
     least = asked.n * asked.least
     for rule in rules:
-        policy, allows = rule.on_too_long, f"limit {rule.name} allows {{}} ({{}})".format
+        policy = rule.on_too_long
         if (most := rule.max_prompt_tokens) is not None:
             name = "max_prompt_tokens"
-            yield _Room(most, most, policy, name, most, allows(most, name))
+            yield _Room(most, most, policy, name, most, rule.name)
         if (total := rule.max_total_tokens) is not None and asked.n:
             name, target = "max_total_tokens", total - asked.n * _usual_answer(asked, total, limits)
-            yield _Room(total - least, target, policy, name, total, allows(total, name))
+            yield _Room(total - least, target, policy, name, total, rule.name)
     policy = limits.on_too_long
     if (most := limits.max_input_tokens) is not None:
         name = "max_input_tokens"
-        allows_text = f"model {limits.model} allows {most} ({name})"
-        yield _Room(most, most, policy, name, most, allows_text)
+        yield _Room(most, most, policy, name, most, limits.model)
     context = limits.context
     target = context - _usual_answer(asked, context, limits)
-    holds = f"the context of model {limits.model} holds {context} tokens"
-    yield _Room(context - asked.least, target, policy, "context", context, holds)
+    yield _Room(context - asked.least, target, policy, "context", context, limits.model)
 
 
 def _usual_answer(asked: Asked, room: int, limits: TokenLimits) -> int:

@@ -7,8 +7,13 @@ that it counts together share a *bucket* (`Per`). Pure.
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, fields
-from fnmatch import fnmatchcase
+import re
+from dataclasses import dataclass, field, fields
+from fnmatch import translate
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +45,24 @@ class Match:
     session: tuple[str, ...] = ()
     model: tuple[str, ...] = ()
     operation: tuple[str, ...] = ()
+    _tests: tuple[tuple[str, Callable[[str], object]], ...] = field(
+        init=False, repr=False, compare=False
+    )
+
+    def __post_init__(self) -> None:
+        """Compile what is asked for: `fits` is in the way of every request, for every rule."""
+        given = ((each.name, getattr(self, each.name)) for each in fields(self) if each.init)
+        tests = tuple((name, _test_of(patterns)) for name, patterns in given if patterns)
+        object.__setattr__(self, "_tests", tests)
 
     def fits(self, subject: Subject) -> bool:
-        return all(
-            _fits_any(getattr(self, field.name), _values(subject, field.name))
-            for field in fields(self)
-            if getattr(self, field.name)
-        )
+        for name, test in self._tests:
+            if name == "group":
+                if not any(map(test, subject.groups)):
+                    return False
+            elif not test(getattr(subject, name)):
+                return False
+        return True
 
 
 class Per(enum.Enum):
@@ -72,12 +88,6 @@ class Per(enum.Enum):
                 return value
 
 
-def _values(subject: Subject, name: str) -> tuple[str, ...]:
-    if name == "group":
-        return subject.groups
-    value: str = getattr(subject, name)
-    return (value,)
-
-
-def _fits_any(patterns: tuple[str, ...], values: tuple[str, ...]) -> bool:
-    return any(fnmatchcase(value, pattern) for value in values for pattern in patterns)
+def _test_of(patterns: tuple[str, ...]) -> Callable[[str], object]:
+    """Does a value fit one of several patterns? As `fnmatch.fnmatchcase`."""
+    return re.compile("|".join(map(translate, patterns))).match

@@ -17,7 +17,7 @@ from openclawctl.wire.errors import Unavailable
 from openclawd.ledger.audit_chain import COLUMNS, AuditChain, AuditEntry
 from openclawd.ledger.audit_verify import Claim, Verdict, verify_audit
 from openclawd.ledger.storage import open_reader, storage_errors
-from openclawd.ledger.writer import Write
+from openclawd.ledger.writer import Loss, Write
 
 if TYPE_CHECKING:
     import sqlite3
@@ -67,7 +67,7 @@ class AuditLog:
     def note(self, entry: AuditEntry) -> None:
         """Add a row. Never waits; what is waited for later in the ledger comes after it."""
         self._writer.submit(
-            Write(lambda database: self._chain.append(database, entry), None, must_not_be_lost=True)
+            Write(lambda database: self._chain.append(database, entry), None, Loss.PITY)
         )
 
     def tell_head(self) -> None:
@@ -115,7 +115,7 @@ class AuditLog:
 
     async def _write(self, apply: Callable[[sqlite3.Connection], None]) -> None:
         future = asyncio.get_running_loop().create_future()
-        self._writer.submit(Write(apply, future, must_not_be_lost=False))
+        self._writer.submit(Write(apply, future, Loss.TOLD))
         await future
 
 

@@ -19,7 +19,7 @@ from openclawd.ledger.prefix_use import KEEP_DAYS, prune_prefix_use, write_prefi
 from openclawd.ledger.reports import read_rows, read_usage
 from openclawd.ledger.rows import insert_reservation, record_row, settle_interrupted, settle_row
 from openclawd.ledger.storage import open_database, open_reader, storage_errors, transaction
-from openclawd.ledger.writer import Post, Write, Writer
+from openclawd.ledger.writer import Loss, Post, Write, Writer
 
 if TYPE_CHECKING:
     import sqlite3
@@ -123,14 +123,14 @@ class Ledger:
         """Write down how a reserved request ended. Kept and tried again if the disk refuses it."""
         self._open.discard(end.request_id)
         self._writer.forget_progress(end.request_id)
-        return self._submit(lambda database: settle_row(database, end), must_not_be_lost=True)
+        return self._submit(lambda database: settle_row(database, end), loss=Loss.NEVER)
 
     def record(self, row: Reservation, end: Settlement) -> asyncio.Future[None]:
         """Write down a request that ended before its reservation was confirmed, in one go. The
         reservation may be there all the same: a write goes on when its waiter is cancelled."""
         self._open.discard(end.request_id)
         return self._submit(
-            lambda database: record_row(database, self._node, row, end), must_not_be_lost=True
+            lambda database: record_row(database, self._node, row, end), loss=Loss.PITY
         )
 
     # ---- reports ----
@@ -142,7 +142,7 @@ class Ledger:
     def note_alerts(self, alerts: Sequence[Alert]) -> None:
         """Remember that budget alerts were said. Never waits; tried again if the disk refuses."""
         apply = functools.partial(note_alerts, alerts=alerts)
-        self._writer.submit(Write(apply, None, must_not_be_lost=True))
+        self._writer.submit(Write(apply, None, Loss.NEVER))
 
     def budget_counters(self, *, now: float) -> list[Counter]:
         """What is used of budgets, for the start. Blocks on the disk. Raises `Unavailable`."""
@@ -213,7 +213,7 @@ class Ledger:
 
     def write_later(self, apply: Callable[[sqlite3.Connection], None]) -> None:
         """The same for what is no loss if the disk refuses it. Nobody waits for it."""
-        self._writer.submit(Write(apply, None, must_not_be_lost=False))
+        self._writer.submit(Write(apply, None, Loss.TOLD))
 
     async def insights(
         self,
@@ -252,8 +252,8 @@ class Ledger:
         self._writer.close()
 
     def _submit(
-        self, apply: Callable[[sqlite3.Connection], None], *, must_not_be_lost: bool = False
+        self, apply: Callable[[sqlite3.Connection], None], *, loss: Loss = Loss.TOLD
     ) -> asyncio.Future[None]:
         future = asyncio.get_running_loop().create_future()
-        self._writer.submit(Write(apply, future, must_not_be_lost))
+        self._writer.submit(Write(apply, future, loss))
         return future

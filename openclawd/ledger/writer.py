@@ -9,6 +9,7 @@ also kept, and tried again until it is on disk or the process ends.
 
 from __future__ import annotations
 
+import enum
 import logging
 import sqlite3
 import threading
@@ -42,6 +43,21 @@ RETRY_INTERVAL_S: Final = 5.0
 _MAX_KEPT: Final = 10_000
 """Most refused writes that are kept, about 5 MB. Past that the oldest are given up and logged."""
 
+_MAX_KEPT_IF_ROOM: Final = _MAX_KEPT // 2
+"""Of those that would be a pity, none is kept beside so many: however many clients ask in vain
+while the disk is full, what was computed for others before is not given up for that."""
+
+
+class Loss(enum.Enum):
+    """How bad it is if the disk refuses a write."""
+
+    TOLD = "told"
+    """Whoever asked for it hears of it and goes on from there."""
+    PITY = "pity"
+    """Kept and tried again, if there is room."""
+    NEVER = "never"
+    """Kept and tried again."""
+
 
 @dataclass(frozen=True, slots=True)
 class Write:
@@ -49,7 +65,7 @@ class Write:
 
     apply: Callable[[sqlite3.Connection], None]
     future: asyncio.Future[None] | None
-    must_not_be_lost: bool
+    loss: Loss
 
 
 class Writer:
@@ -205,11 +221,18 @@ class Writer:
         self.problem = problem
 
     def _keep(self, writes: Sequence[Write]) -> None:
-        wanted = [write for write in writes if write.must_not_be_lost]
-        if lost := max(0, len(self._kept) + len(wanted) - _MAX_KEPT):
+        most_pities = max(0, _MAX_KEPT_IF_ROOM - len(self._kept))
+        wanted: list[Write] = []
+        num_pities = 0
+        for write in writes:
+            num_pities += write.loss is Loss.PITY
+            if write.loss is Loss.NEVER or (write.loss is Loss.PITY and num_pities <= most_pities):
+                wanted.append(write)
+        lost = max(0, num_pities - most_pities)
+        if lost := lost + max(0, len(self._kept) + len(wanted) - _MAX_KEPT):
             logger.error("%d rows of the ledger are given up: the disk still refuses them", lost)
         # The futures of kept writes fail now; later attempts concern the file alone.
-        self._kept.extend(Write(write.apply, None, must_not_be_lost=True) for write in wanted)
+        self._kept.extend(Write(write.apply, None, write.loss) for write in wanted)
         self._retry_at = time.monotonic() + RETRY_INTERVAL_S
 
     def _resolve(self, outcomes: Sequence[tuple[Write, Problem | None]]) -> None:

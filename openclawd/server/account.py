@@ -14,7 +14,6 @@ from openclawctl.wire.operations import EmbedParams
 from openclawd.admission.budget_rules import Amount, Need
 from openclawd.admission.budgets import Fallback
 from openclawd.server.fallback import use_fallback
-from openclawd.server.planning import subject_of
 
 if TYPE_CHECKING:
     from openclawd.admission.rates import RatePlace
@@ -40,7 +39,7 @@ class Account:
         `UseFallback`."""
         self._slot = slot
         inference = self._inference
-        service, subject = inference.service, subject_of(inference)
+        service, subject = inference.service, inference.subject
         self._charge = await service.rates.admit(
             subject, inference.prompt_tokens, on_queued=self._on_rate_queued
         )
@@ -81,7 +80,7 @@ class Account:
         prompt, num_choices = inference.prompt_tokens, inference.num_choices
         price = inference.service.prices.of(inference.model.name)
         params = inference.params
-        least = 1 if isinstance(params, EmbedParams) else params.sampling.min_tokens or 1
+        least = 0 if isinstance(params, EmbedParams) else params.sampling.min_tokens or 1
 
         def worst(max_completion: int) -> Amount:
             completion = num_choices * max_completion

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from openclawctl.wire.chat import ChatMessage
 from openclawctl.wire.completion import ChatParams, GenerateParams
-from openclawctl.wire.errors import Code, Internal, Problem
+from openclawctl.wire.errors import Code, Internal, Problem, RateLimited
 from openclawctl.wire.messages import Delta
 from openclawctl.wire.operations import DetokenizeParams, EmbedParams, Op, TokenizeParams
 from openclawctl.wire.results import Choice, FinishReason, InferenceResult, Timings, Usage
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from openclawd.admission.limit_rules import LimitRule
     from openclawd.admission.limits import TokenLimits
     from openclawd.admission.queue import Place
+    from openclawd.admission.subjects import Subject
     from openclawd.fleet.model import Model
     from openclawd.fleet.submission import Submission
     from openclawd.fleet.turns import Turn
@@ -170,11 +171,13 @@ class Inference:
     num_outlived: int = 0
     ended: Ended | None = None
     turn: Turn | None = None
+    subject: Subject = field(init=False)
     account: Account = field(init=False)
     tier: Tier = field(init=False)
     priority: Priority = field(init=False)
 
     def __post_init__(self) -> None:
+        self.subject = subject_of(self)
         self.account = Account(self)
         self.tier = self.service.tier_of(self.exchange.peer.principal)
         asked = self.params.priority
@@ -208,7 +211,7 @@ class Inference:
             self.stage = Stage.QUEUED
             self.queued_at_s = self.elapsed_s()
             async with self.service.lanes.take(
-                self.rules, subject_of(self), self._on_queued, give_up=self.exchange.cancel
+                self.rules, self.subject, self._on_queued, give_up=self.exchange.cancel
             ) as slot:
                 await self.account.take(slot)
                 await reserve(self)
@@ -240,13 +243,16 @@ class Inference:
         )
 
     async def record_failure(self, error: BaseException) -> None:
-        """Write down that the request ended so. Raises `Unavailable`."""
+        """Write down that the request ended so. The time that takes is taken off what a rate limit
+        foretells, for it counts from when the client reads it. Raises `Unavailable`."""
         self.total_s = self.elapsed_s()
         if self.stage is not Stage.COMPUTING:
             self.account.refund()
         if self.stage is Stage.QUEUED:
             self.queue_s = self.total_s - self.queued_at_s
         await settle(self, self._problem_of(error))
+        if isinstance(error, RateLimited) and error.retry_after_s is not None:
+            error.retry_after_s = max(0.0, error.retry_after_s - self.elapsed_s() + self.total_s)
 
     @property
     def reserved_completion_tokens(self) -> int:

@@ -42,7 +42,7 @@ LONGEST_TOKEN_BYTES: Final = 1024
 def check_size(inference: Inference) -> None:
     """Refuse what cannot fit before time is spent on it. Raises `PromptTooLong`, and
     `LimitExceeded` for more choices than can be computed together."""
-    limits, params, subject = inference.limits, inference.params, subject_of(inference)
+    limits, params, subject = inference.limits, inference.params, inference.subject
     check_choices(inference.num_choices, limits)
     rules = [rule for rule in inference.service.limit_rules if rule.match.fits(subject)]
     may_be_cut = may_shorten(limits, rules)
@@ -60,7 +60,7 @@ async def plan(inference: Inference, submission: Submission) -> None:
     prepared = await _count(inference, submission)
     inference.rules = applying(
         inference.service.limit_rules,
-        subject_of(inference),
+        inference.subject,
         situation_of(inference, prepared.prompt_tokens),
     )
     asked, limits, rules = _asked(inference.params), inference.limits, inference.rules
@@ -83,7 +83,7 @@ async def plan(inference: Inference, submission: Submission) -> None:
 
 
 def subject_of(inference: Inference) -> Subject:
-    """The request as rules see it."""
+    """The request as rules see it; use `Inference.subject`."""
     peer, params = inference.exchange.peer, inference.params
     return peer.principal.subject(
         app=inference.app,
@@ -97,7 +97,7 @@ def situation_of(inference: Inference, prompt_tokens: int) -> Situation:
     """How things are for a request that asks with so many tokens."""
     return Situation(
         inference.model.turns.num_waiting,
-        budget_left=inference.service.budgets.share_left(subject_of(inference)),
+        budget_left=inference.service.budgets.share_left(inference.subject),
         prompt_tokens=prompt_tokens,
     )
 

@@ -136,6 +136,7 @@ class Service:
             max_requests_per_user=limits.max_requests_per_user,
         )
         self._started_at = time.time()
+        self._token_limits: dict[Model, TokenLimits] = {}
         self._peers: dict[Peer, str] = {}
         """Every connection, and whose it counts as."""
         self._num_connections: Counter[str] = Counter()
@@ -291,14 +292,18 @@ class Service:
     def limits_of(self, model: Model) -> TokenLimits:
         """The token limits of a model; before it is loaded, with the configured context."""
         config = self.fleet.config_of(model)
-        return TokenLimits(
-            model=model.name,
-            context=min(config.context, model.info.get("context", config.context)),
-            max_input_tokens=self._config.max_input_tokens_for(config),
-            max_output_tokens=self._config.max_output_tokens_for(config),
-            parallel=config.parallel,
-            on_too_long=OnTooLong.parse(self._config.on_too_long_for(config)),
-        )
+        context = min(config.context, model.info.get("context", config.context))
+        known = self._token_limits.get(model)
+        if known is None or known.context != context:
+            known = self._token_limits[model] = TokenLimits(
+                model=model.name,
+                context=context,
+                max_input_tokens=self._config.max_input_tokens_for(config),
+                max_output_tokens=self._config.max_output_tokens_for(config),
+                parallel=config.parallel,
+                on_too_long=OnTooLong.parse(self._config.on_too_long_for(config)),
+            )
+        return known
 
     def tier_of(self, caller: Principal) -> Tier:
         """The tier of a caller; the default one for a key whose own is not there any more."""

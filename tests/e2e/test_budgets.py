@@ -13,12 +13,13 @@ from harness import Daemon, running_daemon, smollm2_path, wait_until
 
 from openclawctl import AsyncClient, Client
 from openclawctl.wire.errors import BudgetExceeded
+from openclawd.ledger.history import Kind, peak, read_history
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-NUM_APPS, CONNECTIONS_EACH, NUM_REQUESTS = 20, 4, 200
+NUM_PRINCIPALS, CONNECTIONS_EACH, NUM_REQUESTS = 20, 4, 200
 LIMIT = 3000
 
 
@@ -49,10 +50,42 @@ def settled(daemon: Daemon) -> tuple[int, int]:
 
 
 def test_200_at_once_use_nine_tenths_of_a_budget_and_not_one_token_more(
-    start: Callable[..., Daemon],
+    start: Callable[..., Daemon], folder: Path
 ) -> None:
-    """Answers end by themselves, at mixed lengths, long before their maximum."""
+    """Twenty principals over four connections each. Answers end by themselves, at mixed lengths,
+    long before their maximum; what the ledger says of every moment counts."""
     daemon = start(f"{{name: shared, tokens: {LIMIT}, max_wait: 5m}}")
+    keys = [folder / f"key{number}" for number in range(NUM_PRINCIPALS)]
+    with Client(daemon.socket) as admin:
+        for key in keys:
+            key.touch(0o600)
+            key.write_text(admin.create_key(key.name, role="user")["secret"])
+
+    results = asyncio.run(race(daemon, keys))
+
+    used = [result for result in results if isinstance(result, int)]
+    refusals = [result for result in results if isinstance(result, BudgetExceeded)]
+    assert len(used) + len(refusals) == NUM_REQUESTS
+    assert len(set(used)) > 3, "the answers have mixed lengths"
+    assert refusals
+    assert {r.code for r in refusals} == {"budget-exceeded"}
+    assert all("budget shared: " in r.message for r in refusals)
+    assert all("reset at " in r.message and r.retry_after_s for r in refusals)
+
+    assert daemon.terminate() == 0
+    events = list(read_history(daemon.state_dir / "ledger.sqlite3"))
+    assert len({e.request_id for e in events}) == NUM_REQUESTS
+    assert {e.principal for e in events} == {f"key:{key.name}" for key in keys}
+    reserved = [e.tokens for e in events if e.kind is Kind.RESERVED and e.tokens]
+    assert len(reserved) == len(used), "what is refused holds nothing"
+    assert sum(reserved) > LIMIT, "else there was no race"
+    assert peak(events) <= LIMIT
+    assert 0.9 * LIMIT <= sum(used) <= LIMIT
+    assert settled(daemon) == (sum(used), sum(used))
+
+
+async def race(daemon: Daemon, keys: list[Path]) -> list[int | BudgetExceeded]:
+    """All requests at once: tokens of those that were served, and refusals."""
 
     async def one(client: AsyncClient, number: int) -> int | BudgetExceeded:
         message = {"role": "user", "content": f"What is {number} plus {number % 7}? Be brief."}
@@ -62,25 +95,14 @@ def test_200_at_once_use_nine_tenths_of_a_budget_and_not_one_token_more(
             return refusal
         return r.usage.total_tokens
 
-    async def race() -> list[int | BudgetExceeded]:
-        async with contextlib.AsyncExitStack() as stack:
-            clients = [
-                await stack.enter_async_context(
-                    AsyncClient(daemon.socket, app=f"app{number % NUM_APPS}", retries=0)
-                )
-                for number in range(NUM_APPS * CONNECTIONS_EACH)
-            ]
-            requests = (one(clients[n % len(clients)], n) for n in range(NUM_REQUESTS))
-            return await asyncio.gather(*requests)
-
-    results = asyncio.run(race())
-    used = sum(result for result in results if isinstance(result, int))
-    refusals = [result for result in results if isinstance(result, BudgetExceeded)]
-    assert 0.9 * LIMIT <= used <= LIMIT
-    assert refusals
-    assert all("budget shared: " in r.message for r in refusals)
-    assert all("reset at " in r.message and r.retry_after_s for r in refusals)
-    assert settled(daemon) == (used, used)
+    async with contextlib.AsyncExitStack() as stack:
+        clients = [
+            await stack.enter_async_context(AsyncClient(daemon.socket, api_key_file=key, retries=0))
+            for key in keys
+            for _ in range(CONNECTIONS_EACH)
+        ]
+        requests = (one(clients[n % len(clients)], n) for n in range(NUM_REQUESTS))
+        return await asyncio.gather(*requests)
 
 
 def test_a_lower_maximum_is_said(start: Callable[..., Daemon]) -> None:

@@ -254,6 +254,35 @@ def test_rows_that_can_never_be_written_are_counted_in_the_log(
     assert "2 rows could not be written" in caplog.text
 
 
+def test_what_was_refused_is_given_up_before_what_was_served(
+    path, reservation, settlement, query, monkeypatch, caplog
+):
+    monkeypatch.setattr(storage, "BUSY_TIMEOUT_S", 0.02)
+    monkeypatch.setattr(writer, "_MAX_KEPT", 4)
+    monkeypatch.setattr(writer, "_MAX_KEPT_IF_ROOM", 2)
+
+    async def use(holder):
+        async with Ledger.open(path) as ledger:
+            await asyncio.gather(*(ledger.reserve(reservation(f"r{i}")) for i in range(3)))
+            holder.execute("BEGIN IMMEDIATE")
+            with pytest.raises(Unavailable):
+                await ledger.settle(settlement("r0"))
+            for i in range(10):
+                with pytest.raises(Unavailable):
+                    await ledger.record(reservation(f"no{i}"), settlement(f"no{i}"))
+            ends = [ledger.settle(settlement(f"r{i}")) for i in (1, 2)]
+            assert all(await asyncio.gather(*ends, return_exceptions=True))
+            holder.execute("ROLLBACK")
+
+    storage.open_database(path).close()
+    holder = sqlite3.connect(path, isolation_level=None)
+    asyncio.run(use(holder))
+    holder.close()
+    done = query("SELECT request_id FROM requests WHERE state = 'done' ORDER BY 1")
+    assert done == [("no0",), ("r0",), ("r1",), ("r2",)]
+    assert "1 rows of the ledger are given up" in caplog.text
+
+
 def test_recovery_that_cannot_write_refuses_to_open(path, monkeypatch):
     storage.open_database(path).close()
     monkeypatch.setattr(storage, "BUSY_TIMEOUT_S", 0.02)

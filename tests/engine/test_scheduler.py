@@ -694,6 +694,17 @@ def test_without_cells_kept_prefixes_go_before_anybody_is_preempted() -> None:
     assert scheduler.num_used_tokens == 2
 
 
+def test_what_is_needed_leaves_out_the_prefixes_that_nobody_uses() -> None:
+    scheduler = make(num_prefix_tags=8, batch_tokens=64, kv_tokens=200)
+    assert (scheduler.num_needed_tokens, scheduler.num_longest_tokens) == (0, 0)
+    scheduler.add(chat(1, *SYSTEM))
+    run(scheduler)
+    assert (scheduler.num_used_tokens, scheduler.num_needed_tokens) == (40, 0)
+    scheduler.add(chat(2, *SYSTEM, 1, max_tokens=9))
+    step(scheduler)
+    assert (scheduler.num_needed_tokens, scheduler.num_longest_tokens) == (41, 42)
+
+
 def test_short_prefixes_are_neither_kept_nor_waited_for() -> None:
     scheduler = make(num_prefix_tags=8, batch_tokens=32, kv_tokens=400, min_kept_tokens=64)
     sequences = [chat(rid, *SYSTEM, rid) for rid in (1, 2)]

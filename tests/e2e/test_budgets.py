@@ -166,6 +166,6 @@ def test_used_up_is_refused_and_alerted_once_even_after_a_restart(
                 client.generate("The capital of France is", max_tokens=50, min_tokens=10)
         assert daemon.terminate() == 0
     lines = [json.loads(line) for line in daemon.log().splitlines()]
-    alerts = [line["share"] for line in lines if "message_id" in line]
+    alerts = [line["share"] for line in lines if "share" in line]
     assert alerts == sorted(set(alerts))
     assert alerts[-1:] in ([0.8], [0.95], [1.0])

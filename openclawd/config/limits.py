@@ -13,14 +13,13 @@ from openclawctl.wire.fields import suggestion
 from openclawd.config import values
 from openclawd.config.errors import shown
 from openclawd.config.keys import Section, count, key
-from openclawd.config.matching import PER_ALLOWED, MatchConfig, Patterns, PerText
+from openclawd.config.matching import PER_ALLOWED, RULE_NAME_PATTERN, MatchConfig, Patterns, PerText
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
 
     from openclawd.config.source import KeyPath
 
-RULE_NAME_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._:-]*$"
 MOST_TOKENS: Final = 2**31 - 1
 MOST_REQUESTS: Final = 1_000_000
 

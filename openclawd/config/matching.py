@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, StringConstraints
 
 from openclawd.config.keys import Section, key
 
+RULE_NAME_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._:-]*$"
 PerText = Literal["all", "principal", "key", "app", "session", "tier", "model"]
 PER_ALLOWED: Final = "all, principal, key, app, session, tier or model"
 

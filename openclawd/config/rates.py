@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, PlainValidator, StringConstraints
 
 from openclawd.config import values
 from openclawd.config.keys import Section, count, key
-from openclawd.config.matching import PER_ALLOWED, MatchConfig, PerText
+from openclawd.config.matching import PER_ALLOWED, RULE_NAME_PATTERN, MatchConfig, PerText
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -17,7 +17,6 @@ SHORTEST_WINDOW_S: Final = 0.1
 """Below that, the milliseconds by which timers are late would count."""
 
 LONGEST_WINDOW_S: Final = 366 * 86_400.0
-_RULE_NAME_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._:-]*$"
 _MOST: Final = 10**12
 
 
@@ -31,7 +30,7 @@ def _window_s(value: object) -> float:
 class RateLimitConfig(Section):
     """One rule."""
 
-    name: Annotated[str, StringConstraints(pattern=_RULE_NAME_PATTERN, max_length=64)] = key(
+    name: Annotated[str, StringConstraints(pattern=RULE_NAME_PATTERN, max_length=64)] = key(
         ...,
         meaning="What errors and reports call the rule; each has a name of its own.",
         allowed="letters, digits and . _ : -, beginning with a letter or digit, 64 at most",

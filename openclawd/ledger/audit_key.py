@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-import os
 import re
 import secrets
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from openclawctl.wire.errors import Unavailable
+from openclawd.ledger.private_file import write_private
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -110,27 +110,11 @@ def _read(path: Path) -> bytes:
 
 
 def _make(path: Path) -> None:
-    """Durable before anything is written with it, and never half there under its name."""
-    unfinished = path.with_name(f"{path.name}.part")
+    """Durable before anything is written with it."""
     try:
-        unfinished.unlink(missing_ok=True)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        with open(os.open(unfinished, flags, 0o600), "wb") as file:
-            file.write(secrets.token_bytes(MIN_KEY_BYTES))
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.rename(path)
-        _sync_folder(path.parent)
+        write_private(path, secrets.token_bytes(MIN_KEY_BYTES))
     except OSError as error:
         raise _unusable(path, f"cannot be made: {error.strerror}") from None
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _unusable(path: Path, reason: str) -> Unavailable:

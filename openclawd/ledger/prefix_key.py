@@ -9,6 +9,7 @@ import os
 import secrets
 from typing import TYPE_CHECKING, Final
 
+from openclawd.ledger.private_file import write_private
 from openclawd.ledger.storage import storage_errors
 
 if TYPE_CHECKING:
@@ -35,12 +36,5 @@ def read_or_create_key(path: Path) -> bytes:
 
 def _create(path: Path) -> bytes:
     key = secrets.token_bytes(KEY_BYTES)
-    unfinished = path.with_name(path.name + ".part")
-    unfinished.unlink(missing_ok=True)
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-    with open(os.open(unfinished, flags, 0o600), "wb") as file:
-        file.write(key)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(path)
+    write_private(path, key)
     return key

@@ -94,10 +94,15 @@ def subject_of(inference: Inference) -> Subject:
 
 
 def situation_of(inference: Inference, prompt_tokens: int) -> Situation:
-    """How things are for a request that asks with so many tokens."""
+    """How things are for a request that asks with so many tokens. What is left of budgets is looked
+    up where a rule asks for it."""
+    service = inference.service
+    asks = any(
+        rule.when and rule.when.budget_left_below is not None for rule in service.limit_rules
+    )
     return Situation(
         inference.model.turns.num_waiting,
-        budget_left=inference.service.budgets.share_left(inference.subject),
+        budget_left=service.budgets.share_left(inference.subject) if asks else 1.0,
         prompt_tokens=prompt_tokens,
     )
 

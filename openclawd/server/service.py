@@ -110,21 +110,10 @@ class Service:
         self.max_frame_bytes = limits.max_frame_bytes
         self.is_ready = False
         self.is_draining = False
-        self.prices = Prices(
-            config.currency,
-            {name: Price(**price.rates()) for name, price in config.prices.items()},
-        )
+        self.prices = _prices(config)
         self._config = config
         self._socket_path = socket_path
-        self.tiers = {
-            name: Tier(
-                name,
-                weight=tier.weight,
-                priority=Priority[tier.priority.upper()],
-                max_priority=Priority[tier.max_priority.upper()],
-            )
-            for name, tier in config.tiers.items()
-        }
+        self.tiers = _tiers(config)
         self.identities = identities
         self.keys_lock = asyncio.Lock()
         self._names = names
@@ -411,3 +400,20 @@ class Service:
 def _whose(caller: Principal) -> str | None:
     """Whose requests a caller is shown: everybody's (None), or their own."""
     return None if caller.sees_everybody else caller.name
+
+
+def _prices(config: Config) -> Prices:
+    of_models = {name: Price(**price.rates()) for name, price in config.prices.items()}
+    return Prices(config.currency, of_models)
+
+
+def _tiers(config: Config) -> dict[str, Tier]:
+    return {
+        name: Tier(
+            name,
+            weight=tier.weight,
+            priority=Priority[tier.priority.upper()],
+            max_priority=Priority[tier.max_priority.upper()],
+        )
+        for name, tier in config.tiers.items()
+    }

@@ -159,6 +159,7 @@ class Inference:
     ttft_s: float | None = None
     total_s: float = 0.0
     prompt_tokens: int = 0
+    completion_tokens: int = 0  # that have arrived here
     max_tokens: int = 0
     prompt_text: str | None = None
     prefixes: list[tuple[int, bytes]] = field(default_factory=list)
@@ -336,11 +337,12 @@ class Inference:
         if self.ttft_s is None:
             self.ttft_s = self.elapsed_s()
             self._note_served(-output.cached_tokens)
-        self._note_served(len(output.token_ids))
         self.parts.setdefault(output.index, _Part()).take(output)
-        if output.token_ids:
-            self.account.completion(len(output.token_ids))
-            self.service.note_tokens(len(output.token_ids))
+        if num_tokens := len(output.token_ids):
+            self.completion_tokens += num_tokens
+            self._note_served(num_tokens)
+            self.account.completion(num_tokens)
+            self.service.note_tokens(num_tokens)
             self.service.ledger.progress(self.request_id, self.completion_tokens)
         if self._is_streamed:
             self.exchange.delta(
@@ -369,11 +371,6 @@ class Inference:
         return params.stream or bool(params.sampling.logprobs)
 
     # ---- the end ----
-
-    @property
-    def completion_tokens(self) -> int:
-        """Tokens that have arrived here."""
-        return sum(len(part.token_ids) for part in self.parts.values())
 
     @property
     def op(self) -> Op:

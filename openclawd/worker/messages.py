@@ -298,6 +298,23 @@ class Output:
     tool_calls: list[ToolCall] = field(default_factory=list)
     mu: float | None = None
 
+    def encode(self) -> dict[str, Any]:
+        """Its map, without what there is nothing of: of most there is a text and one token."""
+        values: dict[str, Any] = {"rid": self.rid, "index": self.index}
+        for name in _MAYBE_NOTHING:
+            if value := getattr(self, name):
+                values[name] = value
+        if self.logprobs:
+            values["logprobs"] = [_plain(each) for each in self.logprobs]
+        if self.tool_calls:
+            values["tool_calls"] = [each.encode() for each in self.tool_calls]
+        if self.mu is not None:
+            values["mu"] = self.mu
+        return values
+
+
+_MAYBE_NOTHING: Final = ("text", "token_ids", "embedding", "cached_tokens", "reasoning")
+
 
 @dataclass(frozen=True, slots=True)
 class Ended:
@@ -386,7 +403,7 @@ def _plain(record: Any) -> dict[str, Any]:
 
 
 def _item(record: Any) -> dict[str, Any]:
-    return record.encode() if isinstance(record, ToolCall) else _plain(record)
+    return record.encode() if isinstance(record, Output) else _plain(record)
 
 
 def _loading(source: Fields) -> Loading:
@@ -450,12 +467,12 @@ def _output(source: Fields) -> Output:
     return Output(
         rid=_count(source, "rid"),
         index=_count(source, "index"),
-        text=source.text("text"),
+        text=source.text_or_none("text") or "",
         token_ids=source.integers("token_ids", max_items=MAX_ITEMS, low=0, high=_MAX_TOKEN),
         embedding=source.binary_or_none("embedding"),
-        cached_tokens=_count(source, "cached_tokens"),
+        cached_tokens=source.integer_or_none("cached_tokens", low=0, high=_MAX_ID) or 0,
         logprobs=decode_logprobs(source),
-        reasoning=source.text("reasoning"),
+        reasoning=source.text_or_none("reasoning") or "",
         tool_calls=decode_tool_calls(source),
         mu=source.number_or_none("mu", low=-_MAX_MU, high=_MAX_MU),
     )

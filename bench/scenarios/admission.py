@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
     from openclawd.fleet.submission import Submission
+    from openclawd.server.lanes import Slot
     from openclawd.server.peer import Peer
 
 NUM_REQUESTS: Final = 20_000
@@ -161,27 +162,25 @@ class _Request:
         self.inference = inference
         self.us = 0.0
         self.cpu_us = 0.0
-        self._stack = contextlib.AsyncExitStack()
+        self._slot: Slot
 
     async def begin(self) -> None:
         """As `openclawd.server.inference` does it, up to the reservation's row."""
         inference, service = self.inference, self.inference.service
         started = _now()
-        check_size(inference)  # before the model is loaded, and after
         check_size(inference)
         await plan(inference, cast("Submission", _Tokenised()))
-        slot = await self._stack.enter_async_context(
-            service.lanes.take(
-                inference.rules, inference.subject, print, give_up=inference.exchange.cancel
-            )
+        self._slot = service.lanes.take(
+            inference.rules, inference.subject, print, give_up=inference.exchange.cancel
         )
-        await inference.account.take()
-        slot.start()
+        await self._slot.__aenter__()
+        await inference.account.take(inference, self._slot)
+        self._slot.start()
         self._add(started)
 
     async def end(self) -> None:
         started = _now()
-        await self._stack.aclose()
+        await self._slot.__aexit__(None, None, None)
         self.inference.account.settle(tokens=PROMPT_TOKENS + ANSWER_TOKENS, money=50)
         self._add(started)
 
@@ -199,8 +198,10 @@ def _now() -> tuple[int, int]:
 class _Tokenised:
     """In place of a submission: the worker's answer is there."""
 
+    _answer = Prepared(1, PROMPT_TOKENS, PROMPT_TOKENS, prompt_tokens_in=PROMPT_TOKENS)
+
     async def prepare(self, **_: Any) -> Prepared:
-        return Prepared(1, PROMPT_TOKENS, PROMPT_TOKENS, prompt_tokens_in=PROMPT_TOKENS)
+        return self._answer
 
 
 def _requests(service: Service) -> Iterator[_Request]:

@@ -9,7 +9,7 @@ asked about.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from openclawd.admission.budget_rules import (
@@ -40,9 +40,36 @@ says little about the month."""
 
 
 @dataclass(slots=True)
+class _Tally:
+    """An amount that is counted up and down: each request does so a dozen times."""
+
+    tokens: int = 0
+    money: int = 0
+
+    def add(self, amount: Amount | _Tally) -> None:
+        self.tokens += amount.tokens
+        self.money += amount.money
+
+    def subtract(self, amount: Amount) -> None:
+        self.tokens -= amount.tokens
+        self.money -= amount.money
+
+    @property
+    def amount(self) -> Amount:
+        return Amount(self.tokens, self.money)
+
+    @property
+    def is_nothing(self) -> bool:
+        return not (self.tokens or self.money)
+
+    def of(self, measure: Measure) -> int:
+        return self.tokens if measure is Measure.TOKENS else self.money
+
+
+@dataclass(slots=True)
 class _Slot:
-    used: Amount = NOTHING
-    reserved: Amount = NOTHING
+    used: _Tally = field(default_factory=_Tally)
+    reserved: _Tally = field(default_factory=_Tally)
     alerted: int = 0
 
 
@@ -56,19 +83,20 @@ class Account:
         self._span = Span(0, -1)
         self._until = 0
         self._charge: Charge
-        self._used = self._reserved = NOTHING
+        self._used = _Tally()
+        self._reserved = _Tally()
 
     # ---- questions ----
 
     def used(self, now: int) -> Amount:
         """Settled usage that counts."""
         self._look_at(now)
-        return self._used
+        return self._used.amount
 
     def reserved(self, now: int) -> Amount:
         """Of open reservations that count."""
         self._look_at(now)
-        return self._reserved
+        return self._reserved.amount
 
     def leaves(self, now: int) -> Callable[[Amount], bool]:
         """Does an amount fit beside settled usage?"""
@@ -77,10 +105,9 @@ class Account:
     def has_free(self, amount: Amount, now: int) -> bool:
         """Does an amount fit beside settled usage and open reservations?"""
         self._look_at(now)
-        used, reserved = self._used, self._reserved
-        return all(
-            amount.of(measure) <= max(0, limit - used.of(measure) - reserved.of(measure))
-            for measure, limit in self.rule.limits
+        rule, used, reserved = self.rule, self._used, self._reserved
+        return _fits(amount.tokens, used.tokens + reserved.tokens, rule.tokens) and _fits(
+            amount.money, used.money + reserved.money, rule.money
         )
 
     def reset_at(self, amount: Amount, now: int) -> int | None:
@@ -91,7 +118,7 @@ class Account:
         used = self.used(now)
         for number in sorted(self._counting()):
             ends_at = self.rule.window.ends_at(number)
-            used -= self._slots[number].used
+            used -= self._slots[number].used.amount
             if ends_at is None or self._fits_beside(used)(amount):
                 return ends_at
         return self._charge.ends_at
@@ -113,21 +140,17 @@ class Account:
 
     def share_left(self, now: int) -> float:
         """The smallest share of a limit that settled usage leaves, in [0, 1]."""
-        used = self.used(now)
-        return min(
-            (
-                max(0, limit - used.of(measure)) / max(1, limit)
-                for measure, limit in self.rule.limits
-            ),
-            default=1.0,
-        )
+        self._look_at(now)
+        share = 1.0
+        for measure, limit in self.rule.limits:
+            share = min(share, max(0, limit - self._used.of(measure)) / max(1, limit))
+        return share
 
     def is_empty(self, now: int) -> bool:
         """Is nothing counted that a later request would miss?"""
         self._look_at(now)
-        return not any(slot.reserved != NOTHING for slot in self._slots.values()) and (
-            self._used == NOTHING
-        )
+        nothing_reserved = all(slot.reserved.is_nothing for slot in self._slots.values())
+        return nothing_reserved and self._used.is_nothing
 
     def newest_end(self) -> int:
         """When the last slot ends; 0 without any. Not for what never ends."""
@@ -164,22 +187,22 @@ class Account:
 
     def reserve(self, amount: Amount, now: int) -> Charge:
         charge = self.charge(now)
-        self._slot(charge.slot).reserved += amount
-        self._reserved += amount
+        self._slot(charge.slot).reserved.add(amount)
+        self._reserved.add(amount)
         return charge
 
     def settle(self, slot: int, *, reserved: Amount, used: Amount) -> None:
         """End a reservation of `reserved` in a slot with what was really used."""
         entry = self._slots[slot]
-        entry.reserved -= reserved
-        entry.used += used
+        entry.reserved.subtract(reserved)
+        entry.used.add(used)
         if slot in self._span:
-            self._reserved -= reserved
-            self._used += used
+            self._reserved.subtract(reserved)
+            self._used.add(used)
 
     def restore(self, slot: int, used: Amount, *, alerted: int) -> None:
         """Take over a counter from the ledger."""
-        self._slots[slot] = _Slot(used, alerted=alerted)
+        self._slots[slot] = _Slot(_Tally(used.tokens, used.money), alerted=alerted)
         self._until = 0
 
     def take_alerts(self, now: int, *, is_refusing: bool = False) -> list[Alert]:
@@ -217,15 +240,20 @@ class Account:
 
     def _may_be_due(self, now: int) -> bool:
         """Is the least share of the alerts reached? Nearly never, and asked after each request."""
-        used, least = self.used(now), min(self.rule.alerts, default=WHOLE_SHARE + 1)
+        self._look_at(now)
+        if not self.rule.alerts:
+            return False
+        used, least = self._used, self.rule.alerts[0]
         return any(
             used.of(measure) * WHOLE_SHARE >= least * limit for measure, limit in self.rule.limits
         )
 
     def _fits_beside(self, taken: Amount) -> Callable[[Amount], bool]:
-        """What costs nothing fits, however far over the limit a budget is."""
-        left = [(measure, max(0, limit - taken.of(measure))) for measure, limit in self.rule.limits]
-        return lambda amount: all(amount.of(measure) <= most for measure, most in left)
+        rule = self.rule
+        return lambda amount: (
+            _fits(amount.tokens, taken.tokens, rule.tokens)
+            and _fits(amount.money, taken.money, rule.money)
+        )
 
     def _look_at(self, now: int) -> None:
         """Count the slots of the window at `now`, unless they are those that were counted last."""
@@ -235,9 +263,10 @@ class Account:
         slot = window.slot(now)
         self._charge = Charge(rule.name, rule.shape, self.bucket, slot, window.ends_at(slot))
         self._span, self._until = window.counted(now), window.next_slot(slot)
-        entries = [self._slots[number] for number in self._counting()]
-        self._used = sum((entry.used for entry in entries), NOTHING)
-        self._reserved = sum((entry.reserved for entry in entries), NOTHING)
+        self._used, self._reserved = _Tally(), _Tally()
+        for number in self._counting():
+            self._used.add(self._slots[number].used)
+            self._reserved.add(self._slots[number].reserved)
 
     def _counting(self) -> Iterator[int]:
         """The slots that count at the moment that was looked at last."""
@@ -254,7 +283,7 @@ class Account:
     def _forget_one(self) -> None:
         """The one that was there first and matters to nobody, if there is one."""
         for number, entry in self._slots.items():
-            if number not in self._span and entry.reserved == NOTHING:
+            if number not in self._span and entry.reserved.is_nothing:
                 del self._slots[number]
                 return
 
@@ -277,3 +306,8 @@ class Account:
         if used and forecast > limit:
             used_up_at = now + max(0, limit - used) * elapsed_s // used
         return {"forecast": forecast, "used_up_at": used_up_at}
+
+
+def _fits(wanted: int, taken: int, limit: int | None) -> bool:
+    """What costs nothing fits, however far over its limit a budget is."""
+    return not wanted or limit is None or taken + wanted <= limit

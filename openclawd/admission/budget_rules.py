@@ -6,7 +6,7 @@ Amounts are whole numbers: tokens, and money in micro-units (millionths) of a cu
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from openclawctl.wire.money import format_money
@@ -15,7 +15,7 @@ from openclawd.admission.windows import local_time
 
 if TYPE_CHECKING:
     import datetime as dt
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from openclawd.admission.subjects import Match, Subject
     from openclawd.admission.windows import Window
@@ -123,13 +123,12 @@ class BudgetRule:
     fallback: str | None
     alerts: tuple[int, ...]
     max_wait_s: float
+    limits: tuple[tuple[Measure, int], ...] = field(init=False, repr=False, compare=False)
 
-    @property
-    def limits(self) -> Iterator[tuple[Measure, int]]:
-        if self.tokens is not None:
-            yield Measure.TOKENS, self.tokens
-        if self.money is not None:
-            yield Measure.MONEY, self.money
+    def __post_init__(self) -> None:
+        given = ((Measure.TOKENS, self.tokens), (Measure.MONEY, self.money))
+        limits = tuple((measure, limit) for measure, limit in given if limit is not None)
+        object.__setattr__(self, "limits", limits)
 
     @property
     def shape(self) -> str:

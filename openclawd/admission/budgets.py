@@ -25,6 +25,7 @@ from __future__ import annotations
 
 from collections import Counter as Multiset
 from dataclasses import dataclass, field
+from functools import lru_cache
 from heapq import nsmallest
 from typing import TYPE_CHECKING, Any, Final
 
@@ -41,7 +42,7 @@ from openclawd.admission.budget_rules import (
     OnShort,
     budget_title,
 )
-from openclawd.admission.subjects import Per
+from openclawd.admission.subjects import MAX_KNOWN, Per
 from openclawd.admission.windows import local_time
 
 if TYPE_CHECKING:
@@ -125,6 +126,7 @@ class Budgets:
     def __init__(self, rules: Sequence[BudgetRule]) -> None:
         self._rules = rules
         self._accounts: dict[tuple[str, str], Account] = {}
+        self._fitting = lru_cache(MAX_KNOWN)(self._find_fitting)
         self._sweep_at = _SWEEP_EVERY
         self._line: dict[Claim, None] = {}
         self._claimed: Multiset[Account] = Multiset()
@@ -152,7 +154,7 @@ class Budgets:
 
     def share_left(self, subject: Subject, now: int) -> float:
         """The smallest share that settled usage leaves of a budget of this request, in [0, 1]."""
-        accounts = (self._known(rule, subject) for rule in self._rules if rule.match.fits(subject))
+        accounts = [self._accounts.get((rule.name, name)) for rule, name in self._fitting(subject)]
         return min((each.share_left(now) for each in accounts if each is not None), default=1.0)
 
     def rows(self, caller: Subject | None, now: int) -> list[dict[str, Any]]:
@@ -187,8 +189,7 @@ class Budgets:
     ) -> tuple[Claim, Outcome]:
         """Try to reserve. With `Wait` the claim stands in the line; `advance` decides later."""
         self._sweep(now)  # first: what is new has nothing in it yet
-        fitting = [rule for rule in self._rules if rule.match.fits(subject)]
-        accounts = [self._account(rule, rule.per.bucket(subject)) for rule in fitting]
+        accounts = [self._account(rule, bucket) for rule, bucket in self._fitting(subject)]
         claim = Claim(subject.model, need, accounts, is_fallback)
         outcome = self._decide(claim, self._claimed.keys(), now)
         if isinstance(outcome, Wait):
@@ -342,8 +343,11 @@ class Budgets:
         known = {account.bucket for account in accounts}
         return accounts + [Account(rule, each) for each in _always_shown(rule, caller) - known]
 
-    def _known(self, rule: BudgetRule, subject: Subject) -> Account | None:
-        return self._accounts.get((rule.name, rule.per.bucket(subject)))
+    def _find_fitting(self, subject: Subject) -> list[tuple[BudgetRule, str]]:
+        """The budgets of a subject's requests, and the bucket in each. Use `_fitting`, which
+        remembers: names only, as accounts come and go."""
+        fitting = (rule for rule in self._rules if rule.match.fits(subject))
+        return [(rule, rule.per.bucket(subject)) for rule in fitting]
 
     def _account(self, rule: BudgetRule, bucket: str) -> Account:
         account = self._accounts.get((rule.name, bucket))

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 from openclawctl.wire.errors import Overloaded
+from openclawd.admission.limit_rules import strictest
 from openclawd.admission.subjects import Per
 
 if TYPE_CHECKING:
@@ -64,7 +65,8 @@ class Lane:
 def lanes_of(rules: Iterable[LimitRule], subject: Subject) -> list[Lane]:
     """The lanes of a request, in the order in which it goes through them."""
     counting = [rule for rule in rules if (rule.max_parallel, rule.max_queued) != (None, None)]
-    counting.sort(key=lambda rule: _NARROW_FIRST.index(rule.per))  # stable: else as configured
+    if len(counting) > 1:
+        counting.sort(key=lambda rule: _NARROW_FIRST.index(rule.per))  # stable: else as configured
     return [
         Lane(rule.name, rule.per.bucket(subject), rule.max_parallel, rule.max_queued)
         for rule in counting
@@ -73,8 +75,8 @@ def lanes_of(rules: Iterable[LimitRule], subject: Subject) -> list[Lane]:
 
 def longest_wait(rules: Iterable[LimitRule]) -> tuple[str, float] | None:
     """The rule with the shortest `max_queue_s`, and that time; None without any."""
-    given = [(rule.name, rule.max_queue_s) for rule in rules if rule.max_queue_s is not None]
-    return min(given, key=lambda pair: pair[1], default=None)
+    found = strictest(rules, "max_queue_s")
+    return found and (found[0].name, found[1])
 
 
 def waited_too_long(rule: str, seconds: float) -> Overloaded:
@@ -155,7 +157,10 @@ class LaneTable(Generic[Ticket]):
         assert ticket not in self._members
         self._members[ticket] = member = _Member(lanes)
         for lane in lanes:
-            self._states.setdefault(lane.key, _State()).num_members += 1
+            state = self._states.get(lane.key)
+            if state is None:
+                state = self._states[lane.key] = _State()
+            state.num_members += 1
         self._advance(ticket, member)
         if not member.has_passed:
             try:

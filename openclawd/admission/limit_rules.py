@@ -12,12 +12,13 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
-from openclawd.admission.subjects import Match, Per
+from openclawd.admission.subjects import MAX_KNOWN, Match, Per
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from openclawd.admission.subjects import Subject
 
@@ -49,6 +50,11 @@ class OnTooLong:
         if text == Action.FALLBACK.value:
             raise ValueError("a fallback needs a model")
         return cls(Action(text))
+
+    @property
+    def serves(self) -> bool:
+        """Might a prompt that is too long be served all the same?"""
+        return self.action is not Action.ERROR
 
     @property
     def truncates(self) -> bool:
@@ -107,24 +113,53 @@ class LimitRule:
     when: When | None = None
     on_too_long: OnTooLong = field(default_factory=OnTooLong)
 
-    def applies(self, subject: Subject, situation: Situation) -> bool:
-        if not self.match.fits(subject):
-            return False
-        return self.when is None or self.when.holds(subject, situation)
+    @property
+    def asks_budgets(self) -> bool:
+        """Does it depend on what is left of a budget?"""
+        return self.when is not None and self.when.budget_left_below is not None
 
 
-def applying(
-    rules: Iterable[LimitRule], subject: Subject, situation: Situation
-) -> tuple[LimitRule, ...]:
-    """The rules that a request is under, in the order of the configuration."""
-    return tuple(rule for rule in rules if rule.applies(subject, situation))
+class FittingRules:
+    """The rules that fit a subject's requests, whatever the situation, in the order of the
+    configuration."""
+
+    def __init__(self, rules: Iterable[LimitRule], subject: Subject) -> None:
+        self._subject = subject
+        self._rules: Sequence[LimitRule] = [rule for rule in rules if rule.match.fits(subject)]
+        self._always = all(rule.when is None for rule in self._rules)
+        self.serves_too_long = any(rule.on_too_long.serves for rule in self._rules)
+        self.asks_budgets = any(rule.asks_budgets for rule in self._rules)
+
+    def applying(self, situation: Situation) -> Sequence[LimitRule]:
+        """Those that a request is under."""
+        if self._always:
+            return self._rules
+        return [
+            rule
+            for rule in self._rules
+            if rule.when is None or rule.when.holds(self._subject, situation)
+        ]
+
+
+class LimitRules:
+    """All of them. `of` gives those of a subject."""
+
+    def __init__(self, rules: Iterable[LimitRule] = ()) -> None:
+        self._rules = tuple(rules)
+        self.of = lru_cache(MAX_KNOWN)(self._fitting)
+
+    def _fitting(self, subject: Subject) -> FittingRules:
+        return FittingRules(self._rules, subject)
 
 
 def strictest(rules: Iterable[LimitRule], name: str) -> tuple[LimitRule, int] | None:
     """The rule with the smallest value of this name, the first one of several; None without any."""
-    values = ((rule, getattr(rule, name)) for rule in rules)
-    given = [(rule, value) for rule, value in values if value is not None]
-    return min(given, key=lambda pair: pair[1], default=None)
+    found: tuple[LimitRule, int] | None = None
+    for rule in rules:
+        value = getattr(rule, name)
+        if value is not None and (found is None or value < found[1]):
+            found = rule, value
+    return found
 
 
 def _fits(patterns: tuple[str, ...], value: str) -> bool:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from openclawctl.wire.errors import LimitExceeded, PromptTooLong
 from openclawctl.wire.framing import MAX_RESULT_ITEMS
-from openclawd.admission.limit_rules import Action, OnTooLong, strictest
+from openclawd.admission.limit_rules import OnTooLong, strictest
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
@@ -111,12 +111,6 @@ def check_choices(n: int, limits: TokenLimits) -> None:
         )
 
 
-def may_shorten(limits: TokenLimits, rules: Collection[LimitRule]) -> bool:
-    """Might a prompt that is too long be served all the same?"""
-    policies = [limits.on_too_long, *(rule.on_too_long for rule in rules)]
-    return any(policy.action is not Action.ERROR for policy in policies)
-
-
 def check_prompt_bytes(num_bytes: int, *, longest_token_bytes: int, limits: TokenLimits) -> None:
     """Refuse a prompt that must be too long before anything is loaded or tokenised: no token is
     longer than `longest_token_bytes`, so this many bytes are at least so many tokens."""
@@ -178,9 +172,12 @@ def plan_completion(
 ) -> int:
     """The `max_tokens` of each choice that applies. Raises `PromptTooLong` or `LimitExceeded` with
     the limit, what was asked and what is allowed."""
-    _refuse_longer(prompt_tokens, Asked(asked.n), limits, rules)
+    room = _tightest(_rooms(asked, limits, rules))
+    if prompt_tokens > room.most:  # perhaps by itself, whatever the answer
+        _refuse_longer(prompt_tokens, Asked(asked.n), limits, rules)
     _check_completion(asked, limits, rules)
-    _refuse_longer(prompt_tokens, asked, limits, rules)
+    if prompt_tokens > room.most:
+        raise _too_long(prompt_tokens, asked, room)
     if asked.max_tokens is not None:
         return asked.max_tokens
     left = [limits.context - prompt_tokens]

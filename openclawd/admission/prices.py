@@ -32,25 +32,27 @@ class Price:
     ) -> int:
         """Micro-units, rounded up. `compute_s` counts to the microsecond."""
         fresh_tokens = max(0, prompt_tokens - cached_tokens)
-        millionths = (
-            fresh_tokens * self.prompt
-            + cached_tokens * self.cached
-            + completion_tokens * self.completion
-            + round(compute_s * _MILLION) * self.second
-        )
-        return -(-millionths // _MILLION)
+        prompt = fresh_tokens * self.prompt + cached_tokens * self.cached
+        return self._whole(prompt, completion_tokens, compute_s)
 
     def worst_case(self, prompt_tokens: int, completion_tokens: int, compute_s: float = 0.0) -> int:
         """The most that a request can cost, as far as it is known: all of the prompt at the higher
         of its two rates, all of the completion. A price by time has no bound without `compute_s`,
         the longest it may take."""
-        rate = max(self.prompt, self.cached)
-        whole = Price(rate, rate, self.completion, self.second)
-        return whole.cost(prompt_tokens, 0, completion_tokens, compute_s)
+        prompt = prompt_tokens * max(self.prompt, self.cached)
+        return self._whole(prompt, completion_tokens, compute_s)
 
     @property
     def is_free(self) -> bool:
         return not (self.prompt or self.cached or self.completion or self.second)
+
+    def _whole(self, prompt_millionths: int, completion_tokens: int, compute_s: float) -> int:
+        millionths = (
+            prompt_millionths
+            + completion_tokens * self.completion
+            + round(compute_s * _MILLION) * self.second
+        )
+        return -(-millionths // _MILLION)
 
 
 FREE: Final = Price()

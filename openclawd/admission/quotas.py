@@ -9,9 +9,10 @@ that is over it, is `rates.py`'s. Pure: times come in as arguments.
 - `charge` never refuses: what is over the limit is *debt*. A debt is taken out of the room of the
   windows that follow, as it becomes free, before anything else is granted. So the long run keeps
   the rate as well, however far running requests went over it.
-- The log is exact while it has at most `MAX_ENTRIES` entries. When it has more, all that was taken
-  within the same `2 / MAX_ENTRIES` of the window counts as taken with the last of it: up to 0.4 %
-  of the window later than it was, never earlier.
+- The log is exact while it has at most `MAX_ENTRIES` entries. Once it has had more it is *coarse*:
+  all that was taken within the same `2 / MAX_ENTRIES` of the window counts as taken with the last
+  of it, up to 0.4 % of the window later than it was, never earlier. It is so until it is empty, for
+  to put entries together takes longer than all the rest of a request's admission.
 
 Invariants, which `Window.check` states: in debt, the window is full; entries are in order of time,
 and at most `MAX_ENTRIES`.
@@ -22,9 +23,9 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,8 +40,8 @@ count with all the others who do."""
 
 _US: Final = 1_000_000
 _SWEPT_AT_ONCE: Final = 2
-"""Windows looked at with each grant, to drop those with nothing in them. As a grant makes at most a
-few windows and two are looked at, all are passed in some ten thousand requests."""
+"""Windows looked at for each that was made, to drop those with nothing in them; and with each grant
+while somebody has to share one. So whoever comes back finds nothing to do."""
 
 _OTHERS: Final = "(others)"
 
@@ -56,6 +57,7 @@ class Window:
         "_amounts",
         "_cell_us",
         "_debt",
+        "_is_coarse",
         "_limit",
         "_max",
         "_taken",
@@ -72,6 +74,7 @@ class Window:
         self._amounts = array("q")
         self._taken = 0
         self._debt = 0
+        self._is_coarse = False
 
     # ---- questions ----
 
@@ -138,13 +141,16 @@ class Window:
         window = Window(self._limit, self._window_us, max_entries=self._max)
         window._times, window._amounts = self._times[:], self._amounts[:]
         window._taken, window._debt = self._taken, self._debt
+        window._is_coarse = self._is_coarse
         return window
 
     def _forget(self, now_us: int) -> None:
         """Drop what counts no more, and pay debts with the room that it leaves, as of then."""
         if self._debt >= self._limit:
             self._pay_whole_windows(now_us)
-        while num := bisect_right(self._times, now_us - self._window_us):
+        until_us = now_us - self._window_us
+        while self._times and self._times[0] <= until_us:
+            num = bisect_right(self._times, until_us)
             expired = list(zip(self._times[:num], self._amounts[:num], strict=True))
             del self._times[:num], self._amounts[:num]
             for taken_at, amount in expired:
@@ -167,18 +173,27 @@ class Window:
             return
         self._debt -= amount
         self._taken += amount
-        if self._times and self._times[-1] >= at_us:
+        if self._times and self._is_one_entry(self._times[-1], at_us):
+            self._times[-1] = max(self._times[-1], at_us)
             self._amounts[-1] += amount
             return
+        self._is_coarse = self._is_coarse and bool(self._times)
         self._times.append(at_us)
         self._amounts.append(amount)
         if len(self._times) > self._max:
             self._merge()
 
+    def _is_one_entry(self, last_us: int, at_us: int) -> bool:
+        """Does what is taken now count as taken with the last?"""
+        if last_us >= at_us:
+            return True
+        return self._is_coarse and last_us // self._cell_us == at_us // self._cell_us
+
     def _merge(self) -> None:
         """Put together what was taken in the same cell, at the time of the last of it. A cell is
         the same interval for ever, so nothing moves by more than a cell however often it happens,
         and what is left is one entry a cell."""
+        self._is_coarse = True
         last_of_cell = {time // self._cell_us: time for time in self._times}
         amounts = dict.fromkeys(last_of_cell.values(), 0)
         for time, amount in zip(self._times, self._amounts, strict=True):
@@ -190,9 +205,9 @@ class Window:
 # ---- all of them ----
 
 
-@dataclass(frozen=True, slots=True)
-class Meter:
-    """One count: what it is of (`unit`, for example tokens), of which rule, whose (`bucket`)."""
+class Meter(NamedTuple):
+    """One count: what it is of (`unit`, for example tokens), of which rule, whose (`bucket`). A
+    tuple, for it is looked up by with every token."""
 
     rule: str
     bucket: str
@@ -201,8 +216,7 @@ class Meter:
     window_us: int
 
 
-@dataclass(frozen=True, slots=True)
-class Need:
+class Need(NamedTuple):
     meter: Meter
     amount: int
 
@@ -245,6 +259,7 @@ class WindowStore:
     def __init__(self, *, max_windows: int = MAX_WINDOWS) -> None:
         self._max_windows = max_windows
         self._windows: OrderedDict[Meter, Window] = OrderedDict()
+        self._num_new = 0
 
     def __len__(self) -> int:
         """How many windows are kept."""
@@ -279,22 +294,25 @@ class WindowStore:
             window.give_back(amount, taken_at_us=lease.at_us, now_us=_microseconds(now))
 
     def _window(self, meter: Meter) -> Window:
-        window = self._find(meter)
+        window = self._windows.get(meter) or self._find(meter)
         if window is None:
             is_full = len(self._windows) >= self._max_windows
-            key = replace(meter, bucket=_OTHERS) if is_full else meter
+            key = meter._replace(bucket=_OTHERS) if is_full else meter
             window = self._windows[key] = Window(meter.limit, meter.window_us)
+            self._num_new += 1
         return window
 
     def _find(self, meter: Meter) -> Window | None:
         """Questions make no windows."""
         window = self._windows.get(meter)
         if window is None and len(self._windows) >= self._max_windows:
-            window = self._windows.get(replace(meter, bucket=_OTHERS))
+            window = self._windows.get(meter._replace(bucket=_OTHERS))
         return window
 
     def _sweep(self, now_us: int) -> None:
-        for _ in range(min(_SWEPT_AT_ONCE, len(self._windows))):
+        num_wanted = max(self._num_new, len(self._windows) > self._max_windows)
+        self._num_new = 0
+        for _ in range(min(num_wanted * _SWEPT_AT_ONCE, len(self._windows))):
             meter, window = next(iter(self._windows.items()))
             if window.used(now_us):
                 self._windows.move_to_end(meter)

@@ -25,14 +25,14 @@ import enum
 import heapq
 import itertools
 from bisect import insort
-from collections import OrderedDict
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 from openclawctl.wire.errors import LimitExceeded, RateLimited
 from openclawctl.wire.units import format_duration
 from openclawd.admission.quotas import Lease, Meter, Need, QuotaStore, WindowStore
-from openclawd.admission.subjects import Match, Per, Subject
+from openclawd.admission.subjects import MAX_KNOWN, Match, Per, Subject
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -41,9 +41,6 @@ Ticket = TypeVar("Ticket")
 
 TOKENS: Final = "tokens"
 REQUESTS: Final = "requests"
-
-_MAX_KNOWN_SUBJECTS: Final = 4096
-"""Whose rules are remembered: matching patterns takes longer than all the rest."""
 
 
 class OnExceed(enum.Enum):
@@ -104,18 +101,27 @@ class _Bucket:
     def key(self) -> tuple[str, str]:
         return self.rule.name, self.name
 
-    def needs(self, prompt_tokens: int) -> tuple[Need, ...]:
-        """What one request takes when it is admitted."""
-        return tuple(
-            Need(meter, prompt_tokens if meter.unit == TOKENS else 1) for meter in self.meters
-        )
+
+@dataclass(frozen=True, slots=True)
+class _Buckets:
+    """Those that a subject's requests are in, and their meters."""
+
+    each: tuple[_Bucket, ...]
+    meters: tuple[Meter, ...]
+    token_meters: tuple[Meter, ...]
+
+    @classmethod
+    def of(cls, rules: Iterable[RateRule], subject: Subject) -> _Buckets:
+        each = tuple(_bucket(rule, subject) for rule in rules if rule.match.fits(subject))
+        meters = tuple(meter for bucket in each for meter in bucket.meters)
+        return cls(each, meters, tuple(meter for meter in meters if meter.unit == TOKENS))
 
 
 @dataclass(frozen=True, slots=True)
 class Grant:
     """What was taken for one request that may go on."""
 
-    buckets: tuple[_Bucket, ...]
+    buckets: _Buckets
     lease: Lease
 
 
@@ -126,7 +132,7 @@ class _Entry(Generic[Ticket]):
     ticket: Ticket
     number: int
     prompt_tokens: int
-    buckets: tuple[_Bucket, ...]
+    buckets: _Buckets
     arrived_at: float
     line: _Line[Ticket] | None = None
 
@@ -160,7 +166,7 @@ class RateLimiter(Generic[Ticket]):
     def __init__(self, rules: Sequence[RateRule], store: QuotaStore | None = None) -> None:
         self._rules = tuple(rules)
         self._store = WindowStore() if store is None else store
-        self._known: OrderedDict[Subject, tuple[_Bucket, ...]] = OrderedDict()
+        self._buckets_of = lru_cache(MAX_KNOWN)(self._make_buckets)
         self._waiting: dict[Ticket, _Entry[Ticket]] = {}
         self._lines: dict[tuple[str, str], _Line[Ticket]] = {}
         self._alarms: list[_Alarm[Ticket]] = []
@@ -204,7 +210,7 @@ class RateLimiter(Generic[Ticket]):
                 window_s=bucket.rule.window_s,
                 retry_after_s=round(self._store.due(meter, [1], now=now) - now, 6),
             )
-            for bucket in self._buckets_of(subject)
+            for bucket in self._buckets_of(subject).each
             for meter in bucket.meters
         ]
 
@@ -219,7 +225,7 @@ class RateLimiter(Generic[Ticket]):
         nothing else came; `LimitExceeded` if it never can be.
         """
         buckets = self._buckets_of(subject)
-        _check_possible(buckets, prompt_tokens)
+        _check_possible(buckets.each, prompt_tokens)
         entry = _Entry(ticket, next(self._numbers), prompt_tokens, buckets, arrived_at=now)
         outcome = self._decide(entry, now)
         if isinstance(outcome, Grant):
@@ -247,22 +253,22 @@ class RateLimiter(Generic[Ticket]):
 
     def charge(self, grant: Grant, num_tokens: int, *, now: float) -> None:
         """Completion tokens have come."""
-        for meter in _token_meters(grant):
+        for meter in grant.buckets.token_meters:
             self._store.charge(meter, num_tokens, now=now)
 
     def refund(self, grant: Grant, *, now: float) -> None:
         """It ends without having been computed, and stays counted as a request. `wake` is to be
         called: others may have room."""
-        self._give_back(grant, _token_meters(grant), now)
+        self._give_back(grant, grant.buckets.token_meters, now)
 
     def undo(self, grant: Grant, *, now: float) -> None:
         """As if it had never asked, because it asks anew as another one. `wake` is to be called."""
-        self._give_back(grant, (each for bucket in grant.buckets for each in bucket.meters), now)
+        self._give_back(grant, grant.buckets.meters, now)
 
     def _give_back(self, grant: Grant, meters: Iterable[Meter], now: float) -> None:
         for meter in meters:
             self._store.give_back(grant.lease, meter, now=now)
-        for bucket in grant.buckets:
+        for bucket in grant.buckets.each:
             if line := self._lines.get(bucket.key):
                 self._look_again(line, now)
 
@@ -278,14 +284,14 @@ class RateLimiter(Generic[Ticket]):
     def _decide(self, entry: _Entry[Ticket], now: float) -> Grant | _Obstacle:
         """Take all it needs, or tell what stands in the way longest: a rule that rejects before all
         others, for then there is nothing to wait for."""
-        if not any(self._is_behind(entry, bucket) for bucket in entry.buckets):
-            needs = [need for bucket in entry.buckets for need in bucket.needs(entry.prompt_tokens)]
-            lease = self._store.lease(needs, now=now)
+        buckets = entry.buckets
+        if not self._lines or not any(self._is_behind(entry, each) for each in buckets.each):
+            lease = self._store.lease(_needs(buckets.meters, entry.prompt_tokens), now=now)
             if lease is not None:
-                return Grant(entry.buckets, lease)
+                return Grant(buckets, lease)
         obstacles = [
             _Obstacle(bucket, at)
-            for bucket in entry.buckets
+            for bucket in buckets.each
             if (at := self._room_at(entry, bucket, now)) > now or self._is_behind(entry, bucket)
         ]
         return max(obstacles, key=lambda each: (_rejects(each.bucket), each.at))
@@ -391,14 +397,9 @@ class RateLimiter(Generic[Ticket]):
 
     # ---- whose ----
 
-    def _buckets_of(self, subject: Subject) -> tuple[_Bucket, ...]:
-        known = self._known.get(subject)
-        if known is None:
-            if len(self._known) >= _MAX_KNOWN_SUBJECTS:
-                self._known.popitem(last=False)
-            fitting = (rule for rule in self._rules if rule.match.fits(subject))
-            known = self._known[subject] = tuple(_bucket(rule, subject) for rule in fitting)
-        return known
+    def _make_buckets(self, subject: Subject) -> _Buckets:
+        """Use `_buckets_of`, which remembers."""
+        return _Buckets.of(self._rules, subject)
 
     # ---- refusals ----
 
@@ -408,11 +409,11 @@ class RateLimiter(Generic[Ticket]):
         """Names the count of the bucket that has room last; `retry_after_s` is about all rules."""
         rule = bucket.rule
         need = max(
-            bucket.needs(entry.prompt_tokens),
+            _needs(bucket.meters, entry.prompt_tokens),
             key=lambda need: self._store.due(need.meter, [need.amount], now=now),
         )
         used = self._store.used(need.meter, now=now)
-        at = max(self._room_at(entry, each, now) for each in entry.buckets)
+        at = max(self._room_at(entry, each, now) for each in entry.buckets.each)
         retry_after_s = round(at - now, 6)
         return RateLimited(
             f"rate limit {rule.name} allows {need.meter.limit} {need.meter.unit} in "
@@ -453,11 +454,9 @@ def _tickets(line: _Line[Ticket]) -> list[Ticket]:
     return [entry.ticket for entry in line.entries]
 
 
-def _token_meters(grant: Grant) -> Iterator[Meter]:
-    for bucket in grant.buckets:
-        for meter in bucket.meters:
-            if meter.unit == TOKENS:
-                yield meter
+def _needs(meters: Iterable[Meter], prompt_tokens: int) -> list[Need]:
+    """What one request takes of them when it is admitted."""
+    return [Need(meter, prompt_tokens if meter.unit == TOKENS else 1) for meter in meters]
 
 
 def _rejects(bucket: _Bucket) -> bool:

@@ -10,17 +10,23 @@ import enum
 import re
 from dataclasses import dataclass, field, fields
 from fnmatch import translate
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-@dataclass(frozen=True, slots=True)
-class Subject:
+MAX_KNOWN: Final = 4096
+"""Subjects of which it is remembered which rules fit them: matching patterns takes longer than all
+the rest. What fits is a pure function of the subject and the configuration."""
+
+
+class Subject(NamedTuple):
     """One request. `principal` is `user:alice` or `key:marketing`; `groups` are the names of the
     caller's groups; `key` is empty without an API key. `app` and `session` are what the client
-    says; a session is empty when it says nothing."""
+    says; a session is empty when it says nothing.
+
+    A tuple, because it is what is remembered by: these are hashed in no time."""
 
     principal: str
     groups: tuple[str, ...] = ()

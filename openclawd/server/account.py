@@ -24,35 +24,37 @@ if TYPE_CHECKING:
 
 
 class Account:
-    """Of one request. Takes everything in `take`, and once; then it is settled or given back."""
+    """Of one request. Takes everything in `take`, and once; then it is settled or given back.
 
-    def __init__(self, inference: Inference) -> None:
-        self._inference = inference
+    It does not keep its request: both would be garbage that only a collection of it finds, and what
+    many requests leave so is a pause for all.
+    """
+
+    def __init__(self) -> None:
         self._charge: Charge | None = None
-        self._slot: Slot
         self.reservation: Reservation | None = None
 
-    async def take(self, slot: Slot) -> None:
+    async def take(self, inference: Inference, slot: Slot) -> None:
         """Charge the prompt to every rate limit and hold the worst case in every budget, waiting
         where the rules say so; perhaps with a lower `max_tokens`. `slot` is what it holds in its
         lanes. Raises `RateLimited`, `LimitExceeded`, `BudgetExceeded`, `Overloaded` or
         `UseFallback`."""
-        self._slot = slot
-        inference = self._inference
         service, subject = inference.service, inference.subject
         self._charge = await service.rates.admit(
-            subject, inference.prompt_tokens, on_queued=self._on_rate_queued
+            subject,
+            inference.prompt_tokens,
+            on_queued=lambda place: _wait_for_rate(inference, slot, place),
         )
         taken = await service.budgets.reserve(
             subject,
-            self._need(),
-            on_queued=self._on_budget_queued,
+            _need(inference),
+            on_queued=lambda position: _wait_for_budget(inference, slot, position),
             is_fallback=bool(inference.fallback_from),
         )
         if isinstance(taken, Fallback):
             use_fallback(inference, taken.model, taken.problem)
         self.reservation = taken
-        self._lower_maximum(taken)
+        _lower_maximum(inference, taken)
 
     def completion(self, num_tokens: int) -> None:
         """So many tokens more have been computed."""
@@ -74,35 +76,37 @@ class Account:
         if self._charge is not None:
             self._charge.undo()
 
-    def _need(self) -> Need:
-        """The worst case by the tokens that each choice may have."""
-        inference = self._inference
-        prompt, num_choices = inference.prompt_tokens, inference.num_choices
-        price = inference.service.prices.of(inference.model.name)
-        params = inference.params
-        least = 0 if isinstance(params, EmbedParams) else params.sampling.min_tokens or 1
 
-        def worst(max_completion: int) -> Amount:
-            completion = num_choices * max_completion
-            return Amount(prompt + completion, price.worst_case(prompt, completion))
+def _need(inference: Inference) -> Need:
+    """The worst case by the tokens that each choice may have."""
+    prompt, num_choices = inference.prompt_tokens, inference.num_choices
+    price = inference.service.prices.of(inference.model.name)
+    params = inference.params
+    least = 0 if isinstance(params, EmbedParams) else params.sampling.min_tokens or 1
 
-        return Need(worst, max_completion=inference.max_tokens, least_completion=least)
+    def worst(max_completion: int) -> Amount:
+        completion = num_choices * max_completion
+        return Amount(prompt + completion, price.worst_case(prompt, completion))
 
-    def _lower_maximum(self, taken: Reservation) -> None:
-        inference = self._inference
-        if taken.shrunk_by:
-            inference.exchange.warn(
-                "max-tokens-lowered",
-                f"budget {taken.shrunk_by} leaves {taken.max_completion} completion tokens; "
-                f"max_tokens was {inference.max_tokens}",
-            )
-        inference.max_tokens = taken.max_completion
+    return Need(worst, max_completion=inference.max_tokens, least_completion=least)
 
-    def _on_rate_queued(self, place: RatePlace) -> None:
-        self._slot.must_wait()
-        data = {"position": place.position, "eta_s": place.eta_s, "rule": place.rule}
-        self._inference.exchange.event("queued", data)
 
-    def _on_budget_queued(self, position: int) -> None:
-        self._slot.must_wait()
-        self._inference.exchange.event("queued", {"position": position, "eta_s": None})
+def _lower_maximum(inference: Inference, taken: Reservation) -> None:
+    if taken.shrunk_by:
+        inference.exchange.warn(
+            "max-tokens-lowered",
+            f"budget {taken.shrunk_by} leaves {taken.max_completion} completion tokens; "
+            f"max_tokens was {inference.max_tokens}",
+        )
+    inference.max_tokens = taken.max_completion
+
+
+def _wait_for_rate(inference: Inference, slot: Slot, place: RatePlace) -> None:
+    slot.must_wait()
+    data = {"position": place.position, "eta_s": place.eta_s, "rule": place.rule}
+    inference.exchange.event("queued", data)
+
+
+def _wait_for_budget(inference: Inference, slot: Slot, position: int) -> None:
+    slot.must_wait()
+    inference.exchange.event("queued", {"position": position, "eta_s": None})

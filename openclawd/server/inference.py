@@ -34,10 +34,11 @@ from openclawd.server.recording import reserve, settle
 from openclawd.worker.messages import Answer, Ended, Output, Start
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from contextlib import AbstractAsyncContextManager
 
     from openclawctl.wire.tools import ToolCall
-    from openclawd.admission.limit_rules import LimitRule
+    from openclawd.admission.limit_rules import FittingRules, LimitRule
     from openclawd.admission.limits import TokenLimits
     from openclawd.admission.queue import Place
     from openclawd.admission.subjects import Subject
@@ -74,6 +75,7 @@ async def _serve(inference: Inference) -> None:
     """All of a request with one model. Raises `UseFallback`, or what stood in the way."""
     exchange, params, model = inference.exchange, inference.params, inference.model
     model.check_adapter(params.adapter)
+    known = model.info
     check_size(inference)  # before anything is loaded, with what is known of the model by then
     async with submit(
         model,
@@ -83,7 +85,8 @@ async def _serve(inference: Inference) -> None:
         on_loading=inference.on_loading,
     ) as submission:
         inference.load_s = inference.elapsed_s()
-        check_size(inference)
+        if model.info is not known:
+            check_size(inference)  # it was loaded meanwhile
         await inference.run(submission)
 
 
@@ -164,7 +167,7 @@ class Inference:
     prompt_text: str | None = None
     prefixes: list[tuple[int, bytes]] = field(default_factory=list)
     fallback_from: str = ""
-    rules: tuple[LimitRule, ...] = ()
+    rules: Collection[LimitRule] = ()
     truncation: str = ""
     dropped_tokens: int = 0
     parts: dict[int, _Part] = field(default_factory=dict)
@@ -173,13 +176,15 @@ class Inference:
     ended: Ended | None = None
     turn: Turn | None = None
     subject: Subject = field(init=False)
+    fitting: FittingRules = field(init=False)
     account: Account = field(init=False)
     tier: Tier = field(init=False)
     priority: Priority = field(init=False)
 
     def __post_init__(self) -> None:
         self.subject = subject_of(self)
-        self.account = Account(self)
+        self.fitting = self.service.limit_rules.of(self.subject)
+        self.account = Account()
         self.tier = self.service.tier_of(self.exchange.peer.principal)
         asked = self.params.priority
         self.priority = self.tier.priority_of(None if asked is None else Priority[asked.upper()])
@@ -214,7 +219,7 @@ class Inference:
             async with self.service.lanes.take(
                 self.rules, self.subject, self._on_queued, give_up=self.exchange.cancel
             ) as slot:
-                await self.account.take(slot)
+                await self.account.take(self, slot)
                 await reserve(self)
                 self.is_reserved = True
                 async with self._turn(slot) as self.turn:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from openclawd.admission.limit_rules import LimitRule, OnTooLong, When
+from openclawd.admission.limit_rules import LimitRule, LimitRules, OnTooLong, When
 from openclawd.admission.subjects import Match, Per
 
 if TYPE_CHECKING:
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from openclawd.config.limits import LimitConfig
 
 
-def limit_rules(sections: Iterable[LimitConfig]) -> tuple[LimitRule, ...]:
+def limit_rules(sections: Iterable[LimitConfig]) -> LimitRules:
     """In the order of the file."""
-    return tuple(map(_rule, sections))
+    return LimitRules(map(_rule, sections))
 
 
 def _rule(section: LimitConfig) -> LimitRule:

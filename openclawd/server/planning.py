@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 from openclawctl.wire.completion import ChatParams, GenerateParams
 from openclawctl.wire.errors import Internal, PromptTooLong
 from openclawctl.wire.operations import EmbedParams
-from openclawd.admission.limit_rules import Situation, applying
+from openclawd.admission.limit_rules import Situation
 from openclawd.admission.limits import (
     Asked,
     check_answer_tokens,
@@ -24,13 +24,13 @@ from openclawd.admission.limits import (
     check_prompt_tokens,
     check_total_tokens,
     excess_of,
-    may_shorten,
     plan_completion,
 )
 from openclawd.server.fallback import use_fallback
 from openclawd.worker.messages import Prepared
 
 if TYPE_CHECKING:
+    from openclawd.admission.limits import Excess, TokenLimits
     from openclawd.admission.subjects import Subject
     from openclawd.fleet.submission import Submission
     from openclawd.server.inference import Inference, InferenceParams
@@ -42,10 +42,9 @@ LONGEST_TOKEN_BYTES: Final = 1024
 def check_size(inference: Inference) -> None:
     """Refuse what cannot fit before time is spent on it. Raises `PromptTooLong`, and
     `LimitExceeded` for more choices than can be computed together."""
-    limits, params, subject = inference.limits, inference.params, inference.subject
+    limits, params = inference.limits, inference.params
     check_choices(inference.num_choices, limits)
-    rules = [rule for rule in inference.service.limit_rules if rule.match.fits(subject)]
-    may_be_cut = may_shorten(limits, rules)
+    may_be_cut = limits.on_too_long.serves or inference.fitting.serves_too_long
     if isinstance(params, GenerateParams) and not (may_be_cut or isinstance(params.prompt, str)):
         check_prompt_tokens(len(params.prompt), limits)
     num_bytes = sum(len(text.encode(errors="replace")) for text in _longest_inputs(params))
@@ -58,28 +57,31 @@ async def plan(inference: Inference, submission: Submission) -> None:
     """Decide on exact counts whether the request may run, and how far. A prompt that is too long is
     cut, or goes to another model (`UseFallback`), where its strictest limit says so."""
     prepared = await _count(inference, submission)
-    inference.rules = applying(
-        inference.service.limit_rules,
-        inference.subject,
-        situation_of(inference, prepared.prompt_tokens),
-    )
-    asked, limits, rules = _asked(inference.params), inference.limits, inference.rules
-    excess = excess_of(prepared.longest, asked, limits, rules)
-    if excess is not None and excess.truncates:
-        inference.truncation = excess.on_too_long.action.value
-        prepared = await _count(inference, submission, excess.max_prompt_tokens)
+    inference.rules = inference.fitting.applying(situation_of(inference, prepared.prompt_tokens))
+    asked, limits = _asked(inference.params), inference.limits
     try:
-        _check_counts(inference, prepared, asked)
+        _check_counts(inference, prepared, asked, limits)
     except PromptTooLong as problem:
-        if excess is not None and excess.on_too_long.model:
+        excess = excess_of(prepared.longest, asked, limits, inference.rules)
+        if excess is None:
+            raise
+        if excess.on_too_long.model:
             use_fallback(inference, excess.on_too_long.model, problem)
-        raise
-    if inference.truncation:
-        inference.exchange.warn(
-            "truncated",
-            f"the prompt had {prepared.prompt_tokens_in} tokens, of which {prepared.dropped} were "
-            f"dropped ({inference.truncation})",
-        )
+        if not excess.truncates:
+            raise
+        await _cut(inference, submission, excess)
+
+
+async def _cut(inference: Inference, submission: Submission, excess: Excess) -> None:
+    """Shorten the prompt, and tell the client so."""
+    inference.truncation = excess.on_too_long.action.value
+    prepared = await _count(inference, submission, excess.max_prompt_tokens)
+    _check_counts(inference, prepared, _asked(inference.params), inference.limits)
+    inference.exchange.warn(
+        "truncated",
+        f"the prompt had {prepared.prompt_tokens_in} tokens, of which {prepared.dropped} were "
+        f"dropped ({inference.truncation})",
+    )
 
 
 def subject_of(inference: Inference) -> Subject:
@@ -96,13 +98,10 @@ def subject_of(inference: Inference) -> Subject:
 def situation_of(inference: Inference, prompt_tokens: int) -> Situation:
     """How things are for a request that asks with so many tokens. What is left of budgets is looked
     up where a rule asks for it."""
-    service = inference.service
-    asks = any(
-        rule.when and rule.when.budget_left_below is not None for rule in service.limit_rules
-    )
+    asks, budgets = inference.fitting.asks_budgets, inference.service.budgets
     return Situation(
         inference.model.turns.num_waiting,
-        budget_left=service.budgets.share_left(inference.subject) if asks else 1.0,
+        budget_left=budgets.share_left(inference.subject) if asks else 1.0,
         prompt_tokens=prompt_tokens,
     )
 
@@ -123,8 +122,10 @@ async def _count(
     return prepared
 
 
-def _check_counts(inference: Inference, prepared: Prepared, asked: Asked) -> None:
-    params, limits, rules = inference.params, inference.limits, inference.rules
+def _check_counts(
+    inference: Inference, prepared: Prepared, asked: Asked, limits: TokenLimits
+) -> None:
+    params, rules = inference.params, inference.rules
     if isinstance(params, EmbedParams):
         check_prompt_tokens(prepared.longest, limits, rules)
         check_total_tokens(prepared.prompt_tokens, rules)

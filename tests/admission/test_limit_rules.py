@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from openclawd.admission.limit_rules import (
     Action,
     LimitRule,
+    LimitRules,
     OnTooLong,
     Situation,
     When,
-    applying,
     strictest,
 )
 from openclawd.admission.subjects import Match, Subject
@@ -55,13 +55,13 @@ def test_the_smallest_value_wins_and_of_equal_ones_the_first(values: list[int | 
 def test_all_conditions_must_hold(when: When, situation: Situation, holds: bool) -> None:
     assert when.holds(ALICE, situation) is holds
     rule = LimitRule("r", max_prompt_tokens=1, when=when)
-    assert applying([rule], ALICE, situation) == ((rule,) if holds else ())
+    assert LimitRules([rule]).of(ALICE).applying(situation) == ([rule] if holds else [])
 
 
 def test_rules_about_others_do_not_apply() -> None:
     mine = LimitRule("mine", Match(group=("res*",)), max_parallel=1)
     other = LimitRule("other", Match(principal=("user:bob",)), max_parallel=1)
-    assert applying([other, mine], ALICE, Situation()) == (mine,)
+    assert LimitRules([other, mine]).of(ALICE).applying(Situation()) == [mine]
 
 
 @pytest.mark.parametrize("action", [action for action in Action if action is not Action.FALLBACK])

@@ -142,7 +142,7 @@ class RatesMachine(RuleBasedStateMachine):
     def note(self, ticket: int, grant: Grant, waiting: dict[int, tuple[str, str]]) -> None:
         """It was admitted: nobody that came earlier waits in a line for a count it takes of."""
         subject, prompt_tokens, _ = self.asked[ticket]
-        keys = {bucket.key for bucket in grant.buckets}  # a rule's name and whose count
+        keys = {bucket.key for bucket in grant.buckets.each}  # a rule's name and whose count
         assert not [other for other, key in waiting.items() if other < ticket and key in keys]
         self.grants.append(grant)
         self.taken.append((self.now, subject, prompt_tokens))
@@ -433,5 +433,5 @@ def test_who_is_not_meant_is_not_counted() -> None:
     rates.charge(grant, 10**9, now=0.0)
     rates.refund(grant, now=0.0)
     assert rates.standing(ALICE, now=0.0) == []
-    student = replace(ALICE, groups=("students",))
+    student = ALICE._replace(groups=("students",))
     assert [standing.used for standing in rates.standing(student, now=0.0)] == [0]

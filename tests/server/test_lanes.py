@@ -204,7 +204,7 @@ async def test_who_waited_too_long_raises_nothing_in_a_task_that_tells_it_of_its
 
 @runs
 async def test_the_wait_for_a_rate_limit_or_a_budget_counts() -> None:
-    guests = Guests(LimitRule("quick", max_queued=1, max_queue_s=0.001))
+    guests = Guests(LimitRule("quick", max_queued=1, max_queue_s=0.1))
     await guests.come("a", "b")
     guests.inside["a"].must_wait()
     with pytest.raises(Overloaded, match="max_queued"):

@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING
 from openclawctl.wire.errors import ShuttingDown, Unavailable
 from openclawctl.wire.units import format_duration
 from openclawd.fleet.kept_files import sweep
-from openclawd.fleet.model import Model, ModelState
 from openclawd.fleet.registry import Fleet
+from openclawd.fleet.spec import ModelState
 from openclawd.ledger import Ledger
 from openclawd.ledger.audit_key import load_audit_key
 from openclawd.ledger.keys import read_keys
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from openclawd.config import Config
     from openclawd.config.places import Places
     from openclawd.config.security import SecurityConfig
+    from openclawd.fleet.model import Model
     from openclawd.observe.systemd import Notifier
 
 logger = logging.getLogger(__name__)

@@ -22,8 +22,9 @@ from openclawd.config import (
     is_model_file,
     model_files_by_stem,
 )
-from openclawd.fleet.model import Model, ModelSpec, ModelState
+from openclawd.fleet.model import Model
 from openclawd.fleet.placement import CoreAllocator
+from openclawd.fleet.spec import ModelSpec, ModelState
 from openclawd.worker.messages import Load
 
 if TYPE_CHECKING:

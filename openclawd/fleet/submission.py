@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from openclawd.fleet.link import Call, Link
-    from openclawd.fleet.model import Files, Model
+    from openclawd.fleet.model import Model
+    from openclawd.fleet.spec import Files
     from openclawd.worker.messages import Answer, Ended, Loading, Output, Start
 
 logger = logging.getLogger(__name__)
@@ -196,7 +197,7 @@ class Submission:
         assert self._link is not None
         assert self._call is not None
         self._was_started = True
-        self._files_at_start = self._model.loaded_files
+        self._files_at_start = self._link.files
         told = [part.continuation(index) for index, part in self._parts.items()]
         priority = start.priority if self._priority is None else self._priority
         start = replace(start, rid=self._call.rid, continuation=told, priority=priority)
@@ -239,7 +240,7 @@ class Submission:
         with contextlib.suppress(WorkerDied):  # not its doing: it has been prepared before
             await self._prepare(lambda progress: None, patience_s=COMEBACK_PATIENCE_S)
             await self._go_alone_if_suspected()
-        if self._was_started and self._model.loaded_files != self._files_at_start:
+        if self._was_started and self._link and self._link.files != self._files_at_start:
             raise ModelFailed(
                 f"the files of model {self._model.name} have been changed meanwhile",
                 hint="send the request again",

@@ -23,6 +23,7 @@ from openclawctl.wire.errors import (
     WorkerDied,
 )
 from openclawctl.wire.framing import MAX_RESULT_ITEMS, FrameReader, encode_frame
+from openclawd.fleet.router import Beginnings
 from openclawd.worker.messages import (
     FROM_WORKER_FRAME_BYTES,
     TO_WORKER_FRAME_BYTES,
@@ -72,6 +73,8 @@ class Call:
     has_output: bool = field(default=False)
     is_survivor: bool = field(default=False)
     """It was in flight when the worker before this one died, too."""
+    num_sequences: int = field(default=0)
+    """Slots it takes from its start on."""
     is_only_suspect: bool = field(default=False)
     """When this worker died, it was the one survivor that had got nothing here, either."""
 
@@ -111,6 +114,7 @@ class Link(asyncio.BufferedProtocol):
         self.is_closed = False
         self.has_delivered = False
         self.files = files
+        self.beginnings = Beginnings()
         self._calls: dict[int, Call] = {}
         self._is_idle = asyncio.Event()
         self._is_idle.set()
@@ -123,6 +127,11 @@ class Link(asyncio.BufferedProtocol):
     @property
     def num_calls(self) -> int:
         return len(self._calls)
+
+    @property
+    def num_sequences(self) -> int:
+        """What it computes, or is to compute as soon as it has a slot."""
+        return sum(call.num_sequences for call in self._calls.values())
 
     async def wait_idle(self) -> None:
         """Until the worker has no call."""
@@ -181,6 +190,7 @@ class Link(asyncio.BufferedProtocol):
         must neither wait nor raise."""
         call.on_output = on_output
         call.is_started = True
+        call.num_sequences = start.n
         self.send(start)
 
     def reprioritize(self, call: Call, priority: int) -> None:

@@ -1,17 +1,21 @@
 """One model as its users see it: its state, who uses it, who waits for it, and its replicas.
 
-Owns which replicas there are and whether they are wanted; what a worker does is `replica.py`'s.
-Knows no client and no token; requests hold the model through `lease()` and take turns at it through
-`turns`.
+Owns which replicas there are and whether they are wanted; what a worker does is `replica.py`'s, and
+which of them computes a request `router.py`'s. Knows no client and no token; requests hold the
+model through `lease()` and take turns at it through `turns`.
 
-Invariants: the model is ready as soon as one replica is; everyone who waits for it hears of every
-change of a replica; it is unloaded for being idle only when no lease is held.
+Invariants: the model is ready as soon as one replica is, and has the slots of those that are; who
+waits for it hears of every change of a replica; it is unloaded for being idle only when no lease is
+held. `spec` is that of the replicas which new requests go to, and `goal` what all are to become;
+they differ only while the first worker with other settings is on its way.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
+from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
 from openclawctl.wire.errors import NotFound
@@ -19,11 +23,12 @@ from openclawctl.wire.fields import suggestion
 from openclawctl.wire.units import format_duration
 from openclawd.fleet.peaks import Peaks
 from openclawd.fleet.replica import Replica
+from openclawd.fleet.router import Demand, Option, choose
 from openclawd.fleet.spec import ModelSpec, ModelState
 from openclawd.fleet.turns import Turns
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
     from openclawd.fleet.link import Link
     from openclawd.fleet.placement import CoreAllocator
@@ -32,6 +37,8 @@ if TYPE_CHECKING:
 PATIENCE_S: Final = 5.0
 """A request waits for a model in backoff when it is tried again within this time; else it is told
 when to come back."""
+
+_ANY: Final = Demand()
 
 _FURTHEST_FIRST: Final = (
     ModelState.READY,
@@ -57,6 +64,7 @@ class Model:
         max_skips: int,
     ) -> None:
         self.spec = spec
+        self.goal = spec
         self._cores = cores
         self._on_change = on_change
         self.info: dict[str, Any] = {}
@@ -69,14 +77,19 @@ class Model:
         )
         self.one_suspect_at_a_time = asyncio.Lock()
         self.peaks = Peaks()
-        self.replicas = [self._new_replica()]
+        self.note = ""
+        """What an administrator is to know beside the state."""
+        self.replicas: list[Replica] = []
+        """Only while the last one with old settings makes room is there none."""
+        self._last: Replica
+        self._tasks: asyncio.TaskGroup | None = None
+        self._is_over = asyncio.Event()
         self._num_leases = 0
         self._keep_alive_timer: asyncio.TimerHandle | None = None
         self._waiters: set[asyncio.Future[None]] = set()
         self._num_hopeful = 0
-
-    def _new_replica(self) -> Replica:
-        return Replica(self.spec, title=f"model {self.name}", cores=self._cores, owner=self)
+        for _ in range(spec.scale.low):
+            self._last = self.add_replica()
 
     # ---- questions ----
 
@@ -90,7 +103,7 @@ class Model:
 
     @property
     def reason(self) -> str:
-        return self._leading.reason
+        return self._leading.reason or self.note
 
     @property
     def since(self) -> float:
@@ -108,17 +121,21 @@ class Model:
 
     @property
     def gauges(self) -> dict[str, int]:
-        """The engine's counters as of the last step; empty without a worker."""
-        return self._leading.gauges
+        """The engines' counters as of their last steps, added up; empty without a worker."""
+        total: Counter[str] = Counter()
+        for replica in self.replicas:
+            total.update(replica.gauges)
+        return dict(total)
 
     @property
     def num_steps(self) -> int:
-        return self._leading.num_steps
+        return sum(replica.num_steps for replica in self.replicas)
 
     @property
     def _leading(self) -> Replica:
-        """The replica that is furthest."""
-        return min(self.replicas, key=lambda each: _FURTHEST_FIRST.index(each.state))
+        """The replica that is furthest; the last there was, while there is none."""
+        replicas = self.replicas or [self._last]
+        return min(replicas, key=lambda each: _FURTHEST_FIRST.index(each.state))
 
     @property
     def num_leases(self) -> int:
@@ -149,22 +166,27 @@ class Model:
         finally:
             self._num_leases -= 1
             self._start_keep_alive()
+            self._wake()
 
     async def wait_link(
-        self, on_progress: Callable[[Loading], None], *, patience_s: float = PATIENCE_S
+        self,
+        on_progress: Callable[[Loading], None],
+        *,
+        patience_s: float = PATIENCE_S,
+        demand: Demand = _ANY,
     ) -> Link:
-        """The link to a worker that is ready, loading the model if need be. Raises like `lease`,
-        if the next try to load it is further off than `patience_s`."""
+        """The link to the worker that is best for a request, loading the model if need be. Raises
+        like `lease`, if the next try to load it is further off than `patience_s`."""
         told: Loading | None = None
         self._num_hopeful += 1
         try:
-            while (link := self._ready_link()) is None:
+            while (link := self._best_link(demand)) is None:
                 self._check_hope(patience_s)
-                self._want()
+                self.want()
                 if self.state is ModelState.LOADING and self.progress is not told:
                     told = self.progress
                     on_progress(told)
-                await self._wait_change()
+                await self.wait_change()
         finally:
             self._num_hopeful -= 1
         return link
@@ -178,18 +200,30 @@ class Model:
                 hint="its adapters: " + (", ".join(known) or "none; see `adapters` of the model"),
             )
 
-    def _ready_link(self) -> Link | None:
-        links = (replica.ready_link for replica in self.replicas)
-        return next((link for link in links if link is not None), None)
+    def better_link(self, own: Link, demand: Demand) -> Link:
+        """The link to the worker that is best for a request which one has prepared: that one, or
+        another with the same settings, to which the counts that were made apply as well."""
+        holder = next((each for each in self.replicas if each.link is own), None)
+        if holder is None:
+            return own
+        alike = [each for each in self.replicas if each.spec.is_same_worker(holder.spec)]
+        return _best_of(alike, demand, own) or own
+
+    def _best_link(self, demand: Demand) -> Link | None:
+        """None while no worker is ready. Those with other settings are on their way out."""
+        current = [each for each in self.replicas if each.spec.is_same_worker(self.spec)]
+        return _best_of(current, demand) or _best_of(self.replicas, demand)
 
     def _check_hope(self, patience_s: float) -> None:
         """Raise when waiting for the model is pointless: what the first to be tried again says."""
-        problems = [replica.why_hopeless(patience_s) for replica in self.replicas]
+        current = (each for each in self.replicas if not each.is_retired)
+        problems = [replica.why_hopeless(patience_s) for replica in current]
         hopeless = [problem for problem in problems if problem is not None]
-        if len(hopeless) == len(problems):
+        if problems and len(hopeless) == len(problems):
             raise min(hopeless, key=lambda each: each.retry_after_s or float("inf"))
 
-    def _want(self) -> None:
+    def want(self) -> None:
+        """Have it loaded by and by."""
         for replica in self.replicas:
             replica.want()
 
@@ -199,6 +233,7 @@ class Model:
         """Load now, whatever failed before. Raises like `lease()`."""
         for replica in self.replicas:
             replica.forget_failure()
+        self.want()
         await self.wait_link(on_progress)
         self._start_keep_alive()
 
@@ -212,48 +247,96 @@ class Model:
         for replica in self.replicas:
             replica.stop("on request")
         while any(replica.link in links for replica in self.replicas):
-            await self._wait_change()
+            await self.wait_change()
 
     async def wait_settled(self) -> None:
         """Until the first load has succeeded or failed, or was called off by `unload()`."""
-        self._want()
-        await self._wait_change()
+        self.want()
+        await self.wait_change()
         while self.state is ModelState.LOADING:
-            await self._wait_change()
+            await self.wait_change()
 
     def abandon(self) -> None:
         """Kill the workers now. For the end of the drain: their requests are cancelled already."""
         for replica in self.replicas:
             replica.kill()
 
-    # ---- the task ----
+    # ---- the replicas ----
 
     async def run(self) -> None:
-        """Keep every replica going, for ever."""
-        async with asyncio.TaskGroup() as tasks:
+        """Keep every replica going, until `leave` lets it end."""
+        async with asyncio.TaskGroup() as self._tasks:
             for replica in self.replicas:
-                tasks.create_task(replica.run())
+                self._tasks.create_task(self._keep(replica))
+            await self._is_over.wait()
+
+    def add_replica(self) -> Replica:
+        """One more, with the settings of `goal`. It is loaded once it is wanted."""
+        taken = {each.index for each in self.replicas if each.spec.is_same_worker(self.goal)}
+        index = next(number for number in itertools.count() if number not in taken)
+        replica = Replica(self.goal, index, cores=self._cores, owner=self)
+        self.replicas.append(replica)
+        if self._tasks is not None:
+            self._tasks.create_task(self._keep(replica))
+        self._wake()
+        return replica
+
+    async def _keep(self, replica: Replica) -> None:
+        await replica.run()
+        self.replicas.remove(replica)
+        self._last = replica
+        self.replica_changed(replica)
+
+    def adopt(self, spec: ModelSpec) -> None:
+        """These are the settings from now on, which its workers have or need not have."""
+        self.spec = spec
+        self._fit_turns()
+        self._start_keep_alive()
+
+    async def leave(self) -> None:
+        """The model is no more. Whoever has it or waits for it is served; returns after that."""
+        while self._num_leases or self._num_hopeful:
+            await self.wait_change()
+        await self.unload()
+        for replica in self.replicas:
+            replica.retire("because the configuration has it no more")
+        self._is_over.set()
 
     # ---- what replicas say (replica.Owner) ----
 
     @property
     def is_needed(self) -> bool:
-        return self.spec.is_kept_warm or self._num_hopeful > 0 or self._num_leases > 0
+        is_used = self._num_hopeful > 0 or self._num_leases > 0
+        return self.spec.is_kept_warm or is_used or self.state is ModelState.READY
 
     def note_step(self, gauges: Mapping[str, int]) -> None:
         self.peaks.note(gauges)
 
     def replica_changed(self, replica: Replica) -> None:
         if replica.state is ModelState.READY:
-            self.info = replica.info
+            if replica.spec.is_same_worker(self.goal):
+                self.spec = self.goal
+            if replica.spec.is_same_worker(self.spec):
+                self.info = replica.info
             self._start_keep_alive()
+        self._fit_turns()
         self._on_change(self)
+        self._wake()
+
+    def _fit_turns(self) -> None:
+        """As many slots as its workers have; those of one while none is there."""
+        ready = [each for each in self.replicas if each.state is ModelState.READY]
+        num_slots = sum(each.spec.load.parallel for each in ready)
+        self.turns.resize(num_slots or self.spec.load.parallel)
+
+    def _wake(self) -> None:
         for waiter in self._waiters:
             if not waiter.done():
                 waiter.set_result(None)
 
-    async def _wait_change(self) -> None:
-        """Until the state or the load progress of a replica changes."""
+    async def wait_change(self) -> None:
+        """Until the state or the load progress of a replica changes, or somebody is done with the
+        model."""
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiters.add(waiter)
         try:
@@ -279,3 +362,21 @@ class Model:
         if self.state is ModelState.READY and self._num_leases == 0:
             for replica in self.replicas:
                 replica.stop(f"after {format_duration(self.spec.keep_alive_s)} without use")
+
+
+def _best_of(replicas: Sequence[Replica], demand: Demand, own: Link | None = None) -> Link | None:
+    """The link to the one of these that is to compute a request; None if none of them is ready."""
+    links = [(each, link) for each in replicas if (link := each.ready_link) is not None]
+    if len(links) < 2:
+        return links[0][1] if links else None
+    options = [
+        Option(
+            slots=replica.spec.load.parallel,
+            busy=link.num_sequences,
+            known_tokens=link.beginnings.longest(demand.domain, demand.prefixes),
+            has_it=link is own,
+            num_calls=link.num_calls,
+        )
+        for replica, link in links
+    ]
+    return links[choose(options, num_sequences=demand.num_sequences)][1]

@@ -54,12 +54,16 @@ class Owner(Protocol):
 
 
 class Replica:
-    """`run()` is its one task, owned by its model. `title` names it in the log. `spec` is that of
-    its workers for good: other settings are another replica's."""
+    """`run()` is its one task, owned by its model. `index` counts from 0 among those of the same
+    `spec`, which is that of its workers for good: other settings are another replica's."""
 
-    def __init__(self, spec: ModelSpec, *, title: str, cores: CoreAllocator, owner: Owner) -> None:
+    def __init__(self, spec: ModelSpec, index: int, *, cores: CoreAllocator, owner: Owner) -> None:
         self.spec = spec
-        self.title = title
+        self.index = index
+        self.title = f"model {spec.name}"
+        """What it is called in the log."""
+        if spec.scale.high > 1:
+            self.title += f", replica {index + 1}"
         self._cores = cores
         self._owner = owner
         self.state = ModelState.UNLOADED
@@ -76,6 +80,8 @@ class Replica:
         self._wanted = asyncio.Event()
         self._unwanted = asyncio.Event()
         self._stop_reason = ""
+        self.is_retired = False
+        """Is it to end for good?"""
         self._changed = asyncio.Event()
 
     # ---- questions ----
@@ -97,6 +103,22 @@ class Replica:
     def link(self) -> Link | None:
         """That of the worker which is there or on its way."""
         return self._link
+
+    @property
+    def is_wanted(self) -> bool:
+        """Has it a worker, or is it to get one?"""
+        return self._wanted.is_set()
+
+    @property
+    def is_settled(self) -> bool:
+        """Has what was wanted of it come, or failed?"""
+        is_over = self.state in (ModelState.READY, ModelState.BACKOFF, ModelState.FAILED)
+        return is_over or not self.is_wanted
+
+    @property
+    def has_old_files(self) -> bool:
+        """Have the model's files changed since its worker was started?"""
+        return self._link is not None and self._link.files != self.spec.files()
 
     @property
     def ready_link(self) -> Link | None:
@@ -125,6 +147,8 @@ class Replica:
 
     def want(self) -> None:
         """Have it loaded, unless that has failed for good and its files are what they were."""
+        if self.is_retired:
+            return
         if self.state is ModelState.FAILED:
             if self.spec.files() == self._files_when_failed:
                 return
@@ -158,6 +182,12 @@ class Replica:
                 self._set_state(ModelState.DRAINING, f"unloading {why}")
             self._unwanted.set()
 
+    def retire(self, why: str) -> None:
+        """`stop` it, and end its task then."""
+        self.is_retired = True
+        self.stop(why)
+        self._wanted.set()
+
     def kill(self) -> None:
         """End its worker now."""
         if self._worker is not None:
@@ -166,10 +196,12 @@ class Replica:
     # ---- the task ----
 
     async def run(self) -> None:
-        """Start the worker when it is wanted, and again when it died, for ever."""
+        """Start the worker when it is wanted, and again when it died, until it is retired."""
         while True:
             while not self._wanted.is_set():  # it may be cleared between being set and our turn
                 await self._wanted.wait()
+            if self.is_retired:
+                return
             self._unwanted.clear()
             ending = await self._run_worker()
             await self._after(ending)
@@ -199,7 +231,7 @@ class Replica:
         started_at = time.monotonic()
         self._worker = worker
         logger.info("%s: worker %d loads %s", self.title, worker.pid, self.spec.load.path)
-        link.send(self.spec.load)
+        link.send(self.spec.load_of(self.index))
         try:
             status = await self._wait_exit(worker)
         finally:

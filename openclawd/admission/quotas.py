@@ -9,6 +9,7 @@ that is over it, is `rates.py`'s. Pure: times come in as arguments.
 - `charge` never refuses: what is over the limit is *debt*. A debt is taken out of the room of the
   windows that follow, as it becomes free, before anything else is granted. So the long run keeps
   the rate as well, however far running requests went over it.
+- The limit may become another one: what was taken goes on to count, and what is over it is debt.
 - The log is exact while it has at most `MAX_ENTRIES` entries. When it has more, all that was taken
   within the same `2 / MAX_ENTRIES` of the window counts as taken with the last of it: up to 0.4 %
   of the window later than it was, never earlier.
@@ -22,12 +23,12 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
 MAX_ENTRIES: Final = 512
 """8 KiB for a window that is used all the time."""
@@ -74,6 +75,10 @@ class Window:
         self._debt = 0
 
     # ---- questions ----
+
+    @property
+    def limit(self) -> int:
+        return self._limit
 
     def used(self, now_us: int) -> int:
         """What counts now, debt included: so it may be more than the limit."""
@@ -123,6 +128,17 @@ class Window:
         self._amounts[index] -= amount
         self._taken -= amount
         self._pay(now_us)
+
+    def change_limit(self, limit: int, now_us: int) -> None:
+        """From now on so much may be taken. What counts is taken anew, each at its time."""
+        self._forget(now_us)
+        taken = list(zip(self._times, self._amounts, strict=True))
+        debt, self._debt, self._taken, self._limit = self._debt, 0, 0, limit
+        del self._times[:], self._amounts[:]
+        for at_us, amount in taken:
+            self._debt += amount
+            self._pay(at_us)
+        self.charge(debt, now_us)
 
     def check(self) -> None:
         """Raise `AssertionError` if an invariant is broken."""
@@ -192,12 +208,13 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class Meter:
-    """One count: what it is of (`unit`, for example tokens), of which rule, whose (`bucket`)."""
+    """One count: what it is of (`unit`, for example tokens), of which rule, whose (`bucket`). It is
+    the same count with another limit."""
 
     rule: str
     bucket: str
     unit: str
-    limit: int
+    limit: int = field(compare=False)
     window_us: int
 
 
@@ -238,6 +255,9 @@ class QuotaStore(Protocol):
     def give_back(self, lease: Lease, meter: Meter, *, now: float) -> None:
         """Untake what a lease took of one count."""
 
+    def change_limits(self, meters: Iterable[Meter], *, now: float) -> None:
+        """All counts of these rules, units and windows, whosever they are, have these limits."""
+
 
 class WindowStore:
     """The counts of one daemon, in its memory: a restart begins with empty windows."""
@@ -254,7 +274,7 @@ class WindowStore:
         now_us = _microseconds(now)
         self._sweep(now_us)
         windows = [(self._window(need.meter), need.amount) for need in needs]
-        if any(window.due_us(amount, now_us) > now_us for window, amount in windows):
+        if any(_due_us(window, [amount], now_us) > now_us for window, amount in windows):
             return None
         for window, amount in windows:
             window.charge(amount, now_us)
@@ -263,7 +283,7 @@ class WindowStore:
     def due(self, meter: Meter, amounts: Sequence[int], *, now: float) -> float:
         now_us = _microseconds(now)
         window = self._find(meter) or Window(meter.limit, meter.window_us)
-        due_us = window.last_due_us(amounts, now_us)
+        due_us = _due_us(window, amounts, now_us)
         return now if due_us <= now_us else due_us / _US
 
     def used(self, meter: Meter, *, now: float) -> int:
@@ -277,6 +297,13 @@ class WindowStore:
         amount = sum(need.amount for need in lease.needs if need.meter == meter)
         if window := self._find(meter):
             window.give_back(amount, taken_at_us=lease.at_us, now_us=_microseconds(now))
+
+    def change_limits(self, meters: Iterable[Meter], *, now: float) -> None:
+        limits = {(each.rule, each.unit, each.window_us): each.limit for each in meters}
+        for meter, window in self._windows.items():
+            limit = limits.get((meter.rule, meter.unit, meter.window_us), window.limit)
+            if limit != window.limit:
+                window.change_limit(limit, _microseconds(now))
 
     def _window(self, meter: Meter) -> Window:
         window = self._find(meter)
@@ -300,6 +327,12 @@ class WindowStore:
                 self._windows.move_to_end(meter)
             else:
                 del self._windows[meter]
+
+
+def _due_us(window: Window, amounts: Sequence[int], now_us: int) -> int:
+    """One that came while the limit was higher may need more than the whole of it, and takes all
+    there is."""
+    return window.last_due_us([min(each, window.limit) for each in amounts], now_us)
 
 
 def _microseconds(now: float) -> int:

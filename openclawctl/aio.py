@@ -364,6 +364,9 @@ class AsyncClient:
     async def unload(self, model: str | None = None) -> dict[str, Any]:
         return await self._ask("unload", self._target.model_params(model))
 
+    async def reload(self) -> dict[str, Any]:
+        return await self._ask("reload", {})
+
     async def usage(
         self,
         *,

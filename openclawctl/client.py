@@ -321,6 +321,12 @@ class Client:
         """Give a model's memory back. It is loaded again when it is next asked."""
         return self._ask("unload", self._target.model_params(model))
 
+    def reload(self) -> dict[str, Any]:
+        """Have the daemon read its configuration again: the names of models that were `added`,
+        `changed` and `removed`, and `warnings` about what takes effect at the next start. Raises
+        `InvalidRequest`, with every mistake, for one that is wrong; nothing has changed then."""
+        return self._ask("reload", {})
+
     def usage(
         self,
         *,

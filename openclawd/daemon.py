@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import dataclasses
 import grp
 import hashlib
 import logging
@@ -20,33 +21,40 @@ import signal
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from openclawctl.wire.errors import ShuttingDown, Unavailable
+from openclawctl.wire.errors import Problem, ShuttingDown, Unavailable
 from openclawctl.wire.units import format_duration
 from openclawd.fleet.kept_files import sweep
-from openclawd.fleet.model import Model, ModelState
 from openclawd.fleet.registry import Fleet
+from openclawd.fleet.spec import ModelState
 from openclawd.ledger import Ledger
 from openclawd.ledger.audit_key import load_audit_key
 from openclawd.ledger.keys import read_keys
 from openclawd.ledger.prefix_key import read_or_create_key
 from openclawd.observe import logs
-from openclawd.observe.alerts import AlertSender, AlertTarget
+from openclawd.observe.alerts import AlertSender
 from openclawd.server.auditing import tell_head, tell_mismatch
 from openclawd.server.dispatch import answer
 from openclawd.server.identities import Identities
-from openclawd.server.listener import StartError, hold_lock, open_socket
+from openclawd.server.listener import (
+    StartError,
+    hold_lock,
+    open_socket,
+    raise_descriptor_limit,
+)
 from openclawd.server.names import Names
 from openclawd.server.peer import Peer
+from openclawd.server.reload import Reloader, alert_target
 from openclawd.server.service import Service
 from openclawd.server.upkeep import keep_pruned
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from openclawd.config import Config
     from openclawd.config.places import Places
     from openclawd.config.security import SecurityConfig
+    from openclawd.fleet.model import Model
     from openclawd.observe.systemd import Notifier
 
 logger = logging.getLogger(__name__)
@@ -62,9 +70,6 @@ LOAD_PATIENCE_S = 60.0
 _PR_SET_DUMPABLE = 4
 """linux/include/uapi/linux/prctl.h"""
 
-_SPARE_DESCRIPTORS = 256
-"""Beside one a connection: workers' pipes, the ledger, logs."""
-
 
 @dataclass(frozen=True, slots=True)
 class Settings:
@@ -73,6 +78,8 @@ class Settings:
     config: Config
     places: Places
     version: str
+    read_config: Callable[[], Config]
+    """Reads and checks it again. Blocks on the disk; raises `ConfigError`."""
 
     def config_origin(self) -> dict[str, str]:
         """Where the configuration came from, and the SHA-256 of what it came to, defaults and the
@@ -85,7 +92,7 @@ class Settings:
 def run(settings: Settings, notifier: Notifier) -> None:
     """Run until a signal ends it. Raises `StartError` with what stood in the way."""
     _keep_memory_private()
-    _raise_descriptor_limit(settings.config.resource_limits.max_connections)
+    raise_descriptor_limit(settings.config.resource_limits.max_connections)
     socket_gid = _socket_gid(settings.config.security)
     with contextlib.ExitStack() as stack:
         state_dir = settings.places.state_dir
@@ -106,6 +113,8 @@ class _Daemon:
         self._failure: StartError | None = None
         self._drain_limit: asyncio.Timeout | None = None
         self._status_timer: asyncio.TimerHandle | None = None
+        self._tasks: asyncio.TaskGroup | None = None
+        self._reloader: Reloader
         self._service: Service
         self._fleet: Fleet
 
@@ -114,14 +123,16 @@ class _Daemon:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._ask_to_stop)
-        loop.add_signal_handler(signal.SIGHUP, logs.reopen)
+        loop.add_signal_handler(signal.SIGHUP, self._hang_up)
         prefix_dir = settings.places.prefix_dir
         await asyncio.to_thread(sweep, prefix_dir, settings.config.models)
         names = Names(loop.call_soon_threadsafe)
         with (
             contextlib.closing(names),
             self._open_ledger() as ledger,
-            contextlib.closing(_alert_sender(settings)) as alerts,
+            contextlib.closing(
+                AlertSender(alert_target(settings.config.notify), settings.places.notify_socket)
+            ) as alerts,
         ):
             self._fleet = Fleet(
                 settings.config,
@@ -140,6 +151,13 @@ class _Daemon:
                 names=names,
                 alerts=alerts,
             )
+            self._reloader = Reloader(
+                self._service,
+                settings.config,
+                read=settings.read_config,
+                origin=lambda config: dataclasses.replace(settings, config=config).config_origin(),
+            )
+            self._service.reload = self._reloader.reload
             await self._serve(sock)
         if self._failure is not None:
             raise self._failure
@@ -179,6 +197,7 @@ class _Daemon:
     async def _serve(self, sock: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         async with asyncio.TaskGroup() as tasks:
+            self._tasks = tasks
             self._fleet.start(tasks)
             self._service.start(tasks)
             self._audit_start()
@@ -187,7 +206,7 @@ class _Daemon:
             logger.info("listening on %s", self._settings.places.socket)
             readiness = tasks.create_task(self._become_ready())
             pruning = tasks.create_task(
-                keep_pruned(self._service.ledger, self._settings.config.ledger.keep_usage_s)
+                keep_pruned(self._service.ledger, lambda: self._reloader.config.ledger.keep_usage_s)
             )
             statistics = tasks.create_task(self._service.statistics.keep())
             await self._stop.wait()
@@ -248,9 +267,31 @@ class _Daemon:
         models = list(self._fleet.models)
         if not models:
             return "no model configured; put a GGUF file into " + " or ".join(
-                self._settings.config.model_paths
+                self._reloader.config.model_paths
             )
         return ", ".join(_describe(model) for model in models)
+
+    # ---- reload ----
+
+    def _hang_up(self) -> None:
+        """SIGHUP: as the operation `reload`, but that what is wrong is told the log."""
+        if self._tasks is None or self._stop.is_set():
+            logs.reopen()
+        else:
+            self._tasks.create_task(self._reload())
+
+    async def _reload(self) -> None:
+        if self._service.is_ready:  # else `ready` comes when the start is over
+            self._notifier.reloading()
+        try:
+            await self._reloader.reload(None)
+        except Problem as problem:
+            for line in problem.message.splitlines():
+                logger.error("%s", line)
+        finally:
+            if self._service.is_ready:
+                self._notifier.ready()
+                self._show_status()
 
     # ---- stop ----
 
@@ -261,7 +302,7 @@ class _Daemon:
 
     async def _drain(self) -> None:
         """Let requests finish, within the limit; then end them."""
-        limit_s = self._settings.config.resource_limits.drain_timeout_s
+        limit_s = self._reloader.config.resource_limits.drain_timeout_s
         self._notifier.stopping()
         self._notifier.status(f"draining, at most {format_duration(limit_s)}")
         logger.info("stopping: requests get up to %s to finish", format_duration(limit_s))
@@ -293,31 +334,10 @@ class _Daemon:
             await self._wait_idle(CANCEL_GRACE_S)  # what they computed still ends with a word
 
 
-def _alert_sender(settings: Settings) -> AlertSender:
-    notify = settings.config.notify
-    target = AlertTarget(
-        tuple(notify.command), notify.webhook, timeout_s=notify.timeout_s, retries=notify.retries
-    )
-    return AlertSender(target, settings.places.notify_socket)
-
-
 def _describe(model: Model) -> str:
     if model.state is ModelState.LOADING:
         return f"{model.name} loading {model.progress.fraction:.0%}"
     return f"{model.name} {model.state.value}"
-
-
-def _raise_descriptor_limit(max_connections: int) -> None:
-    """Connections take descriptors; the soft limit is often 1024. Raises `StartError`."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = max_connections + _SPARE_DESCRIPTORS
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        if hard != resource.RLIM_INFINITY and hard < wanted:
-            raise StartError(
-                f"resource_limits.max_connections is {max_connections}, but this process may open "
-                f"only {hard} files; lower it, or raise LimitNOFILE= in the unit"
-            )
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _keep_memory_private() -> None:

@@ -39,6 +39,7 @@ COMMANDS: Final = {
     "models": "models",
     "ping": "server",
     "ps": "models",
+    "reload": "config",
     "status": "server",
     "tokenize": "texts",
     "unload": "models",

@@ -80,7 +80,7 @@ def _process_row(model: dict[str, Any]) -> list[str]:
         format_duration(max(0.0, time.time() - since)) if since else "-",
         format_size(model.get("memory_bytes") or 0),
         str(model.get("context") or "-"),
-        f"{model.get('busy', 0)}/{model.get('parallel') or '-'}",
+        f"{model.get('busy', 0)}/{model.get('slots') or model.get('parallel') or '-'}",
         str(model.get("queued", 0)),
     ]
 

@@ -57,6 +57,7 @@ class Op(enum.Enum):
     MODELS = "models"
     LOAD = "load"
     UNLOAD = "unload"
+    RELOAD = "reload"
     GENERATE = "generate"
     CHAT = "chat"
     EMBED = "embed"
@@ -345,6 +346,7 @@ PARAMS: Final[dict[Op, type[Params]]] = {
     Op.MODELS: NoParams,
     Op.LOAD: ModelParams,
     Op.UNLOAD: ModelParams,
+    Op.RELOAD: NoParams,
     Op.GENERATE: GenerateParams,
     Op.CHAT: ChatParams,
     Op.EMBED: EmbedParams,

@@ -142,6 +142,22 @@ class Budgets:
                 account = self._account(rule, charge.bucket)
                 account.restore(charge.slot, counter.used, alerted=counter.alerted)
 
+    def replace_rules(self, rules: Sequence[BudgetRule], counters: Iterable[Counter]) -> None:
+        """Other budgets from now on, `advance` comes next. Those that count as before go on with
+        what was used; for the others, `counters` are what the ledger has. What is open or waits in
+        a budget that is no more, ends or is decided there."""
+        known = {(rule.name, rule.shape) for rule in self._rules}
+        new = {(rule.name, rule.shape): rule for rule in rules}
+        for key, account in list(self._accounts.items()):
+            if rule := new.get((account.rule.name, account.rule.shape)):
+                account.rule = rule
+            else:
+                del self._accounts[key]
+        self._rules = rules
+        self.restore(
+            each for each in counters if (each.charge.budget, each.charge.shape) not in known
+        )
+
     # ---- questions ----
 
     @property

@@ -46,6 +46,7 @@ PERMISSIONS: Final[dict[Op, Permission]] = {
     Op.DETOKENIZE: Permission.COMPUTE,
     Op.LOAD: Permission.OPERATE,
     Op.UNLOAD: Permission.OPERATE,
+    Op.RELOAD: Permission.OPERATE,
     Op.KEYS_CREATE: Permission.ADMINISTER,
     Op.KEYS_LIST: Permission.ADMINISTER,
     Op.KEYS_SHOW: Permission.ADMINISTER,

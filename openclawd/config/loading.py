@@ -30,7 +30,8 @@ _KEY_ITSELF: Final = "[key]"
 def load_config(
     path: Path, *, workers: int | None = None, state_dir: Path = DEFAULT_STATE_DIR
 ) -> Config:
-    """The configuration in a YAML or JSON file. `workers` overrides every model's.
+    """The configuration in a YAML or JSON file. `workers` overrides every model's, and what it
+    says of autoscaling.
 
     Raises `ConfigError` with all findings. Blocks on the disk.
     """
@@ -86,7 +87,7 @@ def _set_workers(data: dict[str, Any], workers: int | None) -> None:
     if workers is None or not isinstance(models, dict):
         return
     data["models"] = {
-        name: {**model, "workers": workers} if isinstance(model, dict) else model
+        name: {**model, "workers": workers, "autoscale": {}} if isinstance(model, dict) else model
         for name, model in models.items()
     }
 
@@ -156,6 +157,8 @@ def _contradictions_of_model(model: ModelConfig) -> Iterator[tuple[str, str]]:
     has_draft = model.speculation.draft_model is not None
     if has_draft != (model.speculation.method == "draft"):
         yield "speculation", "draft_model and method: draft need each other; set both or neither"
+    for message in model.autoscale.contradictions(model.workers):
+        yield "autoscale", message
     if model.pinned and model.keep_alive_s != math.inf:
         yield "pinned", "found true, beside a keep_alive that ends; remove one of them"
 

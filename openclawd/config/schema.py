@@ -23,6 +23,7 @@ from pydantic import (
 from openclawctl.wire.framing import MAX_FRAME_BYTES
 from openclawctl.wire.sampling import SAMPLING_INTEGERS, SAMPLING_RANGES, Sampling
 from openclawd.config import values
+from openclawd.config.autoscale import MAX_WORKERS, AutoscaleConfig
 from openclawd.config.budgets import BudgetConfig  # noqa: TC001 - pydantic reads the annotations
 from openclawd.config.keys import Section, count, key
 from openclawd.config.limits import ON_TOO_LONG_ALLOWED, LimitConfig, OnTooLongText
@@ -273,8 +274,19 @@ class ModelConfig(Section):
         meaning="Fail the daemon's start when this model cannot be preloaded; needs `preload`.",
         allowed="true or false",
     )
-    workers: Annotated[int, AfterValidator(values.one_worker)] = count(
-        1, low=1, high=64, meaning="Replicas of the model (more than 1 is not built yet)."
+    workers: int = count(
+        1,
+        low=1,
+        high=MAX_WORKERS,
+        meaning="Workers that have the model. Each computes `parallel` sequences at once and has KV"
+        " cells of its own; on a CPU they share the weights. Requests go where their beginning is"
+        " known, and go on elsewhere when a worker dies.",
+    )
+    autoscale: Annotated[AutoscaleConfig, BeforeValidator(values.empty_if_nil)] = key(
+        AutoscaleConfig(),
+        meaning="Have as many workers as the load asks for, instead of `workers`.",
+        allowed="a map with min and max",
+        default_text="off",
     )
     parallel: int = count(8, low=1, high=_MAX_SEQUENCES, meaning="Sequences computed in one batch.")
     context: int = count(
@@ -383,6 +395,12 @@ class ModelConfig(Section):
     )
 
     @property
+    def scale(self) -> tuple[int, int]:
+        """The fewest and the most workers."""
+        low, high = self.autoscale.min, self.autoscale.max
+        return (self.workers, self.workers) if low is None or high is None else (low, high)
+
+    @property
     def kv_tokens(self) -> int:
         """Tokens of KV cache for all sequences together."""
         return self.configured_kv_tokens or self.parallel * self.context
@@ -478,7 +496,8 @@ class LoggingConfig(Section):
     )
     file: Annotated[str, AfterValidator(values.absolute)] | None = key(
         None,
-        meaning="Also log to this file, one JSON object a line; reopened on SIGHUP.",
+        meaning="Also log to this file, one JSON object a line; opened anew on SIGHUP and by"
+        " `openclawctl reload`.",
         allowed="an absolute path",
         default_text="none",
     )

@@ -44,12 +44,6 @@ def refuse_unbuilt(value: object) -> None:
         raise NotBuiltError("this setting is not built yet; remove it")
 
 
-def one_worker(value: int) -> int:
-    if value != 1:
-        raise NotBuiltError("more than one worker per model is not built yet; write 1")
-    return value
-
-
 def no_torch(value: str) -> str:
     if value == "torch":
         raise NotBuiltError("the torch backend is not built yet; write auto or llama")

@@ -23,6 +23,7 @@ from openclawctl.wire.errors import (
     WorkerDied,
 )
 from openclawctl.wire.framing import MAX_RESULT_ITEMS, FrameReader, encode_frame
+from openclawd.fleet.router import Beginnings
 from openclawd.worker.messages import (
     FROM_WORKER_FRAME_BYTES,
     TO_WORKER_FRAME_BYTES,
@@ -49,6 +50,8 @@ from openclawd.worker.messages import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from openclawd.fleet.spec import Files
+
 logger = logging.getLogger(__name__)
 
 PREPARE_TIMEOUT_S = 120.0
@@ -70,6 +73,8 @@ class Call:
     has_output: bool = field(default=False)
     is_survivor: bool = field(default=False)
     """It was in flight when the worker before this one died, too."""
+    num_sequences: int = field(default=0)
+    """Slots it takes from its start on."""
     is_only_suspect: bool = field(default=False)
     """When this worker died, it was the one survivor that had got nothing here, either."""
 
@@ -89,7 +94,8 @@ class Call:
 
 class Link(asyncio.BufferedProtocol):
     """A connected worker. `on_load_message` gets what is about the model and not about a request;
-    `on_lost` is called once when the pipe has closed, `on_step` with the gauges of each step."""
+    `on_lost` is called once when the pipe has closed, `on_step` with the gauges of each step.
+    `files` tells what the model's files were when the worker was started."""
 
     def __init__(
         self,
@@ -97,6 +103,7 @@ class Link(asyncio.BufferedProtocol):
         on_load_message: Callable[[Loading | Loaded | LoadFailed], None],
         on_lost: Callable[[], None],
         on_step: Callable[[dict[str, int]], None] = lambda gauges: None,
+        files: Files = (),
     ) -> None:
         self._on_load_message = on_load_message
         self._on_lost = on_lost
@@ -106,7 +113,11 @@ class Link(asyncio.BufferedProtocol):
         self._transport: asyncio.WriteTransport | None = None
         self.is_closed = False
         self.has_delivered = False
+        self.files = files
+        self.beginnings = Beginnings()
         self._calls: dict[int, Call] = {}
+        self._is_idle = asyncio.Event()
+        self._is_idle.set()
         self._next_rid = 1
         self.gauges: dict[str, int] = {}
         self.num_steps = 0
@@ -116,6 +127,15 @@ class Link(asyncio.BufferedProtocol):
     @property
     def num_calls(self) -> int:
         return len(self._calls)
+
+    @property
+    def num_sequences(self) -> int:
+        """What it computes, or is to compute as soon as it has a slot."""
+        return sum(call.num_sequences for call in self._calls.values())
+
+    async def wait_idle(self) -> None:
+        """Until the worker has no call."""
+        await self._is_idle.wait()
 
     def send(self, message: ToWorker) -> None:
         """Queue a message for the worker; nothing happens when the link is closed already."""
@@ -140,6 +160,7 @@ class Link(asyncio.BufferedProtocol):
         call = Call(self._next_rid, loop.create_future(), loop.create_future())
         self._next_rid += 1
         self._calls[call.rid] = call
+        self._is_idle.clear()
         self.send(Prepare(call.rid, op, params, max_prompt_tokens, truncation))
         return call
 
@@ -169,6 +190,7 @@ class Link(asyncio.BufferedProtocol):
         must neither wait nor raise."""
         call.on_output = on_output
         call.is_started = True
+        call.num_sequences = start.n
         self.send(start)
 
     def reprioritize(self, call: Call, priority: int) -> None:
@@ -183,13 +205,14 @@ class Link(asyncio.BufferedProtocol):
 
     def drop(self, call: Call) -> None:
         """Forget a call that will not be started (or was answered). Harmless after its end."""
-        if self._calls.pop(call.rid, None) is not None and not call.is_started:
+        if self._pop(call.rid) is not None and not call.is_started:
             self.send(Drop(call.rid))
 
     def close(self, problem: Problem) -> None:
         """End every open call with `problem` and close the pipe."""
         self.is_closed = True
         calls, self._calls = self._calls, {}
+        self._is_idle.set()
         suspects = [call for call in calls.values() if call.is_suspect]
         for call in calls.values():
             call.is_only_suspect = suspects == [call]
@@ -231,7 +254,7 @@ class Link(asyncio.BufferedProtocol):
                 if (call := self._calls.get(rid)) and not call.prepared.done():
                     call.prepared.set_result(message)
             case Refused(rid=rid):
-                if call := self._calls.pop(rid, None):
+                if call := self._pop(rid):
                     call.fail(message.to_problem())
             case Loading() | Loaded() | LoadFailed():
                 self._on_load_message(message)
@@ -246,8 +269,15 @@ class Link(asyncio.BufferedProtocol):
             if call := self._calls.get(output.rid):
                 self._deliver(call, output)
         for ended in step.ended:
-            if (call := self._calls.pop(ended.rid, None)) and not call.ended.done():
+            if (call := self._pop(ended.rid)) and not call.ended.done():
                 call.ended.set_result(ended)
+
+    def _pop(self, rid: int) -> Call | None:
+        """The worker has it no more."""
+        call = self._calls.pop(rid, None)
+        if not self._calls:
+            self._is_idle.set()
+        return call
 
     def _deliver(self, call: Call, output: Output) -> None:
         """Hand over one output. A bug in one request's delivery ends that request alone."""

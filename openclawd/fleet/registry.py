@@ -1,6 +1,7 @@
 """The models of one daemon by name: configured ones, aliases, and files in `model_paths`.
 
-Owns how a name becomes a model and which models exist. What a model does is `model.py`'s.
+Owns how a name becomes a model and which models exist, also when the configuration changes. What a
+model does is `model.py`'s, how its workers are changed `rolling.py`'s.
 """
 
 from __future__ import annotations
@@ -8,10 +9,8 @@ from __future__ import annotations
 import asyncio
 import math
 import os
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
-
-import psutil
 
 from openclawctl.wire.errors import InvalidRequest, NotFound
 from openclawctl.wire.fields import suggestion
@@ -22,13 +21,27 @@ from openclawd.config import (
     is_model_file,
     model_files_by_stem,
 )
-from openclawd.fleet.model import Model, ModelSpec, ModelState
+from openclawd.fleet.memory import memory_bytes
+from openclawd.fleet.model import Model
 from openclawd.fleet.placement import CoreAllocator
+from openclawd.fleet.rolling import change, keep_scaled
+from openclawd.fleet.spec import ModelSpec, ModelState, Scale
 from openclawd.worker.messages import Load
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Coroutine, Iterator
     from pathlib import Path
+
+    from openclawd.fleet.replica import Replica
+
+
+@dataclass(frozen=True, slots=True)
+class FleetChange:
+    """The names of models that are other ones since the configuration was applied."""
+
+    added: list[str]
+    removed: list[str]
+    changed: list[str]
 
 
 def _anybody(name: str) -> bool:
@@ -59,10 +72,10 @@ class Fleet:
         self._cores = CoreAllocator(os.sched_getaffinity(0))
         self._models: dict[str, Model] = {}
         self._tasks: asyncio.TaskGroup | None = None
-        self._run_tasks: list[asyncio.Task[None]] = []
-        self._aliases: dict[str, list[str]] = {}
-        for alias, name in config.aliases.items():
-            self._aliases.setdefault(name, []).append(alias)
+        self._run_tasks: set[asyncio.Task[None]] = set()
+        self._leaving: dict[Model, ModelConfig] = {}
+        self._scalers: dict[Model, asyncio.Task[None]] = {}
+        self._changes: dict[Model, asyncio.Task[None]] = {}
 
     def start(self, tasks: asyncio.TaskGroup) -> None:
         """Create the configured models; nothing is loaded yet."""
@@ -72,14 +85,17 @@ class Fleet:
 
     @property
     def models(self) -> Iterator[Model]:
-        """Configured models, and files that somebody has asked for by name."""
-        return iter(self._models.values())
+        """Configured models, files that somebody has asked for by name, and those that were removed
+        from the configuration and still serve."""
+        return iter([*self._models.values(), *self._leaving])
 
     def preloads(self) -> list[Model]:
         return [model for model in self._models.values() if model.spec.preload]
 
     def config_of(self, model: Model) -> ModelConfig:
         """Its configuration; the defaults for a file without one."""
+        if (left := self._leaving.get(model)) is not None:
+            return left
         return self._config.models.get(model.name) or ModelConfig(path=model.spec.load.path)
 
     def name_of(self, name: str | None, *, may_see: Callable[[str], bool] = _anybody) -> str:
@@ -116,15 +132,74 @@ class Fleet:
 
     async def stop(self) -> None:
         """Unload everything, once the requests that still run have ended."""
+        for task in (*self._changes.values(), *self._scalers.values()):
+            task.cancel()
         async with asyncio.TaskGroup() as tasks:
-            for model in self._models.values():
+            for model in self.models:
                 tasks.create_task(model.unload())
         for task in self._run_tasks:
             task.cancel()
 
+    def apply(self, config: Config) -> FleetChange:
+        """Have the models be those of another configuration. Returns at once; workers come and go
+        after that, so that no request hears of it."""
+        old, self._config = self._config, config
+        removed = [name for name in old.models if name in self._models.keys() - config.models]
+        added = [name for name in config.models if name not in self._models]
+        changed = [name for name in self._models if name not in removed and self._change(name)]
+        for name in removed:
+            self._remove(name, old.models[name])
+        for name in added:
+            model = self._add(name, config.models[name])
+            if model.spec.preload:
+                self._run(model.wait_settled(), f"preload {name}")
+        return FleetChange(added, removed, changed)
+
+    def _change(self, name: str) -> bool:
+        """Bring a model to the settings that it has now. Are there others than before?"""
+        model = self._models[name]
+        spec = self._spec(name, self.config_of(model))
+        limits = self._config.resource_limits
+        model.turns.limit(max_waiting=limits.max_queued_requests, max_skips=limits.max_skips)
+        is_settled = model.spec == model.goal == spec and not model.note
+        if is_settled and not any(each.has_old_files for each in model.replicas):
+            return False
+        self._end_task(self._changes, model)
+        self._changes[model] = self._run(change(model, spec), f"change {name}")
+        self._scale(model, spec)
+        return True
+
+    def _remove(self, name: str, config: ModelConfig) -> None:
+        """Whoever has the model is served; nobody else gets it."""
+        model = self._models.pop(name)
+        for tasks in (self._changes, self._scalers):
+            self._end_task(tasks, model)
+        self._leaving[model] = config
+        self._run(self._let_leave(model), f"remove {name}")
+
+    async def _let_leave(self, model: Model) -> None:
+        await model.leave()
+        del self._leaving[model]
+
+    def _scale(self, model: Model, spec: ModelSpec) -> None:
+        self._end_task(self._scalers, model)
+        if spec.scale.high > spec.scale.low:
+            self._scalers[model] = self._run(keep_scaled(model), f"scale {model.name}")
+
+    def _run(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        assert self._tasks is not None, "start() comes first"
+        task = self._tasks.create_task(work, name=name)
+        self._run_tasks.add(task)
+        task.add_done_callback(self._run_tasks.discard)
+        return task
+
+    def _end_task(self, tasks: dict[Model, asyncio.Task[None]], model: Model) -> None:
+        if (task := tasks.pop(model, None)) is not None:
+            task.cancel()
+
     def rows(self) -> list[dict[str, Any]]:
         """What `status` shows of each model."""
-        return [self._row(model) for model in self._models.values()]
+        return [self._row(model) for model in self.models]
 
     async def rows_with_files(self) -> list[dict[str, Any]]:
         """What `models` shows: the same, and every file that could be used by its name."""
@@ -145,7 +220,6 @@ class Fleet:
         return self._add(name, ModelConfig(path=str(path)))
 
     def _add(self, name: str, config: ModelConfig) -> Model:
-        assert self._tasks is not None, "start() comes first"
         model = Model(
             self._spec(name, config),
             cores=self._cores,
@@ -154,7 +228,8 @@ class Fleet:
             max_skips=self._config.resource_limits.max_skips,
         )
         self._models[name] = model
-        self._run_tasks.append(self._tasks.create_task(model.run(), name=f"model {name}"))
+        self._run(model.run(), f"model {name}")
+        self._scale(model, model.spec)
         return model
 
     def _spec(self, name: str, config: ModelConfig) -> ModelSpec:
@@ -187,6 +262,7 @@ class Fleet:
         )
         return ModelSpec(
             load=load,
+            scale=Scale(*config.scale),
             preload=config.preload,
             required=config.required,
             keep_alive_s=config.keep_alive_s,
@@ -207,12 +283,15 @@ class Fleet:
             "reason": model.reason,
             "since": model.since,
             "default": model.name == self._config.default_name(),
-            "aliases": self._aliases.get(model.name, []),
+            "aliases": [
+                alias for alias, name in self._config.aliases.items() if name == model.name
+            ],
             "path": load.path,
             "adapters": sorted(load.adapters),
             "parallel": load.parallel,
             "context": load.context,
             "kv_tokens": load.kv_tokens,
+            "slots": model.turns.num_places,
             "busy": model.turns.num_running,
             "queued": model.turns.num_waiting,
             "queue": _queue(model),
@@ -222,7 +301,8 @@ class Fleet:
             "expires_in_s": expires_in_s,
             "loading": _progress(model),
             "worker_pid": model.worker_pid,
-            "memory_bytes": _memory_bytes(model.worker_pid),
+            "memory_bytes": memory_bytes(each.worker_pid for each in model.replicas),
+            "workers": [_worker_row(each) for each in model.replicas],
             "steps": model.num_steps,
             "engine": model.gauges,
             "info": model.info,
@@ -242,14 +322,18 @@ def _progress(model: Model) -> dict[str, Any] | None:
     return {"phase": model.progress.phase, "fraction": model.progress.fraction}
 
 
-def _memory_bytes(pid: int | None) -> int | None:
-    """Resident memory of a worker, its mapped model included; None without one."""
-    if pid is None:
-        return None
-    try:
-        return int(psutil.Process(pid).memory_info().rss)
-    except psutil.Error:
-        return None
+def _worker_row(replica: Replica) -> dict[str, Any]:
+    link = replica.link
+    return {
+        "index": replica.index,
+        "state": replica.state.value,
+        "reason": replica.reason,
+        "since": replica.since,
+        "pid": replica.worker_pid,
+        "busy": link.num_sequences if link else 0,
+        "slots": replica.spec.load.parallel,
+        "steps": replica.num_steps,
+    }
 
 
 def _file_row(name: str, path: Path) -> dict[str, Any]:

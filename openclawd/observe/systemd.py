@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from typing import Final
 
 import sdnotify
@@ -32,8 +33,13 @@ class Notifier:
         return self._notifier is not None
 
     def ready(self) -> None:
-        """The start is over."""
+        """The start is over, or a reload."""
         self._send("READY=1", timeout_s=_SEND_TIMEOUT_S)
+
+    def reloading(self) -> None:
+        """The configuration is being read again; `ready` says that this is over."""
+        now_us = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000  # for `Type=notify-reload`
+        self._send(f"RELOADING=1\nMONOTONIC_USEC={now_us}")
 
     def status(self, text: str) -> None:
         """The line `systemctl status` shows."""

@@ -101,6 +101,11 @@ class BudgetDesk:
         self._wall = wall
         self._waiters: dict[Claim, _Waiter] = {}
 
+    def replace_rules(self, rules: Sequence[BudgetRule], counters: Iterable[Counter]) -> None:
+        """Other budgets from now on; see `Budgets.replace_rules`."""
+        self.budgets.replace_rules(rules, counters)
+        self._advance()
+
     def say_due_alerts(self) -> None:
         """At start: what a killed daemon did not come to say."""
         self._say(self.budgets.due_alerts(self._now()))

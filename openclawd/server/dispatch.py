@@ -125,6 +125,11 @@ async def _load(service: Service, exchange: Exchange, params: Params) -> dict[st
     return {"model": model.name, "state": model.state.value, "info": model.info}
 
 
+async def _reload(service: Service, exchange: Exchange, params: Params) -> dict[str, Any]:
+    del params
+    return await service.reload(exchange.peer)
+
+
 async def _unload(service: Service, exchange: Exchange, params: Params) -> dict[str, Any]:
     assert isinstance(params, ModelParams)
     model = service.model_for(exchange.peer.principal, params.model)
@@ -264,6 +269,7 @@ HANDLERS: Final[dict[Op, Handler]] = {
     Op.MODELS: _models,
     Op.LOAD: _load,
     Op.UNLOAD: _unload,
+    Op.RELOAD: _reload,
     Op.GENERATE: _infer,
     Op.CHAT: _infer,
     Op.EMBED: _infer,

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import resource
 import socket
 import stat
 from typing import TYPE_CHECKING
@@ -21,12 +22,28 @@ if TYPE_CHECKING:
 BACKLOG = 1024
 """Connections the kernel keeps while the loop is busy; the kernel cuts it to net.core.somaxconn."""
 
+_SPARE_DESCRIPTORS = 256
+"""Beside one a connection: workers' pipes, the ledger, logs."""
+
 _MAX_SOCKET_PATH_BYTES = 107
 """`sun_path` holds 108 bytes with its end (unix(7))."""
 
 
 class StartError(Exception):
     """The daemon cannot start; `str()` is the whole sentence for the administrator."""
+
+
+def raise_descriptor_limit(max_connections: int) -> None:
+    """Connections take descriptors; the soft limit is often 1024. Raises `StartError`."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = max_connections + _SPARE_DESCRIPTORS
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        if hard != resource.RLIM_INFINITY and hard < wanted:
+            raise StartError(
+                f"resource_limits.max_connections is {max_connections}, but this process may open "
+                f"only {hard} files; lower it, or raise LimitNOFILE= in the unit"
+            )
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 @contextlib.contextmanager

@@ -206,6 +206,11 @@ class Peer(asyncio.BufferedProtocol):
         return len(self._exchanges)
 
     @property
+    def is_recognised(self) -> bool:
+        """Is it known who is at the other end?"""
+        return self._is_recognised
+
+    @property
     def exchanges(self) -> list[Exchange]:
         return list(self._exchanges.values())
 

@@ -33,13 +33,14 @@ from openclawd.server.statistics import Statistics
 from openclawd.server.totals import Totals
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine
+    from collections.abc import Awaitable, Callable, Coroutine, Sequence
     from pathlib import Path
 
     from openclawctl.wire.errors import Problem
     from openclawctl.wire.operations import UsageParams, UsageRowsParams
     from openclawctl.wire.sampling import Sampling
     from openclawd.admission.budget_rules import Alert
+    from openclawd.admission.budget_rules import Counter as BudgetCounter
     from openclawd.admission.identity import Caller, Credentials, Principal
     from openclawd.config import Config
     from openclawd.fleet.model import Model
@@ -87,12 +88,12 @@ class Service:
         identities: Identities,
         names: Names,
     ) -> None:
-        limits = config.resource_limits
         self.fleet = fleet
         self.ledger = ledger
         self.alerts = alerts
         self.audit = Auditing(ledger.audit)
-        self.limit_rules = limit_rules(config.limits)
+        self._token_limits: dict[Model, TokenLimits] = {}
+        self._take(config)
         self.lanes = Lanes()
         self.budgets = BudgetDesk(
             [rule_from(budget.plain()) for budget in config.budgets],
@@ -106,26 +107,15 @@ class Service:
         self._answer = answer
         self.version = version
         self.server_name = f"openclawd {version}"
-        self.hello_timeout_s = limits.hello_timeout_s
-        self.max_frame_bytes = limits.max_frame_bytes
         self.is_ready = False
         self.is_draining = False
-        self.prices = _prices(config)
-        self._config = config
         self._socket_path = socket_path
-        self.tiers = _tiers(config)
+        self.reload: Callable[[Peer | None], Awaitable[dict[str, Any]]]
+        """Reads the configuration again (`Reloader.reload`); set by the daemon."""
         self.identities = identities
         self.keys_lock = asyncio.Lock()
         self._names = names
-        self._limits = ConnectionLimits(
-            max_connections=limits.max_connections,
-            reserved_for_admins=limits.reserved_admin_connections,
-            max_connections_per_user=limits.max_connections_per_user,
-            max_requests_per_connection=limits.max_requests_per_connection,
-            max_requests_per_user=limits.max_requests_per_user,
-        )
         self._started_at = time.time()
-        self._token_limits: dict[Model, TokenLimits] = {}
         self._peers: dict[Peer, str] = {}
         """Every connection, and whose it counts as."""
         self._num_connections: Counter[str] = Counter()
@@ -138,6 +128,49 @@ class Service:
         """Give the connections' tasks their owner."""
         self._sessions = sessions
         self.audit.start()
+
+    def _take(self, config: Config) -> None:
+        """What is looked up at every request."""
+        limits = config.resource_limits
+        self._config = config
+        self._token_limits.clear()
+        self.limit_rules = limit_rules(config.limits)
+        self.prices = _prices(config)
+        self.tiers = _tiers(config)
+        self.hello_timeout_s = limits.hello_timeout_s
+        self.max_frame_bytes = limits.max_frame_bytes
+        self._limits = ConnectionLimits(
+            max_connections=limits.max_connections,
+            reserved_for_admins=limits.reserved_admin_connections,
+            max_connections_per_user=limits.max_connections_per_user,
+            max_requests_per_connection=limits.max_requests_per_connection,
+            max_requests_per_user=limits.max_requests_per_user,
+        )
+
+    def apply(self, config: Config, counters: Sequence[BudgetCounter]) -> None:
+        """Go on by another configuration, of which the fleet has the models already. `counters` are
+        what the ledger has of budgets. What is open goes on by what it was let in under; who has
+        less rights now is refused from the next request on."""
+        self._take(config)
+        self.rates.replace_rules(rules_of(config.rate_limits))
+        self.budgets.replace_rules(
+            [rule_from(budget.plain()) for budget in config.budgets], counters
+        )
+        self.identities.apply(config)
+        for peer in list(self._peers):
+            self._look_again_at(peer)
+
+    def _look_again_at(self, peer: Peer) -> None:
+        """Give an open connection the rights that it has by now."""
+        if peer.key_prefix:
+            peer.principal = self.identities.of_key(peer.principal, peer.key_prefix)
+        elif peer.is_recognised:
+
+            def become(caller: Caller) -> None:
+                if not peer.key_prefix:
+                    peer.principal = self.identities.of_caller(caller)
+
+            self.recognise(peer.credentials, become)
 
     def now(self) -> float:
         """The monotonic clock, in seconds."""
@@ -280,16 +313,16 @@ class Service:
 
     def limits_of(self, model: Model) -> TokenLimits:
         """The token limits of a model; before it is loaded, with the configured context."""
-        config = self.fleet.config_of(model)
-        context = min(config.context, model.info.get("context", config.context))
+        config, load = self.fleet.config_of(model), model.spec.load
+        context = min(load.context, model.info.get("context", load.context))
         known = self._token_limits.get(model)
-        if known is None or known.context != context:
+        if known is None or (known.context, known.parallel) != (context, load.parallel):
             known = self._token_limits[model] = TokenLimits(
                 model=model.name,
                 context=context,
                 max_input_tokens=self._config.max_input_tokens_for(config),
                 max_output_tokens=self._config.max_output_tokens_for(config),
-                parallel=config.parallel,
+                parallel=load.parallel,
                 on_too_long=OnTooLong.parse(self._config.on_too_long_for(config)),
             )
         return known

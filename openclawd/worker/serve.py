@@ -258,5 +258,6 @@ def _describe(
         "chat_template": tokenizer.template.is_usable,
         "infill": backend.infill_tokens is not None,
         "pinned_tokens": num_pinned_tokens,
+        "shares_prefixes": backend.limits.num_prefix_tags > 0,
         "load_s": round(load_s, 3),
     }

@@ -36,6 +36,7 @@ LEAST_ROLE = {
     "detokenize": "user",
     "load": "operator",
     "unload": "operator",
+    "reload": "operator",
     "keys.create": "admin",
     "keys.list": "admin",
     "keys.show": "admin",

@@ -57,6 +57,12 @@ def daemon(peer, wire):
             "models": {"models": [MODEL, COLD]},
             "load": {"model": "smollm2", "state": "ready"},
             "unload": {"model": "smollm2", "state": "unloaded"},
+            "reload": {
+                "added": ["a", "b"],
+                "changed": [],
+                "removed": ["c"],
+                "warnings": ["logging.file takes effect when the daemon is started again"],
+            },
             "tokenize": {"tokens": [1, 22]},
             "detokenize": {"text": "ab"},
             "usage": {
@@ -206,6 +212,15 @@ def test_models_and_ps(daemon, ctl):
     assert [line.split()[0] for line in ctl("ps").out.splitlines()] == ["NAME", "smollm2"]
     assert json.loads(ctl("models", "--json").out) == {"models": [MODEL, COLD]}
     assert json.loads(ctl("ps", "--json").out) == {"models": [MODEL]}
+
+
+def test_reload(daemon, ctl):
+    answer = ctl("reload")
+    assert answer.out == "the configuration is applied; models: added a, b; removed c\n"
+    assert answer.err == (
+        "openclawctl: warning: logging.file takes effect when the daemon is started again\n"
+    )
+    assert json.loads(ctl("reload", "--json").out)["removed"] == ["c"]
 
 
 def test_load_and_unload(daemon, ctl):

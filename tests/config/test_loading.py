@@ -292,6 +292,18 @@ MODEL = "models:\n  a:\n    path: a.gguf\n    "
             ),
         ),
         (
+            MODEL + "autoscale: {max: 3}",
+            "c.yaml:4: models.a.autoscale: min and max need each other; set both or neither",
+        ),
+        (
+            MODEL + "autoscale: {min: 3, max: 2}",
+            "c.yaml:4: models.a.autoscale: min is 3, above max, 2",
+        ),
+        (
+            MODEL + "autoscale: {min: 1, max: 2}\n    workers: 3",
+            "c.yaml:4: models.a.autoscale: found beside workers: 3; remove one of them",
+        ),
+        (
             MODEL + "pinned: true\n    keep_alive: 5m",
             (
                 "c.yaml:4: models.a.pinned: found true, beside a keep_alive that ends; remove one "
@@ -379,7 +391,6 @@ def test_a_mistake_names_file_line_key_found_and_allowed(findings, text, message
 @pytest.mark.parametrize(
     ("text", "key"),
     [
-        (MODEL + "workers: 2", "models.a.workers"),
         (MODEL + "backend: torch", "models.a.backend"),
         ("resource_limits: {gpu_memory_per_model: 4GiB}", "resource_limits.gpu_memory_per_model"),
         ("monitoring: {prometheus: true}", "monitoring"),
@@ -459,9 +470,10 @@ def test_a_folder_or_a_pipe_is_no_configuration(tmp_path):
 
 
 def test_workers_from_the_command_line(load, findings):
-    text = "models: {a: {path: a}, b: {path: b, workers: 1}}"
-    assert load(text, workers=1).models["a"].workers == 1
-    assert len(findings(text, workers=2)) == 2
+    text = "models: {a: {path: a, autoscale: {min: 1, max: 4}}, b: {path: b, workers: 3}}"
+    assert [model.scale for model in load(text).models.values()] == [(1, 4), (3, 3)]
+    assert [model.scale for model in load(text, workers=2).models.values()] == [(2, 2), (2, 2)]
+    assert len(findings(text, workers=0)) == 2
     assert "workers" not in str(findings("models: 3", workers=2))
 
 

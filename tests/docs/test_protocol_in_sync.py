@@ -21,7 +21,7 @@ from openclawctl.wire.operations import Op, param_names
 from openclawctl.wire.results import FinishReason
 from openclawctl.wire.sampling import SAMPLING_RANGES
 from openclawd.admission.tiers import Priority
-from openclawd.fleet.model import ModelState
+from openclawd.fleet.spec import ModelState
 from openclawd.server import peer
 
 TEXT = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text()

@@ -72,6 +72,7 @@ LEAST = {
     "detokenize": "user",
     "load": "operator",
     "unload": "operator",
+    "reload": "operator",
     "keys.create": "admin",
     "keys.list": "admin",
     "keys.show": "admin",

@@ -2,6 +2,7 @@
 
 import os
 import socket
+import time
 
 import pytest
 
@@ -89,3 +90,13 @@ def test_a_systemd_that_does_not_read_holds_up_nothing(systemd, notifier):
         notifier.status(f"{number}")
     assert systemd.recv(4096) == b"STATUS=0"
     notifier.ready()
+
+
+def test_a_reload_says_since_when_and_ends_with_ready(systemd, notifier):
+    notifier.reloading()
+    first, since = systemd.recv(1000).decode().splitlines()
+    assert first == "RELOADING=1"
+    now_us = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+    assert 0 <= now_us - int(since.removeprefix("MONOTONIC_USEC=")) < 60_000_000
+    notifier.ready()
+    assert systemd.recv(1000) == b"READY=1"

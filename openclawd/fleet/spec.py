@@ -1,0 +1,89 @@
+"""What a model is made of, and the states that it and its workers can be in."""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import math
+import os
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from openclawd.worker.messages import Load
+
+Files = tuple[tuple[int, int, int] | None, ...]
+"""What tells one state of a model's files from another."""
+
+
+class ModelState(enum.Enum):
+    """Of a worker, and of a model: then that of the worker which is furthest."""
+
+    UNLOADED = "unloaded"
+    LOADING = "loading"
+    READY = "ready"
+    DRAINING = "draining"
+    BACKOFF = "backoff"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """How many workers a model has. With `high` over `low` it is by how long requests wait."""
+
+    low: int = 1
+    high: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """What a model is made of. `load.path` may name a file that is not there (yet).
+
+    `keep_alive_s` may be infinite; `num_cores` None leaves a worker every core of the daemon.
+    """
+
+    load: Load
+    scale: Scale = field(default_factory=Scale)
+    backend: str = "llama"
+    preload: bool = False
+    required: bool = False
+    keep_alive_s: float = math.inf
+    devices: tuple[str, ...] = ()
+    num_cores: int | None = None
+
+    @property
+    def name(self) -> str:
+        return self.load.name
+
+    @property
+    def is_kept_warm(self) -> bool:
+        """Does it stay loaded though nobody uses it?"""
+        return math.isinf(self.keep_alive_s)
+
+    def is_same_worker(self, other: ModelSpec) -> bool:
+        """Is a worker of the one as good as one of the other?"""
+        return _of_worker(self) == _of_worker(other)
+
+    def load_of(self, index: int) -> Load:
+        """What worker number `index` is to load: each keeps its prefixes in a folder of its own.
+        A model's name has no `+`."""
+        if index == 0 or not self.load.prefix_folder:
+            return self.load
+        return replace(self.load, prefix_folder=f"{self.load.prefix_folder}+{index}")
+
+    def files(self) -> Files:
+        """How its files are now. Looks at the disk, and reads nothing."""
+        adapters = [adapter["path"] for adapter in self.load.adapters.values()]
+        return tuple(map(_signature, [self.load.path, self.load.draft_path, *adapters]))
+
+
+def _of_worker(spec: ModelSpec) -> tuple[object, ...]:
+    return spec.load, spec.backend, spec.devices, spec.num_cores
+
+
+def _signature(path: str) -> tuple[int, int, int] | None:
+    """None while the file is not there."""
+    with contextlib.suppress(OSError):
+        status = os.stat(path)
+        return status.st_ino, status.st_size, status.st_mtime_ns
+    return None

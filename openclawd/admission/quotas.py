@@ -296,7 +296,9 @@ class WindowStore:
         now_us = _microseconds(now)
         self._sweep(now_us)
         windows = [(self._window(need.meter), need.amount) for need in needs]
-        if any(_due_us(window, [amount], now_us) > now_us for window, amount in windows):
+        if any(
+            window.due_us(min(amount, window.limit), now_us) > now_us for window, amount in windows
+        ):
             return None
         for window, amount in windows:
             window.charge(amount, now_us)

@@ -44,6 +44,8 @@ SCENARIOS: Final = (
     "schema",
     "speculation",
     "open_loop",
+    "footprint",
+    "residency",
     "status_latency",
     "cli_startup",
     "idle",

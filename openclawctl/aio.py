@@ -364,6 +364,18 @@ class AsyncClient:
     async def unload(self, model: str | None = None) -> dict[str, Any]:
         return await self._ask("unload", self._target.model_params(model))
 
+    async def show(self, model: str | None = None) -> dict[str, Any]:
+        return await self._ask("show", self._target.model_params(model))
+
+    async def watch(
+        self,
+        on_models: Callable[[list[dict[str, Any]]], object],
+        *,
+        num_updates: int | None = None,
+    ) -> None:
+        params = {} if num_updates is None else {"num_updates": num_updates}
+        await self._ask("watch", params, on_event=calls.models_handler(on_models))
+
     async def reload(self) -> dict[str, Any]:
         return await self._ask("reload", {})
 

@@ -66,6 +66,7 @@ QUICK_OPS: Final = frozenset(
         "whoami",
         "budgets",
         "audit",
+        "show",
     }
 )
 
@@ -271,6 +272,18 @@ def progress_handler(
     def on_event(event: Event) -> None:
         if event.kind == "loading":
             on_progress(str(event.data.get("phase", "")), event.data.get("fraction"))
+
+    return on_event
+
+
+def models_handler(
+    on_models: Callable[[list[dict[str, Any]]], object],
+) -> Callable[[Event], None]:
+    """An `on_event` that passes the models on which `watch` sends."""
+
+    def on_event(event: Event) -> None:
+        if event.kind == "models":
+            on_models(rows_of(event.data, "models"))
 
     return on_event
 

@@ -321,6 +321,22 @@ class Client:
         """Give a model's memory back. It is loaded again when it is next asked."""
         return self._ask("unload", self._target.model_params(model))
 
+    def show(self, model: str | None = None) -> dict[str, Any]:
+        """One `model`, and the sum of the `memory` that it takes or would take: its `parts`, the
+        `budget_bytes` of all models, and whether it `fits`. Loads nothing."""
+        return self._ask("show", self._target.model_params(model))
+
+    def watch(
+        self,
+        on_models: Callable[[list[dict[str, Any]]], object],
+        *,
+        num_updates: int | None = None,
+    ) -> None:
+        """Call `on_models` with the models, now and whenever one changes, so many times; without
+        `num_updates` until the daemon stops."""
+        params = {} if num_updates is None else {"num_updates": num_updates}
+        self._ask("watch", params, on_event=calls.models_handler(on_models))
+
     def reload(self) -> dict[str, Any]:
         """Have the daemon read its configuration again: the names of models that were `added`,
         `changed` and `removed`, and `warnings` about what takes effect at the next start. Raises

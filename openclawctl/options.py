@@ -38,7 +38,8 @@ class CompletionOptions(TypedDict, total=False):
     `normal` or `interactive`; after `deadline_s` seconds the request ends with `DeadlineExceeded`.
     `format` is what shape the answer must have, such as `{"type": "json_schema", "schema": {…}}`;
     docs/protocol.md has the others. `adapter` names one of the model's LoRAs. `app` and `session`
-    are names for limits and reports; `app` is the client's unless it is given here.
+    are names for limits and reports; `app` is the client's unless it is given here. The model stays
+    loaded for `keep_alive_s` seconds after the request, -1 is for ever; else as it is configured.
     """
 
     model: str | None
@@ -75,6 +76,7 @@ class CompletionOptions(TypedDict, total=False):
     adapter: str | None
     app: str | None
     session: str | None
+    keep_alive_s: float | None
     on_event: Callable[[Event], object] | None
 
 
@@ -124,6 +126,7 @@ class EmbedOptions(TypedDict, total=False):
     adapter: str | None
     app: str | None
     session: str | None
+    keep_alive_s: float | None
 
 
 def embed_params(texts: str | Iterable[str], options: EmbedOptions) -> dict[str, Any]:

@@ -139,6 +139,8 @@ class _Daemon:
                 prefix_dir=prefix_dir,
                 on_change=self._note_change,
                 prefix_key=self._read_prefix_key(),
+                footprints_file=settings.places.footprints_file,
+                version=settings.version,
             )
             self._service = Service(
                 settings.config,

@@ -90,7 +90,8 @@ class Daemon:
         return self
 
     def workers(self) -> list[psutil.Process]:
-        return psutil.Process(self.pid).children()
+        """Without the probes, which read the headers of files and are soon gone."""
+        return [child for child in psutil.Process(self.pid).children() if not _is_probe(child)]
 
     def pss_bytes(self) -> int:
         return int(psutil.Process(self.pid).memory_full_info().pss)
@@ -118,6 +119,12 @@ class Daemon:
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()
+
+
+def _is_probe(child: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return "openclawd.worker.probe" in child.cmdline()
+    return True
 
 
 @contextlib.contextmanager

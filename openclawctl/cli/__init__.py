@@ -38,8 +38,9 @@ COMMANDS: Final = {
     "ls": "models",
     "models": "models",
     "ping": "server",
-    "ps": "models",
+    "ps": "residents",
     "reload": "config",
+    "show": "residents",
     "status": "server",
     "tokenize": "texts",
     "unload": "models",
@@ -112,7 +113,7 @@ class _LazyGroup(click.Group):
     metavar="SECONDS",
     type=click.FloatRange(min=0, min_open=True),
     help="Give up after this long without any news. Default: 30 for ping, status, models, "
-    "usage, insights, budgets, whoami and audit, else none.",
+    "show, usage, insights, budgets, whoami and audit, else none.",
 )
 @click.version_option(__version__, prog_name="openclawctl", message="%(prog)s %(version)s")
 @click.pass_context

@@ -1,4 +1,4 @@
-"""`openclawctl models` (`ls`), `ps`, `load` and `unload`."""
+"""`openclawctl models` (`ls`), `load` and `unload`."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from openclawctl.cli.answer import Progress
+from openclawctl.cli.residents import print_memory
 from openclawctl.cli.shell import Shell, json_option, print_json, print_line, print_table
 from openclawctl.wire.messages import Event
 from openclawctl.wire.units import format_duration, format_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-_AWAKE = frozenset({"loading", "ready", "draining"})
 
 
 @click.command("models")
@@ -57,43 +56,26 @@ def _count(number: float | None) -> str:
     return str(int(number))
 
 
-@click.command("ps")
-@json_option
-@click.pass_obj
-def ps_command(shell: Shell, /) -> None:
-    """List the models that are in memory or on their way."""
-    with shell.client() as client:
-        models = [model for model in client.models() if model.get("state") in _AWAKE]
-    if shell.is_json:
-        print_json({"models": models})
-        return
-    header = ["NAME", "BACKEND", "STATE", "FOR", "MEMORY", "CONTEXT", "SLOTS", "QUEUED"]
-    print_table(header, [_process_row(m) for m in models], right="FOR MEMORY CONTEXT SLOTS QUEUED")
-
-
-def _process_row(model: dict[str, Any]) -> list[str]:
-    since = model.get("since")
-    return [
-        str(model.get("name", "?")),
-        str(model.get("backend", "?")),
-        str(model.get("state", "?")),
-        format_duration(max(0.0, time.time() - since)) if since else "-",
-        format_size(model.get("memory_bytes") or 0),
-        str(model.get("context") or "-"),
-        f"{model.get('busy', 0)}/{model.get('slots') or model.get('parallel') or '-'}",
-        str(model.get("queued", 0)),
-    ]
-
-
 @click.command("load")
 @click.argument("model", required=False)
+@click.option("--dry-run", is_flag=True, help="Load nothing; show the memory that it would take.")
 @json_option
 @click.pass_obj
-def load_command(shell: Shell, /, model: str | None) -> None:
+def load_command(shell: Shell, /, model: str | None, *, dry_run: bool) -> None:
     """Load MODEL (default: the default model) and wait until it is ready.
 
-    MODEL is a name that `openclawctl models` lists, never a path.
+    MODEL is a name that `openclawctl models` lists, never a path. Models that were not used for
+    longest make way for it if there is not enough memory (`resource_limits.memory`).
+
+    \b
+    Examples:
+      openclawctl load smollm2
+      openclawctl load --dry-run smollm2
     """
+    if dry_run:
+        with shell.client() as client:
+            print_memory(shell, client.show(model))
+        return
     start = time.monotonic()
     with Progress() as progress, shell.client() as client:
         result = client.load(model, on_progress=_reporter(progress))

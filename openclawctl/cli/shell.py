@@ -89,8 +89,19 @@ def _duration_s(ctx: click.Context, param: click.Parameter, value: str | None) -
         raise click.BadParameter(str(error), ctx, param) from None
 
 
+def _keep_alive_s(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
+    return -1.0 if value in ("forever", "-1") else _duration_s(ctx, param, value)
+
+
 def scheduling_options(function: _F) -> _F:
-    """Adds `--priority` and `--deadline`, which everything that computes has."""
+    """Adds `--priority`, `--deadline` and `--keep-alive`, which everything that computes has."""
+    function = click.option(
+        "--keep-alive",
+        "keep_alive_s",
+        metavar="DURATION",
+        callback=_keep_alive_s,
+        help="Keep the model loaded for 10m … after this, or forever. 0 unloads it.",
+    )(function)
     function = click.option(
         "--deadline",
         "deadline_s",

@@ -22,7 +22,7 @@ from openclawctl.wire.keys import KeyCreateParams, KeyParams, KeyRotateParams
 from openclawctl.wire.labels import decode_labels
 from openclawctl.wire.messages import LONGEST_S
 from openclawctl.wire.sampling import Sampling
-from openclawctl.wire.scheduling import decode_scheduling
+from openclawctl.wire.scheduling import decode_keep_alive_s, decode_scheduling
 from openclawctl.wire.tokens import MAX_TOKEN_ID
 
 MAX_EMBED_INPUTS: Final = 2048
@@ -78,6 +78,8 @@ class Op(enum.Enum):
     LEDGER_PRUNE = "ledger.prune"
     LEDGER_BACKUP = "ledger.backup"
     INSIGHTS = "insights"
+    SHOW = "show"
+    WATCH = "watch"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,7 @@ class EmbedParams:
     adapter: str | None = None
     app: str | None = None
     session: str | None = None
+    keep_alive_s: float | None = None
 
     @classmethod
     def decode(cls, source: Fields) -> EmbedParams:
@@ -100,7 +103,8 @@ class EmbedParams:
         model = source.text_or_none("model", max_chars=MAX_MODEL_NAME_CHARS)
         adapter = source.text_or_none("adapter", max_chars=MAX_MODEL_NAME_CHARS)
         others = {**decode_scheduling(source), **decode_labels(source)}
-        return cls(texts, model, adapter=adapter, **others)
+        keep_alive_s = decode_keep_alive_s(source)
+        return cls(texts, model, adapter=adapter, keep_alive_s=keep_alive_s, **others)
 
     def encode(self) -> dict[str, Any]:
         return present(self)
@@ -146,13 +150,27 @@ class DetokenizeParams:
 
 @dataclass(frozen=True, slots=True)
 class ModelParams:
-    """`load` and `unload`: a model's name, never a path."""
+    """`load`, `unload` and `show`: a model's name, never a path."""
 
     model: str | None = None
 
     @classmethod
     def decode(cls, source: Fields) -> ModelParams:
         return cls(source.text_or_none("model", max_chars=MAX_MODEL_NAME_CHARS))
+
+    def encode(self) -> dict[str, Any]:
+        return present(self)
+
+
+@dataclass(frozen=True, slots=True)
+class WatchParams:
+    """`watch`: the models, whenever one changes, for so many times; None until it is cancelled."""
+
+    num_updates: int | None = None
+
+    @classmethod
+    def decode(cls, source: Fields) -> WatchParams:
+        return cls(source.integer_or_none("num_updates", low=1))
 
     def encode(self) -> dict[str, Any]:
         return present(self)
@@ -338,6 +356,7 @@ Params = (
     | UsageRowsParams
     | PruneParams
     | InsightsParams
+    | WatchParams
 )
 
 PARAMS: Final[dict[Op, type[Params]]] = {
@@ -367,6 +386,8 @@ PARAMS: Final[dict[Op, type[Params]]] = {
     Op.LEDGER_PRUNE: PruneParams,
     Op.LEDGER_BACKUP: NoParams,
     Op.INSIGHTS: InsightsParams,
+    Op.SHOW: ModelParams,
+    Op.WATCH: WatchParams,
 }
 
 

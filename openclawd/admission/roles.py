@@ -38,6 +38,8 @@ PERMISSIONS: Final[dict[Op, Permission]] = {
     Op.USAGE_ROWS: Permission.LOOK,
     Op.INSIGHTS: Permission.LOOK,
     Op.BUDGETS: Permission.LOOK,
+    Op.SHOW: Permission.LOOK,
+    Op.WATCH: Permission.LOOK,
     Op.GENERATE: Permission.COMPUTE,
     Op.CHAT: Permission.COMPUTE,
     Op.EMBED: Permission.COMPUTE,

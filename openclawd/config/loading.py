@@ -161,6 +161,10 @@ def _contradictions_of_model(model: ModelConfig) -> Iterator[tuple[str, str]]:
         yield "autoscale", message
     if model.pinned and model.keep_alive_s != math.inf:
         yield "pinned", "found true, beside a keep_alive that ends; remove one of them"
+    for name in ("parallel", "context"):
+        least, usual = getattr(model, f"min_{name}"), getattr(model, name)
+        if least is not None and least > usual:
+            yield f"min_{name}", f"found {least}, which is more than {name} ({usual})"
 
 
 def _not_without_sharing(model: ModelConfig) -> Iterator[tuple[str, str]]:

@@ -47,6 +47,11 @@ class Places:
         return self.state_dir / "prefix.key"
 
     @property
+    def footprints_file(self) -> Path:
+        """What models took in memory (`openclawd.fleet.footprints`)."""
+        return self.state_dir / "footprints.json"
+
+    @property
     def ledger_file(self) -> Path:
         return self.state_dir / "ledger.sqlite3"
 

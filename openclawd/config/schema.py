@@ -303,14 +303,39 @@ class ModelConfig(Section):
     configured_keep_alive_s: Annotated[float | None, PlainValidator(values.keep_alive_s)] = key(
         None,
         alias="keep_alive",
-        meaning="How long the model stays loaded after its last use.",
+        meaning="How long the model stays loaded after its last use; a request may say otherwise"
+        " for itself. Another model that needs the memory may end it sooner.",
         allowed="a duration such as 5m, or forever (-1)",
         default_text="5m; forever with `preload` or `pinned`",
     )
     pinned: bool = key(
         default=False,
-        meaning="Stay loaded for good once loaded; `keep_alive` cannot be set beside it.",
+        meaning="Stay loaded for good once loaded, also when others need the memory; `keep_alive`"
+        " cannot be set beside it.",
         allowed="true or false",
+    )
+    min_residency_s: Duration = key(
+        0.0,
+        alias="min_residency",
+        meaning="How long it stays, once loaded, before it must make way for another model while it"
+        " is in use.",
+        allowed="a duration such as 10s",
+        default_text="0s",
+    )
+    min_parallel: int | None = count(
+        None,
+        low=1,
+        high=_MAX_SEQUENCES,
+        meaning="Where memory is short, load it with fewer sequences than `parallel`, down to"
+        " this.",
+        default_text="`parallel`: never fewer",
+    )
+    min_context: int | None = count(
+        None,
+        low=16,
+        high=_MAX_CONTEXT,
+        meaning="Where memory is still short then, load it with a shorter `context`, down to this.",
+        default_text="`context`: never shorter",
     )
     devices: list[Annotated[str, PlainValidator(values.device)]] = key(
         [],
@@ -421,6 +446,23 @@ class ResourceLimits(Section):
         meaning="GPU memory a model may take (not built yet).",
         allowed="nothing yet",
         default_text="no limit",
+    )
+    memory_bytes: Annotated[int | None, PlainValidator(values.auto_or_size)] = key(
+        None,
+        alias="memory",
+        meaning="The host's memory that all models together may take. Models that were not used for"
+        " longest leave when others need room; what cannot fit is not loaded.",
+        allowed="auto, or a size such as 8GiB",
+        default_text="auto: nine tenths of what is to be had, within the control group's limit",
+    )
+    group_wait_s: Duration = key(
+        2.0,
+        alias="group_wait",
+        meaning="How long requests for a model that is not loaded wait while the models that would"
+        " have to make way are in use. Requests that alternate between models that do not fit"
+        " together are so served in groups, each of which costs one load.",
+        allowed="a duration such as 2s",
+        default_text="2s",
     )
     cpu_cores_per_worker: int | None = count(
         None,

@@ -119,6 +119,15 @@ def size_bytes(value: object) -> int:
     raise ValueError("not a size")
 
 
+def auto_or_size(value: object) -> int | None:
+    if value == "auto" or value is None:
+        return None
+    size = size_bytes(value)
+    if size < 2**20:
+        raise ValueError("less than any model takes")
+    return size
+
+
 def frame_bytes(value: object) -> int:
     size = size_bytes(value)
     if not HELLO_FRAME_BYTES <= size <= MOST_FRAME_BYTES:

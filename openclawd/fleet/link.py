@@ -24,6 +24,7 @@ from openclawctl.wire.errors import (
 )
 from openclawctl.wire.framing import MAX_RESULT_ITEMS, FrameReader, encode_frame
 from openclawd.fleet.router import Beginnings
+from openclawd.fleet.tempo import Tempo
 from openclawd.worker.messages import (
     FROM_WORKER_FRAME_BYTES,
     TO_WORKER_FRAME_BYTES,
@@ -121,6 +122,7 @@ class Link(asyncio.BufferedProtocol):
         self._next_rid = 1
         self.gauges: dict[str, int] = {}
         self.num_steps = 0
+        self.tempo = Tempo()
 
     # ---- what the daemon asks ----
 
@@ -264,6 +266,8 @@ class Link(asyncio.BufferedProtocol):
     def _take_step(self, step: Step) -> None:
         self.num_steps += 1
         self.gauges = step.gauges
+        num_tokens = sum(len(output.token_ids) for output in step.outputs)
+        self.tempo.note(num_tokens, asyncio.get_running_loop().time())
         self._on_step(step.gauges)
         for output in step.outputs:
             if call := self._calls.get(output.rid):

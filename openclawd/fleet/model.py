@@ -15,24 +15,35 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import logging
+import math
 from collections import Counter
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-from openclawctl.wire.errors import NotFound
+from openclawctl.wire.errors import NoMemory, NotFound
 from openclawctl.wire.fields import suggestion
 from openclawctl.wire.units import format_duration
+from openclawd.fleet.interest import Interest
 from openclawd.fleet.peaks import Peaks
 from openclawd.fleet.replica import Replica
 from openclawd.fleet.router import Demand, Option, choose
 from openclawd.fleet.spec import ModelSpec, ModelState
 from openclawd.fleet.turns import Turns
+from openclawd.worker.messages import Loading
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
     from openclawd.fleet.link import Link
     from openclawd.fleet.placement import CoreAllocator
-    from openclawd.worker.messages import Loading
+    from openclawd.fleet.residents import Residents
+    from openclawd.worker.messages import Load
+
+logger = logging.getLogger(__name__)
+
+WAITING: Final = Loading("waiting for memory", 0.0)
+"""What is told to those who wait until others make way, or until its files were looked at."""
 
 PATIENCE_S: Final = 5.0
 """A request waits for a model in backoff when it is tried again within this time; else it is told
@@ -59,6 +70,7 @@ class Model:
         spec: ModelSpec,
         *,
         cores: CoreAllocator,
+        residents: Residents,
         on_change: Callable[[Model], None],
         max_waiting: int,
         max_skips: int,
@@ -66,6 +78,7 @@ class Model:
         self.spec = spec
         self.goal = spec
         self._cores = cores
+        self._residents = residents
         self._on_change = on_change
         self.info: dict[str, Any] = {}
         """What the worker that was ready last said of the model."""
@@ -87,7 +100,12 @@ class Model:
         self._num_leases = 0
         self._keep_alive_timer: asyncio.TimerHandle | None = None
         self._waiters: set[asyncio.Future[None]] = set()
-        self._num_hopeful = 0
+        self._interest = Interest()
+        self._keep_alive_s = spec.keep_alive_s
+        self.is_shrunk = False
+        """Has `spec` less than `goal`, because memory is short?"""
+        self.ready_at = 0.0
+        self.used_at = 0.0
         for _ in range(spec.scale.low):
             self._last = self.add_replica()
 
@@ -143,6 +161,43 @@ class Model:
         return self._num_leases
 
     @property
+    def num_waiting(self) -> int:
+        """Requests that wait for it to be loaded."""
+        return self._interest.num_waiting
+
+    @property
+    def wanted_since(self) -> float | None:
+        """Since when it is wanted and not there; monotonic clock. None, too, until it may be tried
+        again after a load that failed."""
+        is_there = self.state is ModelState.READY
+        return None if is_there or self.is_backing_off else self._interest.since
+
+    @property
+    def is_wanted_politely(self) -> bool:
+        """Is nobody to make way for it?"""
+        return self._interest.is_polite
+
+    @property
+    def is_backing_off(self) -> bool:
+        """Did a load fail, and is the next one not due?"""
+        is_coming = any(replica.is_coming for replica in self.replicas)
+        return self.state is ModelState.BACKOFF and not is_coming
+
+    @property
+    def idle_s(self) -> float | None:
+        """Seconds since it was last used, or since it was loaded; None while it is in use."""
+        if self.state is not ModelState.READY or self._num_leases:
+            return None
+        return max(0.0, asyncio.get_running_loop().time() - self.used_at)
+
+    @property
+    def tokens_per_s(self) -> float:
+        """What its workers make now."""
+        now = asyncio.get_running_loop().time()
+        links = (replica.link for replica in self.replicas)
+        return sum(link.tempo.per_second(now) for link in links if link is not None)
+
+    @property
     def expires_in_s(self) -> float | None:
         """Seconds until it is unloaded if nobody uses it; None when that is not under way."""
         if self._keep_alive_timer is None:
@@ -152,9 +207,12 @@ class Model:
     # ---- for requests ----
 
     @contextlib.asynccontextmanager
-    async def lease(self, on_progress: Callable[[Loading], None]) -> AsyncIterator[None]:
+    async def lease(
+        self, on_progress: Callable[[Loading], None], *, keep_alive_s: float | None = None
+    ) -> AsyncIterator[None]:
         """Hold the model loaded. Loads it first if need be, telling `on_progress` how far it is.
-        Should its worker die, a new one is started; `wait_link` gives the one there is.
+        Should its worker die, a new one is started; `wait_link` gives the one there is. After it
+        the model stays for `keep_alive_s`, if that is given.
 
         Raises `ModelFailed`, `NoMemory` or `ModelLoading` when it does not come.
         """
@@ -165,8 +223,12 @@ class Model:
             yield
         finally:
             self._num_leases -= 1
+            self.used_at = asyncio.get_running_loop().time()
+            self._keep_alive_s = self.spec.keep_alive_s if keep_alive_s is None else keep_alive_s
             self._start_keep_alive()
-            self._wake()
+            self.wake()
+            if self._num_leases == 0:
+                self._residents.changed(self)
 
     async def wait_link(
         self,
@@ -178,17 +240,17 @@ class Model:
         """The link to the worker that is best for a request, loading the model if need be. Raises
         like `lease`, if the next try to load it is further off than `patience_s`."""
         told: Loading | None = None
-        self._num_hopeful += 1
+        self._interest.begin_to_wait(asyncio.get_running_loop().time())
         try:
             while (link := self._best_link(demand)) is None:
                 self._check_hope(patience_s)
-                self.want()
-                if self.state is ModelState.LOADING and self.progress is not told:
-                    told = self.progress
+                self._residents.want(self)
+                if (progress := self._news()) is not None and progress is not told:
+                    told = progress
                     on_progress(told)
                 await self.wait_change()
         finally:
-            self._num_hopeful -= 1
+            self._interest.end_to_wait()
         return link
 
     def check_adapter(self, name: str | None) -> None:
@@ -222,10 +284,61 @@ class Model:
         if problems and len(hopeless) == len(problems):
             raise min(hopeless, key=lambda each: each.retry_after_s or float("inf"))
 
+    def _news(self) -> Loading | None:
+        """What to tell those who wait for it."""
+        if self.state is ModelState.LOADING:
+            return self.progress
+        return WAITING if self.state in (ModelState.UNLOADED, ModelState.DRAINING) else None
+
     def want(self) -> None:
-        """Have it loaded by and by."""
+        """Have it loaded by and by, if there is room. Nobody has to make way for it."""
+        self._interest.wish(asyncio.get_running_loop().time())
+        self._ask_for_room()
+
+    def _ask_for_room(self) -> None:
+        """For what is wished and no request waits for."""
+        try:
+            self._residents.want(self)
+        except NoMemory as problem:
+            self._interest.forget_wish()
+            logger.error("model %s is not loaded: %s", self.name, problem.message)
+            self._leading.tell(problem.message)
+
+    def has_room_for_one_more(self) -> bool:
+        """Could another worker be had beside those that there are, with the settings of `goal`?"""
+        return self._residents.has_room_for_one_more(self)
+
+    # ---- for the residents ----
+
+    def come(self) -> None:
+        """There is room: load it."""
         for replica in self.replicas:
             replica.want()
+
+    def make_way(self) -> None:
+        """Take no further requests, and leave when those that it has have ended."""
+        self._stop_keep_alive()
+        for replica in self.replicas:
+            replica.stop("to make room for another model")
+
+    def resize(self, load: Load) -> None:
+        """Be loaded with these settings, while memory is short. It must not be loaded now."""
+        self.is_shrunk = load != self.goal.load
+        self.spec = replace(self.goal, load=load) if self.is_shrunk else self.goal
+        for replica in self.replicas:
+            replica.resize(self.spec)
+
+    def wake(self) -> None:
+        """Have those who wait look again."""
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+        if self._interest.has_wish and self.state is ModelState.UNLOADED:
+            asyncio.get_running_loop().call_soon(self._wish_again)
+
+    def _wish_again(self) -> None:
+        if self._interest.has_wish:
+            self._ask_for_room()
 
     # ---- for administrators ----
 
@@ -233,8 +346,8 @@ class Model:
         """Load now, whatever failed before. Raises like `lease()`."""
         for replica in self.replicas:
             replica.forget_failure()
-        self.want()
         await self.wait_link(on_progress)
+        self._keep_alive_s = self.spec.keep_alive_s
         self._start_keep_alive()
 
     async def unload(self) -> None:
@@ -243,6 +356,7 @@ class Model:
         Whoever waits for the model meanwhile is woken and wants it again, which loads it anew.
         """
         self._stop_keep_alive()
+        self._interest.forget_wish()
         links = [link for replica in self.replicas if (link := replica.link) is not None]
         for replica in self.replicas:
             replica.stop("on request")
@@ -250,10 +364,10 @@ class Model:
             await self.wait_change()
 
     async def wait_settled(self) -> None:
-        """Until the first load has succeeded or failed, or was called off by `unload()`."""
+        """Load it if there is room, for which nobody has to make way. Until that has succeeded or
+        failed, or was called off by `unload()`."""
         self.want()
-        await self.wait_change()
-        while self.state is ModelState.LOADING:
+        while self._interest.has_wish and not self.is_backing_off:
             await self.wait_change()
 
     def abandon(self) -> None:
@@ -278,7 +392,7 @@ class Model:
         self.replicas.append(replica)
         if self._tasks is not None:
             self._tasks.create_task(self._keep(replica))
-        self._wake()
+        self.wake()
         return replica
 
     async def _keep(self, replica: Replica) -> None:
@@ -290,12 +404,14 @@ class Model:
     def adopt(self, spec: ModelSpec) -> None:
         """These are the settings from now on, which its workers have or need not have."""
         self.spec = spec
+        self.is_shrunk = False
         self._fit_turns()
+        self._keep_alive_s = spec.keep_alive_s
         self._start_keep_alive()
 
     async def leave(self) -> None:
         """The model is no more. Whoever has it or waits for it is served; returns after that."""
-        while self._num_leases or self._num_hopeful:
+        while self._num_leases or self._interest.num_waiting:
             await self.wait_change()
         await self.unload()
         for replica in self.replicas:
@@ -306,8 +422,14 @@ class Model:
 
     @property
     def is_needed(self) -> bool:
-        is_used = self._num_hopeful > 0 or self._num_leases > 0
+        is_used = self._interest.since is not None or self._num_leases > 0
         return self.spec.is_kept_warm or is_used or self.state is ModelState.READY
+
+    def may_shrink(self) -> bool:
+        return self._residents.lower(self)
+
+    def try_again(self) -> None:
+        self.want()
 
     def note_step(self, gauges: Mapping[str, int]) -> None:
         self.peaks.note(gauges)
@@ -318,21 +440,21 @@ class Model:
                 self.spec = self.goal
             if replica.spec.is_same_worker(self.spec):
                 self.info = replica.info
+            self._interest.forget_wish()
+            self.ready_at = self.used_at = asyncio.get_running_loop().time()
             self._start_keep_alive()
+        elif self.state is ModelState.FAILED:
+            self._interest.forget_wish()
         self._fit_turns()
         self._on_change(self)
-        self._wake()
+        self.wake()
+        self._residents.changed(self)
 
     def _fit_turns(self) -> None:
         """As many slots as its workers have; those of one while none is there."""
         ready = [each for each in self.replicas if each.state is ModelState.READY]
         num_slots = sum(each.spec.load.parallel for each in ready)
         self.turns.resize(num_slots or self.spec.load.parallel)
-
-    def _wake(self) -> None:
-        for waiter in self._waiters:
-            if not waiter.done():
-                waiter.set_result(None)
 
     async def wait_change(self) -> None:
         """Until the state or the load progress of a replica changes, or somebody is done with the
@@ -348,9 +470,9 @@ class Model:
 
     def _start_keep_alive(self) -> None:
         self._stop_keep_alive()
-        if not self.spec.is_kept_warm and self._num_leases == 0:
+        if math.isfinite(self._keep_alive_s) and self._num_leases == 0:
             loop = asyncio.get_running_loop()
-            self._keep_alive_timer = loop.call_later(self.spec.keep_alive_s, self._unload_idle)
+            self._keep_alive_timer = loop.call_later(self._keep_alive_s, self._unload_idle)
 
     def _stop_keep_alive(self) -> None:
         if self._keep_alive_timer is not None:
@@ -361,7 +483,7 @@ class Model:
         self._keep_alive_timer = None
         if self.state is ModelState.READY and self._num_leases == 0:
             for replica in self.replicas:
-                replica.stop(f"after {format_duration(self.spec.keep_alive_s)} without use")
+                replica.stop(f"after {format_duration(self._keep_alive_s)} without use")
 
 
 def _best_of(replicas: Sequence[Replica], demand: Demand, own: Link | None = None) -> Link | None:

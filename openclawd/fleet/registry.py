@@ -21,9 +21,11 @@ from openclawd.config import (
     is_model_file,
     model_files_by_stem,
 )
+from openclawd.fleet.footprints import Footprints
 from openclawd.fleet.memory import memory_bytes
 from openclawd.fleet.model import Model
 from openclawd.fleet.placement import CoreAllocator
+from openclawd.fleet.residents import Residents
 from openclawd.fleet.rolling import change, keep_scaled
 from openclawd.fleet.spec import ModelSpec, ModelState, Scale
 from openclawd.worker.messages import Load
@@ -64,11 +66,22 @@ class Fleet:
         prefix_dir: Path,
         on_change: Callable[[Model], None],
         prefix_key: bytes = b"",
+        footprints_file: Path | None = None,
+        version: str = "",
     ) -> None:
         self._config = config
         self._prefix_dir = prefix_dir
         self._prefix_key = prefix_key
         self._on_change = on_change
+        limits = config.resource_limits
+        self.residents = Residents(
+            lambda: self.models,
+            budget_bytes=limits.memory_bytes,
+            group_wait_s=limits.group_wait_s,
+            footprints=Footprints(footprints_file),
+            version=version,
+        )
+        self._watchers: set[asyncio.Future[None]] = set()
         self._cores = CoreAllocator(os.sched_getaffinity(0))
         self._models: dict[str, Model] = {}
         self._tasks: asyncio.TaskGroup | None = None
@@ -80,6 +93,7 @@ class Fleet:
     def start(self, tasks: asyncio.TaskGroup) -> None:
         """Create the configured models; nothing is loaded yet."""
         self._tasks = tasks
+        self.residents.start(tasks)
         for name, model_config in self._config.models.items():
             self._add(name, model_config)
 
@@ -144,6 +158,8 @@ class Fleet:
         """Have the models be those of another configuration. Returns at once; workers come and go
         after that, so that no request hears of it."""
         old, self._config = self._config, config
+        limits = config.resource_limits
+        self.residents.limit(limits.memory_bytes, group_wait_s=limits.group_wait_s)
         removed = [name for name in old.models if name in self._models.keys() - config.models]
         added = [name for name in config.models if name not in self._models]
         changed = [name for name in self._models if name not in removed and self._change(name)]
@@ -161,7 +177,8 @@ class Fleet:
         spec = self._spec(name, self.config_of(model))
         limits = self._config.resource_limits
         model.turns.limit(max_waiting=limits.max_queued_requests, max_skips=limits.max_skips)
-        is_settled = model.spec == model.goal == spec and not model.note
+        has_goal = model.spec == spec or model.is_shrunk
+        is_settled = has_goal and model.goal == spec and not model.note
         if is_settled and not any(each.has_old_files for each in model.replicas):
             return False
         self._end_task(self._changes, model)
@@ -197,9 +214,27 @@ class Fleet:
         if (task := tasks.pop(model, None)) is not None:
             task.cancel()
 
+    def note_change(self) -> None:
+        """Something that `rows` shows is different."""
+        for watcher in self._watchers:
+            if not watcher.done():
+                watcher.set_result(None)
+
+    async def wait_change(self, at_most_s: float) -> None:
+        """Until a model changes, or so long."""
+        watcher: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._watchers.add(watcher)
+        try:
+            async with asyncio.timeout(at_most_s):
+                await watcher
+        except TimeoutError:
+            return
+        finally:
+            self._watchers.discard(watcher)
+
     def rows(self) -> list[dict[str, Any]]:
         """What `status` shows of each model."""
-        return [self._row(model) for model in self.models]
+        return [self.row(model) for model in self.models]
 
     async def rows_with_files(self) -> list[dict[str, Any]]:
         """What `models` shows: the same, and every file that could be used by its name."""
@@ -223,7 +258,8 @@ class Fleet:
         model = Model(
             self._spec(name, config),
             cores=self._cores,
-            on_change=self._on_change,
+            residents=self.residents,
+            on_change=self._model_changed,
             max_waiting=self._config.resource_limits.max_queued_requests,
             max_skips=self._config.resource_limits.max_skips,
         )
@@ -266,6 +302,10 @@ class Fleet:
             preload=config.preload,
             required=config.required,
             keep_alive_s=config.keep_alive_s,
+            is_pinned=config.pinned,
+            min_residency_s=config.min_residency_s,
+            min_parallel=config.min_parallel,
+            min_context=config.min_context,
             devices=tuple(config.devices),
             num_cores=num_cores,
         )
@@ -273,7 +313,11 @@ class Fleet:
     def _file(self, path: str | None) -> str:
         return str(find_model_file(path, self._config.model_paths)) if path else ""
 
-    def _row(self, model: Model) -> dict[str, Any]:
+    def _model_changed(self, model: Model) -> None:
+        self._on_change(model)
+        self.note_change()
+
+    def row(self, model: Model) -> dict[str, Any]:
         load = model.spec.load
         expires_in_s = model.expires_in_s
         return {
@@ -294,6 +338,10 @@ class Fleet:
             "slots": model.turns.num_places,
             "busy": model.turns.num_running,
             "queued": model.turns.num_waiting,
+            "waiting": model.num_waiting,
+            "devices": _devices(model),
+            "idle_s": model.idle_s,
+            "tokens_per_s": model.tokens_per_s,
             "queue": _queue(model),
             "keep_alive_s": None
             if math.isinf(model.spec.keep_alive_s)
@@ -314,6 +362,14 @@ def _queue(model: Model) -> dict[str, Any]:
         priority.name.lower(): asdict(standing)
         for priority, standing in model.turns.standings().items()
     }
+
+
+def _devices(model: Model) -> list[str]:
+    """What computes it, while it is loaded: the devices that are configured, else what its worker
+    says."""
+    if model.state is not ModelState.READY:
+        return []
+    return [*model.spec.devices] or [*model.info.get("devices", [])]
 
 
 def _progress(model: Model) -> dict[str, Any] | None:

@@ -52,6 +52,12 @@ class Owner(Protocol):
     def is_needed(self) -> bool:
         """Is anybody waiting for the model, or is it to stay loaded?"""
 
+    def may_shrink(self) -> bool:
+        """There was no memory for its worker. Is it to be tried with less, now?"""
+
+    def try_again(self) -> None:
+        """It may be loaded again, when there is room for it."""
+
 
 class Replica:
     """`run()` is its one task, owned by its model. `index` counts from 0 among those of the same
@@ -143,7 +149,17 @@ class Replica:
             )
         return None
 
+    @property
+    def is_coming(self) -> bool:
+        """Is its worker there, or about to be, and not about to go?"""
+        return self._wanted.is_set() and not self.is_retired
+
     # ---- commands ----
+
+    def resize(self, spec: ModelSpec) -> None:
+        """Other settings for the next worker; there must be none now."""
+        assert self._link is None, "a worker keeps its settings"
+        self.spec = spec
 
     def want(self) -> None:
         """Have it loaded, unless that has failed for good and its files are what they were."""
@@ -181,6 +197,10 @@ class Replica:
             if self.state is ModelState.READY:
                 self._set_state(ModelState.DRAINING, f"unloading {why}")
             self._unwanted.set()
+
+    def tell(self, reason: str) -> None:
+        """Why it is in the state in which it is."""
+        self._set_state(self.state, reason)
 
     def retire(self, why: str) -> None:
         """`stop` it, and end its task then."""
@@ -277,14 +297,14 @@ class Replica:
             case Cause.LOAD_FAILED:
                 self._fail(story)
             case Cause.LOAD_FAILED_FOR_NOW:
-                await self._back_off(self._policy.delay_after_failed_load_s(), story)
+                await self._give_room_back(story)
             case Cause.CRASHED:
                 delay = self._policy.delay_after_crash_s(time.monotonic())
                 if delay is None:
                     crashes = self._policy.num_recent_crashes
                     self._fail(f"{story} ({crashes} times in a row; given up)")
                 else:
-                    await self._back_off(delay, story)
+                    await self._restart(delay, story)
             case _:
                 assert_never(ending.cause)
 
@@ -298,15 +318,34 @@ class Replica:
         self._wanted.clear()
         self._set_state(ModelState.FAILED, story)
 
+    async def _give_room_back(self, story: str) -> None:
+        """There was no memory for it: others may have what there is, until it is tried again."""
+        self._wanted.clear()
+        if not self._owner.may_shrink():
+            await self._back_off(self._policy.delay_after_failed_load_s(), story)
+            if self.state is not ModelState.BACKOFF:
+                return
+        self._set_state(ModelState.UNLOADED, story)
+        if self._owner.is_needed:
+            self._owner.try_again()
+
     async def _back_off(self, delay_s: float, story: str) -> None:
         self._retry_at = time.monotonic() + delay_s
         when = f"in {delay_s:.1f} s" if delay_s else "now"
         self._set_state(ModelState.BACKOFF, f"{story}; next try {when}")
-        while (left := self._retry_at - time.monotonic()) > 0 and self._wanted.is_set():
+        while (left := self._retry_at - time.monotonic()) > 0 and self._is_backing_off:
             self._changed.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(left):
                     await self._changed.wait()
+
+    @property
+    def _is_backing_off(self) -> bool:
+        return self.state is ModelState.BACKOFF
+
+    async def _restart(self, delay_s: float, story: str) -> None:
+        """A worker that died keeps its room, if anybody needs it."""
+        await self._back_off(delay_s, story)
         if self.state is ModelState.BACKOFF and not self._owner.is_needed:
             self._wanted.clear()
             self._set_state(ModelState.UNLOADED, story)

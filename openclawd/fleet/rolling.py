@@ -17,7 +17,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from openclawd.fleet.autoscale import Autoscaler, Load
-from openclawd.fleet.memory import has_room_for_one_more
 from openclawd.fleet.spec import ModelState
 
 if TYPE_CHECKING:
@@ -33,6 +32,10 @@ _WHY: Final = "because its settings have changed"
 
 HasRoom = Callable[["Model"], bool]
 """Is there memory for one more worker of a model?"""
+
+
+def has_room_for_one_more(model: Model) -> bool:
+    return model.has_room_for_one_more()
 
 
 async def change(
@@ -69,15 +72,16 @@ def _outdated(model: Model) -> list[Replica]:
 
 def _replace_idle(model: Model) -> None:
     """Those that serve nobody. If none serves, there come as many, loaded as soon as somebody wants
-    the model, or as these would have been."""
+    the model, or as these would have been, when there is room."""
     outdated = _outdated(model)
     idle = [each for each in outdated if each.state is not ModelState.READY]
+    is_wanted = model.goal.preload or any(each.is_wanted for each in idle)
     for replica in idle:
         if len(idle) == len(outdated):
-            new = model.add_replica()
-            if replica.is_wanted or model.goal.preload:
-                new.want()
+            model.add_replica()
         replica.retire(_WHY)
+    if idle and len(idle) == len(outdated) and is_wanted:
+        model.want()
 
 
 async def _replace(model: Model, old: Replica, has_room: HasRoom) -> bool:
@@ -152,7 +156,7 @@ async def keep_scaled(model: Model) -> None:
         if model.spec is not model.goal:
             continue
         match scaler.step(_load_of(model), model.spec.scale, now=loop.time()):
-            case 1 if has_room_for_one_more(model):
+            case 1 if model.has_room_for_one_more():
                 added = model.add_replica()
                 added.want()
             case -1:

@@ -39,7 +39,9 @@ class Scale:
 class ModelSpec:
     """What a model is made of. `load.path` may name a file that is not there (yet).
 
-    `keep_alive_s` may be infinite; `num_cores` None leaves a worker every core of the daemon.
+    `keep_alive_s` may be infinite; `num_cores` None leaves a worker every core of the daemon. Where
+    memory is short it has fewer sequences, down to `min_parallel`, and shorter ones, down to
+    `min_context`; None for what stays as it is.
     """
 
     load: Load
@@ -48,6 +50,10 @@ class ModelSpec:
     preload: bool = False
     required: bool = False
     keep_alive_s: float = math.inf
+    is_pinned: bool = False
+    min_residency_s: float = 0.0
+    min_parallel: int | None = None
+    min_context: int | None = None
     devices: tuple[str, ...] = ()
     num_cores: int | None = None
 

@@ -66,10 +66,11 @@ async def submit(
     *,
     owner: str,
     on_loading: Callable[[Loading], None],
+    keep_alive_s: float | None = None,
 ) -> AsyncIterator[Submission]:
-    """Hold the model loaded for one request. `owner` names it in the log. Raises like
-    `Model.lease`."""
-    async with model.lease(on_loading):
+    """Hold the model loaded for one request, and `keep_alive_s` longer if that is given. `owner`
+    names it in the log. Raises like `Model.lease`."""
+    async with model.lease(on_loading, keep_alive_s=keep_alive_s):
         submission = Submission(model, op, params, owner=owner, on_loading=on_loading)
         try:
             yield submission

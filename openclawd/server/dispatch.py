@@ -36,12 +36,13 @@ from openclawctl.wire.operations import (
     TokenizeParams,
     UsageParams,
     UsageRowsParams,
+    WatchParams,
     decode_params,
 )
 from openclawd.admission.identity import check_operation
 from openclawd.ledger.audit import AuditQuery
 from openclawd.ledger.audit_key import parse_head
-from openclawd.server import keys, upkeep
+from openclawd.server import keys, models_view, upkeep
 from openclawd.server.inference import ask_tokenizer, infer, tell_loading
 
 if TYPE_CHECKING:
@@ -136,6 +137,16 @@ async def _unload(service: Service, exchange: Exchange, params: Params) -> dict[
     with _audited(service, exchange, model.name):
         await model.unload()
     return {"model": model.name, "state": model.state.value}
+
+
+async def _show(service: Service, exchange: Exchange, params: Params) -> dict[str, Any]:
+    assert isinstance(params, ModelParams)
+    return await models_view.show(service, service.model_for(exchange.peer.principal, params.model))
+
+
+async def _watch(service: Service, exchange: Exchange, params: Params) -> dict[str, Any]:
+    assert isinstance(params, WatchParams)
+    return await models_view.watch(service, exchange, params)
 
 
 @contextlib.contextmanager
@@ -290,4 +301,6 @@ HANDLERS: Final[dict[Op, Handler]] = {
     Op.LEDGER_PRUNE: _ledger_prune,
     Op.LEDGER_BACKUP: _ledger_backup,
     Op.INSIGHTS: _insights,
+    Op.SHOW: _show,
+    Op.WATCH: _watch,
 }

@@ -11,6 +11,7 @@ of it.
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import secrets
 import time
@@ -24,6 +25,7 @@ from openclawctl.wire.errors import Code, Internal, Problem, RateLimited
 from openclawctl.wire.messages import Delta
 from openclawctl.wire.operations import DetokenizeParams, EmbedParams, Op, TokenizeParams
 from openclawctl.wire.results import Choice, FinishReason, InferenceResult, Timings, Usage
+from openclawctl.wire.scheduling import KEEP_FOR_EVER
 from openclawd.admission.tiers import Priority, Tier
 from openclawd.fleet.submission import submit
 from openclawd.server.account import Account
@@ -83,11 +85,17 @@ async def _serve(inference: Inference) -> None:
         params.encode(),
         owner=f"request {inference.request_id} of {exchange.peer.principal.name}",
         on_loading=inference.on_loading,
+        keep_alive_s=_keep_alive_s(params),
     ) as submission:
         inference.load_s = inference.elapsed_s()
         if model.info is not known:
             check_size(inference)  # it was loaded meanwhile
         await inference.run(submission)
+
+
+def _keep_alive_s(params: InferenceParams) -> float | None:
+    """How long the model is to stay after the request; None as it is configured."""
+    return math.inf if params.keep_alive_s == KEEP_FOR_EVER else params.keep_alive_s
 
 
 def _fallen_back(first: Inference, fallback: UseFallback) -> Inference:

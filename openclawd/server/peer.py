@@ -206,6 +206,11 @@ class Peer(asyncio.BufferedProtocol):
         return len(self._exchanges)
 
     @property
+    def is_slow(self) -> bool:
+        """Does it not read what it was sent?"""
+        return self._is_paused
+
+    @property
     def is_recognised(self) -> bool:
         """Is it known who is at the other end?"""
         return self._is_recognised

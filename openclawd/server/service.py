@@ -56,6 +56,8 @@ _NEEDS_NO_MODEL = frozenset(
         Op.PING,
         Op.STATUS,
         Op.MODELS,
+        Op.SHOW,
+        Op.WATCH,
         Op.USAGE,
         Op.USAGE_ROWS,
         Op.INSIGHTS,
@@ -270,6 +272,7 @@ class Service:
     def drain(self, reason: str) -> None:
         """Take no more requests, and tell every client so."""
         self.is_draining = True
+        self.fleet.note_change()
         for peer in list(self._peers):
             peer.say_goodbye(reason)
 

@@ -44,6 +44,8 @@ LEAST_ROLE = {
     "keys.revoke": "admin",
     "usage.rows": "reader",
     "insights": "reader",
+    "show": "reader",
+    "watch": "reader",
     "ledger.check": "admin",
     "ledger.prune": "admin",
     "ledger.backup": "admin",

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from openclawctl.wire.errors import ModelFailed
+from openclawd.fleet.footprints import Footprints
 from openclawd.fleet.model import Model
 from openclawd.fleet.placement import CoreAllocator
+from openclawd.fleet.residents import Residents
 from openclawd.fleet.rolling import change, keep_scaled
 from openclawd.fleet.spec import ModelSpec, ModelState, Scale
 from openclawd.fleet.submission import submit
@@ -49,14 +51,23 @@ def with_load(spec: ModelSpec, **values: Any) -> ModelSpec:
 
 @contextlib.asynccontextmanager
 async def running(spec: ModelSpec) -> AsyncIterator[Model]:
+    residents = Residents(
+        lambda: [model],
+        budget_bytes=None,
+        group_wait_s=0.0,
+        footprints=Footprints(None),
+        version="",
+    )
     model = Model(
         spec,
         cores=CoreAllocator([0]),
+        residents=residents,
         on_change=lambda model: None,
         max_waiting=10,
         max_skips=10,
     )
     async with asyncio.timeout(TIMEOUT_S), asyncio.TaskGroup() as tasks:
+        residents.start(tasks)
         tasks.create_task(model.run())
         try:
             yield model

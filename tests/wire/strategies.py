@@ -121,6 +121,7 @@ _scheduling = {
     "priority": maybe(st.sampled_from(scheduling.PRIORITIES)),
     "deadline_s": maybe(st.floats(scheduling.MIN_DEADLINE_S, m.LONGEST_S)),
 }
+_keep_alive = {"keep_alive_s": maybe(st.just(-1.0) | st.floats(0, m.LONGEST_S))}
 labels = st.text("abz 019_-ü日", min_size=1, max_size=20)
 _labels = {"app": maybe(labels), "session": maybe(labels)}
 _schemas = st.dictionaries(texts, st.integers() | texts, max_size=3).map(json.dumps)
@@ -132,6 +133,7 @@ output_formats = st.one_of(
 _completion = {
     "format": maybe(output_formats),
     **_scheduling,
+    **_keep_alive,
     **_labels,
     "model": maybe(texts),
     "adapter": maybe(texts),
@@ -197,8 +199,11 @@ params = {
         input=st.lists(some_text, min_size=1, max_size=5),
         model=maybe(texts),
         **_scheduling,
+        **_keep_alive,
         **_labels,
     ),
+    ops.Op.SHOW: st.builds(ops.ModelParams, model=maybe(texts)),
+    ops.Op.WATCH: st.builds(ops.WatchParams, num_updates=maybe(st.integers(1, 2**40))),
     ops.Op.TOKENIZE: st.builds(
         ops.TokenizeParams, text=texts, model=maybe(texts), add_special=st.booleans()
     ),

@@ -376,6 +376,39 @@ class AsyncClient:
         params = {} if num_updates is None else {"num_updates": num_updates}
         await self._ask("watch", params, on_event=calls.models_handler(on_models))
 
+    async def pull(
+        self,
+        source: str,
+        *,
+        name: str | None = None,
+        revision: str | None = None,
+        sha256: str | None = None,
+        replace: bool = False,
+        unverified: bool = False,
+        on_progress: Callable[[str, int, int | None], object] | None = None,
+    ) -> dict[str, Any]:
+        params = options.pull_params(
+            source,
+            name=name,
+            revision=revision,
+            sha256=sha256,
+            replace=replace,
+            unverified=unverified,
+        )
+        return await self._ask("pull", params, on_event=calls.pull_handler(on_progress))
+
+    async def remove_model(self, model: str) -> dict[str, Any]:
+        return await self._ask("models.remove", options.model_file_params("models.remove", model))
+
+    async def verify_model(
+        self,
+        model: str,
+        *,
+        on_progress: Callable[[str, int, int | None], object] | None = None,
+    ) -> dict[str, Any]:
+        params = options.model_file_params("models.verify", model)
+        return await self._ask("models.verify", params, on_event=calls.pull_handler(on_progress))
+
     async def reload(self) -> dict[str, Any]:
         return await self._ask("reload", {})
 

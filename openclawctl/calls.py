@@ -288,6 +288,21 @@ def models_handler(
     return on_event
 
 
+def pull_handler(
+    on_progress: Callable[[str, int, int | None], object] | None,
+) -> Callable[[Event], None] | None:
+    """An `on_event` that passes the progress of a download on."""
+    if on_progress is None:
+        return None
+
+    def on_event(event: Event) -> None:
+        if event.kind == "pulling":
+            data = event.data
+            on_progress(str(data.get("file", "")), data.get("bytes", 0), data.get("total_bytes"))
+
+    return on_event
+
+
 def rows_of(result: dict[str, Any], name: str) -> list[dict[str, Any]]:
     """The list under `name` in a plain result. Raises `ProtocolError` when there is none."""
     rows = result.get(name)

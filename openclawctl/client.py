@@ -337,6 +337,50 @@ class Client:
         params = {} if num_updates is None else {"num_updates": num_updates}
         self._ask("watch", params, on_event=calls.models_handler(on_models))
 
+    def pull(
+        self,
+        source: str,
+        *,
+        name: str | None = None,
+        revision: str | None = None,
+        sha256: str | None = None,
+        replace: bool = False,
+        unverified: bool = False,
+        on_progress: Callable[[str, int, int | None], object] | None = None,
+    ) -> dict[str, Any]:
+        """Have the daemon get a model: `source` is REPO or REPO:FILE of its hub, or an https
+        address, which needs `sha256` (or `unverified`). `on_progress(file, bytes, total_bytes)` is
+        called as it advances. Asked again, it goes on where it broke off."""
+        from openclawctl.options import pull_params
+
+        params = pull_params(
+            source,
+            name=name,
+            revision=revision,
+            sha256=sha256,
+            replace=replace,
+            unverified=unverified,
+        )
+        return self._ask("pull", params, on_event=calls.pull_handler(on_progress))
+
+    def remove_model(self, model: str) -> dict[str, Any]:
+        """Delete a model's file from the folder that `pull` puts them into."""
+        from openclawctl.options import model_file_params
+
+        return self._ask("models.remove", model_file_params("models.remove", model))
+
+    def verify_model(
+        self,
+        model: str,
+        *,
+        on_progress: Callable[[str, int, int | None], object] | None = None,
+    ) -> dict[str, Any]:
+        """Read a model's files and compare them with the checksums they had (`damaged`)."""
+        from openclawctl.options import model_file_params
+
+        params = model_file_params("models.verify", model)
+        return self._ask("models.verify", params, on_event=calls.pull_handler(on_progress))
+
     def reload(self) -> dict[str, Any]:
         """Have the daemon read its configuration again: the names of models that were `added`,
         `changed` and `removed`, and `warnings` about what takes effect at the next start. Raises

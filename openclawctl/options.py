@@ -218,6 +218,24 @@ def key_name_params(op: str, name: str) -> dict[str, Any]:
     return _checked(Op(op), {"name": name})
 
 
+def pull_params(
+    source: str,
+    *,
+    name: str | None,
+    revision: str | None,
+    sha256: str | None,
+    replace: bool,
+    unverified: bool,
+) -> dict[str, Any]:
+    raw = {"name": name, "revision": revision, "sha256": sha256}
+    switches = {"replace": replace, "unverified": unverified}
+    return _checked(Op.PULL, {"source": source, **raw, **switches})
+
+
+def model_file_params(op: str, model: str) -> dict[str, Any]:
+    return _checked(Op(op), {"model": model})
+
+
 def _duration_s(what: str, value: str | float | None) -> float | None:
     try:
         return None if value is None else parse_duration_s(value)

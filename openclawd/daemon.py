@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 from openclawctl.wire.errors import Problem, ShuttingDown, Unavailable
 from openclawctl.wire.units import format_duration
+from openclawd.fleet.fetcher import Fetcher
 from openclawd.fleet.kept_files import sweep
 from openclawd.fleet.registry import Fleet
 from openclawd.fleet.spec import ModelState
@@ -138,6 +139,7 @@ class _Daemon:
                 settings.config,
                 prefix_dir=prefix_dir,
                 on_change=self._note_change,
+                fetcher=_fetcher(settings),
                 prefix_key=self._read_prefix_key(),
                 footprints_file=settings.places.footprints_file,
                 version=settings.version,
@@ -334,6 +336,19 @@ class _Daemon:
             for model in self._fleet.models:
                 model.abandon()
             await self._wait_idle(CANCEL_GRACE_S)  # what they computed still ends with a word
+
+
+def _fetcher(settings: Settings) -> Fetcher:
+    """What a helper that we start ourselves may do; systemd's unit says it of another."""
+    config = settings.config
+    arguments = ["--models-dir", config.fetch_directory or str(settings.places.models_dir)]
+    if config.fetch.copy_to is not None:
+        arguments += ["--copy-dir", config.fetch.copy_to]
+    if config.fetch.token_file is not None:
+        arguments += ["--token-file", config.fetch.token_file]
+    if config.fetch.allow_loopback_http:
+        arguments.append("--allow-loopback-http")
+    return Fetcher(settings.places.fetch_socket, arguments)
 
 
 def _describe(model: Model) -> str:

@@ -39,6 +39,7 @@ COMMANDS: Final = {
     "models": "models",
     "ping": "server",
     "ps": "residents",
+    "pull": "models",
     "reload": "config",
     "show": "residents",
     "status": "server",

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from openclawctl.wire.completion import MAX_MODEL_NAME_CHARS, ChatParams, GenerateParams
 from openclawctl.wire.errors import InvalidRequest
+from openclawctl.wire.fetching import ModelFileParams, PullParams
 from openclawctl.wire.fields import Fields, present, suggestion
 from openclawctl.wire.framing import MAX_ITEMS
 from openclawctl.wire.keys import KeyCreateParams, KeyParams, KeyRotateParams
@@ -80,6 +81,9 @@ class Op(enum.Enum):
     INSIGHTS = "insights"
     SHOW = "show"
     WATCH = "watch"
+    PULL = "pull"
+    MODELS_REMOVE = "models.remove"
+    MODELS_VERIFY = "models.verify"
 
 
 @dataclass(frozen=True, slots=True)
@@ -357,6 +361,8 @@ Params = (
     | PruneParams
     | InsightsParams
     | WatchParams
+    | PullParams
+    | ModelFileParams
 )
 
 PARAMS: Final[dict[Op, type[Params]]] = {
@@ -388,6 +394,9 @@ PARAMS: Final[dict[Op, type[Params]]] = {
     Op.INSIGHTS: InsightsParams,
     Op.SHOW: ModelParams,
     Op.WATCH: WatchParams,
+    Op.PULL: PullParams,
+    Op.MODELS_REMOVE: ModelFileParams,
+    Op.MODELS_VERIFY: ModelFileParams,
 }
 
 

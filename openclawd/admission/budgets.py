@@ -154,6 +154,7 @@ class Budgets:
             else:
                 del self._accounts[key]
         self._rules = rules
+        self._fitting.cache_clear()
         self.restore(
             each for each in counters if (each.charge.budget, each.charge.shape) not in known
         )

@@ -256,7 +256,7 @@ class RateLimiter(Generic[Ticket]):
         for their limits; `wake` is to be called. What was used of a rule with the same name and
         window counts on."""
         self._rules = tuple(rules)
-        self._known.clear()
+        self._buckets_of.cache_clear()
         nobody = Subject("")
         meters = [meter for rule in rules for meter in _bucket(rule, nobody).meters]
         self._store.change_limits(meters, now=now)

@@ -31,7 +31,9 @@ class LoadSpec:
     per sequence, `kv_tokens` for all together, `batch_tokens` at most in one step. A batch may name
     one of `adapters`. With `shares_cells` False every slot has `context` cells of its own, and none
     can be kept for others. `computes_aside`: where prompts disturb running streams, be ready to
-    compute them aside, which takes memory for one more sequence."""
+    compute them aside, which takes memory for one more sequence. `gpu_budgets` are bytes on
+    each GPU for automatic `gpu_layers` (none: all there is); one that `needs_gpu` does not load
+    without."""
 
     path: str
     parallel: int
@@ -44,6 +46,8 @@ class LoadSpec:
     adapters: dict[str, AdapterSpec] = field(default_factory=dict)
     shares_cells: bool = True
     computes_aside: bool = False
+    gpu_budgets: tuple[int, ...] = ()
+    needs_gpu: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from openclawd.backends.base import BatchLimits, CannotLoad, LoadAborted, LoadSp
 from openclawd.backends.gguf_file import check_gguf_file
 from openclawd.backends.llama_adapters import Adapters
 from openclawd.backends.llama_aside import Aside
+from openclawd.backends.llama_offload import fitted_to_gpus
 from openclawd.backends.llama_options import apply_options
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ def load_model(spec: LoadSpec, on_progress: Callable[[float], bool]) -> Loaded:
     llama_log.install()
     llama_log.take_errors()
     _check_parallel(spec)
+    spec = fitted_to_gpus(spec)
     model_params, context_params = _params(spec)
     model = _read_model(spec, model_params, on_progress)
     try:
@@ -289,6 +291,17 @@ def _describe(
 
 
 def _warnings(spec: LoadSpec, context_train: int, *, length: int) -> tuple[str, ...]:
+    if not llama_cpp.llama_supports_gpu_offload() and spec.gpu_layers:
+        return (*_length_warnings(spec, context_train, length=length), _NO_OFFLOAD)
+    return _length_warnings(spec, context_train, length=length)
+
+
+_NO_OFFLOAD: Final = (
+    "gpu_layers has no effect: this llama.cpp was built without GPU support (CUDA in the README)"
+)
+
+
+def _length_warnings(spec: LoadSpec, context_train: int, *, length: int) -> tuple[str, ...]:
     if length < spec.context:
         return (f"context {spec.context} is cut to {length}, the most there is for a sequence",)
     if length <= context_train:

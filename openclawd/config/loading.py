@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from pydantic import ValidationError
 
 from openclawctl.wire.fields import suggestion
-from openclawd.config import budgets, rates, reference
+from openclawd.config import budgets, placement, rates, reference
 from openclawd.config import limits as limit_rules
 from openclawd.config.errors import ConfigError, Finding, shown
 from openclawd.config.model_files import model_files_by_stem
@@ -108,6 +108,7 @@ def _validated(source: Source, state_dir: Path) -> Config:
 def _contradictions(config: Config) -> Iterator[tuple[KeyPath, str]]:
     """What single keys cannot show: settings that do not fit each other."""
     yield from _wrong_names(config)
+    yield from placement.contradictions(config.models)
     for name, model in config.models.items():
         for key, message in _contradictions_of_model(model):
             yield ("models", name, key), message

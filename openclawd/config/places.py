@@ -42,6 +42,16 @@ class Places:
         return self.socket.with_name("notify.sock")
 
     @property
+    def fetch_socket(self) -> Path:
+        """Where systemd listens for `openclawd-fetch`, if it does."""
+        return self.socket.with_name("fetch.sock")
+
+    @property
+    def models_dir(self) -> Path:
+        """Where models are put if the configuration says nothing."""
+        return self.state_dir / "models"
+
+    @property
     def prefix_key_file(self) -> Path:
         """The key of prompts' hashes (`openclawd.ledger.prefix_key`)."""
         return self.state_dir / "prefix.key"

@@ -25,9 +25,24 @@ from openclawctl.wire.sampling import SAMPLING_INTEGERS, SAMPLING_RANGES, Sampli
 from openclawd.config import values
 from openclawd.config.autoscale import MAX_WORKERS, AutoscaleConfig
 from openclawd.config.budgets import BudgetConfig  # noqa: TC001 - pydantic reads the annotations
+from openclawd.config.fetch import FetchConfig
 from openclawd.config.keys import Section, count, key
 from openclawd.config.limits import ON_TOO_LONG_ALLOWED, LimitConfig, OnTooLongText
 from openclawd.config.notify import NotifyConfig
+from openclawd.config.placement import (
+    CPUS,
+    GPU_MEMORY_PER_MODEL,
+    GPU_WAIT,
+    SPLIT_MODE,
+    TENSOR_SPLIT,
+    WITHOUT_GPU,
+    Cpus,
+    GpuMemory,
+    GpuWait,
+    Shares,
+    SplitMode,
+    WithoutGpu,
+)
 from openclawd.config.prices import CURRENCY_ALLOWED, Currency, LedgerConfig, PriceConfig
 from openclawd.config.rates import RateLimitConfig  # noqa: TC001 - pydantic reads the annotations
 from openclawd.config.security import SecurityConfig
@@ -206,6 +221,8 @@ class LlamaOptions(Section):
         high=65_536,
         meaning="Token budget of one step. Smaller keeps streams even while long prompts are read.",
     )
+    tensor_split: Shares = TENSOR_SPLIT
+    split_mode: SplitMode = SPLIT_MODE
 
     def for_backend(self) -> dict[str, Any]:
         """The options the backend is to be told; those left to llama.cpp are absent."""
@@ -344,7 +361,8 @@ class ModelConfig(Section):
     )
     gpu_layers: Annotated[int | None, PlainValidator(values.auto_or_count)] = key(
         None,
-        meaning="Layers computed on the GPU; 0 keeps the model on the CPU.",
+        meaning="Layers computed on the GPU; 0 keeps the model on the CPU. `auto`: as many as fit"
+        " into `gpu_memory_per_model` and into what is free.",
         allowed="auto, or a whole number from 0 to 1024",
         default_text="auto",
     )
@@ -352,8 +370,10 @@ class ModelConfig(Section):
         None,
         meaning="CPU threads of the model.",
         allowed="auto, or a whole number from 1 to 1024",
-        default_text="auto: `cpu_cores_per_worker`, or every core the daemon may use",
+        default_text="auto: one for each CPU that the worker is bound to",
     )
+    cpus: Cpus = CPUS
+    without_gpu: WithoutGpu = WITHOUT_GPU
     speculation: Annotated[Speculation, BeforeValidator(values.empty_if_nil)] = key(
         Speculation(),
         meaning="Guess tokens ahead and check several in one step. Changes no answer, up to near"
@@ -441,12 +461,8 @@ class ModelConfig(Section):
 class ResourceLimits(Section):
     """What one daemon hands out at most."""
 
-    gpu_memory_per_model: Annotated[None, PlainValidator(values.refuse_unbuilt)] = key(
-        None,
-        meaning="GPU memory a model may take (not built yet).",
-        allowed="nothing yet",
-        default_text="no limit",
-    )
+    gpu_memory_per_model: GpuMemory = GPU_MEMORY_PER_MODEL
+    gpu_wait_s: GpuWait = GPU_WAIT
     memory_bytes: Annotated[int | None, PlainValidator(values.auto_or_size)] = key(
         None,
         alias="memory",
@@ -468,8 +484,10 @@ class ResourceLimits(Section):
         None,
         low=1,
         high=4096,
-        meaning="CPU cores a model's worker is bound to, and its threads unless it says otherwise.",
-        default_text="all cores",
+        meaning="CPUs that each worker of a model without `cpus` has to itself: it is bound to"
+        " them, no other worker is, and it has as many threads unless `threads` says otherwise. A"
+        " model for which too few are free does not load.",
+        default_text="all CPUs, shared with other models",
     )
     max_connections: int = count(
         512,
@@ -614,6 +632,9 @@ class Config(Section):
     ledger: Annotated[LedgerConfig, BeforeValidator(values.empty_if_nil)] = key(
         LedgerConfig(), meaning="How long the ledger keeps what was used.", allowed="a map"
     )
+    fetch: Annotated[FetchConfig, BeforeValidator(values.empty_if_nil)] = key(
+        FetchConfig(), meaning="Where models come from and are put (`pull`).", allowed="a map"
+    )
     notify: Annotated[NotifyConfig, BeforeValidator(values.empty_if_nil)] = key(
         NotifyConfig(),
         meaning="Who is told when a budget reaches one of its `alerts`.",
@@ -624,6 +645,11 @@ class Config(Section):
     )
     monitoring: Unbuilt = key({}, meaning="Metrics (not built yet).", allowed="an empty map")
     caching: Unbuilt = key({}, meaning="Response caches (not built yet).", allowed="an empty map")
+
+    @property
+    def fetch_directory(self) -> str:
+        """The folder that models are put into; empty if there is none."""
+        return self.fetch.directory or next(iter(self.model_paths), "")
 
     def default_name(self) -> str | None:
         """The model of a request that names none: the default, or the only one."""

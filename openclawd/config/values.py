@@ -39,9 +39,10 @@ def nothing_yet(value: object) -> dict[str, Any]:
     return value
 
 
-def refuse_unbuilt(value: object) -> None:
-    if value is not None:
-        raise NotBuiltError("this setting is not built yet; remove it")
+def one_worker(value: int) -> int:
+    if value != 1:
+        raise NotBuiltError("more than one worker per model is not built yet; write 1")
+    return value
 
 
 def no_torch(value: str) -> str:
@@ -81,6 +82,13 @@ def duration_s(value: object) -> float:
 def alert_timeout_s(value: object) -> float:
     seconds = duration_s(value)
     if not 0.001 <= seconds <= 600:
+        raise ValueError("out of range")
+    return seconds
+
+
+def gpu_wait_s(value: object) -> float:
+    seconds = duration_s(value)
+    if not 0 <= seconds <= 600:
         raise ValueError("out of range")
     return seconds
 

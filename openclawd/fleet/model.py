@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
     from openclawd.fleet.link import Link
-    from openclawd.fleet.placement import CoreAllocator
+    from openclawd.fleet.placer import Placer
     from openclawd.fleet.residents import Residents
     from openclawd.worker.messages import Load
 
@@ -69,7 +69,7 @@ class Model:
         self,
         spec: ModelSpec,
         *,
-        cores: CoreAllocator,
+        placer: Placer,
         residents: Residents,
         on_change: Callable[[Model], None],
         max_waiting: int,
@@ -77,7 +77,7 @@ class Model:
     ) -> None:
         self.spec = spec
         self.goal = spec
-        self._cores = cores
+        self._placer = placer
         self._residents = residents
         self._on_change = on_change
         self.info: dict[str, Any] = {}
@@ -388,7 +388,7 @@ class Model:
         """One more, with the settings of `goal`. It is loaded once it is wanted."""
         taken = {each.index for each in self.replicas if each.spec.is_same_worker(self.goal)}
         index = next(number for number in itertools.count() if number not in taken)
-        replica = Replica(self.goal, index, cores=self._cores, owner=self)
+        replica = Replica(self.goal, index, placer=self._placer, owner=self)
         self.replicas.append(replica)
         if self._tasks is not None:
             self._tasks.create_task(self._keep(replica))

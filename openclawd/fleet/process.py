@@ -56,6 +56,10 @@ that bound to the largest that was ever freed, up to 32 MiB, and KV cells that a
 host's memory are of such sizes: 6,000 of 0.5 to 30 MB, a few at a time, left a process with 199 MiB
 of holes, with this 51 (measured 2026-11-23; mallopt(3), M_MMAP_THRESHOLD)."""
 
+_THREAD_COUNTS: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+"""How many threads the libraries of a worker make of themselves (GNU libgomp manual, OpenBLAS
+README, oneMKL guide): as many as it has CPUs, whatever the daemon was started with."""
+
 # What systemd or a caller gave the daemon and no worker may have.
 _PRIVATE_VARIABLES: Final = frozenset(
     {
@@ -136,9 +140,11 @@ class WorkerProcess:
 
 
 async def spawn(
-    model: str, link: Link, *, devices: Sequence[str], cores: Collection[int]
+    model: str, link: Link, *, devices: Sequence[str] | None, cpus: Collection[int]
 ) -> WorkerProcess:
-    """Start a worker for a model and connect `link` to it. `cores` empty leaves it all of them.
+    """Start a worker for a model and connect `link` to it. `devices` are the GPUs it can see: every
+    one (empty) or none (None). `cpus` empty leaves it all of the daemon's; else it binds itself to
+    them before it has a second thread.
 
     Raises `OSError`.
     """
@@ -153,19 +159,18 @@ async def spawn(
             "openclawd.worker",
             "--fd",
             str(theirs.fileno()),
+            *(["--cpus", ",".join(map(str, sorted(cpus)))] if cpus else []),
             pass_fds=[theirs.fileno()],
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
             limit=_MAX_STDERR_LINE,
-            env=_environment(os.environ, devices),
+            env=_environment(os.environ, devices, len(cpus)),
             start_new_session=True,  # Ctrl-C on a terminal is for the daemon, which drains
         )
         on_failure.pop_all()
     with contextlib.suppress(OSError):  # it may have died already; its exit status tells
         os.setpriority(os.PRIO_PROCESS, process.pid, WORKER_NICENESS)
-        if cores:
-            os.sched_setaffinity(process.pid, cores)
     await asyncio.get_running_loop().create_unix_connection(lambda: link, sock=ours)
     try:
         pidfd = os.pidfd_open(process.pid)
@@ -175,11 +180,24 @@ async def spawn(
     return WorkerProcess(model, process, pidfd, link, deque(maxlen=_STDERR_LINES_KEPT))
 
 
-def _environment(inherited: Mapping[str, str], devices: Sequence[str]) -> dict[str, str]:
-    environment = {k: v for k, v in inherited.items() if k not in _PRIVATE_VARIABLES}
+def worker_environment(inherited: Mapping[str, str]) -> dict[str, str]:
+    """What a process of ours that runs others' native code may have of our environment."""
+    return {k: v for k, v in inherited.items() if k not in _PRIVATE_VARIABLES}
+
+
+def _environment(
+    inherited: Mapping[str, str], devices: Sequence[str] | None, num_cpus: int
+) -> dict[str, str]:
+    environment = worker_environment(inherited)
     environment.setdefault("MALLOC_MMAP_THRESHOLD_", str(_LARGE_BYTES))
-    if devices:
+    # By itself CUDA counts the fastest first; indexes of the configuration are nvidia-smi's.
+    environment["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
+    if devices is None:
+        environment["CUDA_VISIBLE_DEVICES"] = ""
+    elif devices:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
+    if num_cpus:
+        environment.update(dict.fromkeys(_THREAD_COUNTS, str(num_cpus)))
     return environment
 
 

@@ -10,7 +10,8 @@ import asyncio
 import math
 import os
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
 from openclawctl.wire.errors import InvalidRequest, NotFound
 from openclawctl.wire.fields import suggestion
@@ -21,19 +22,27 @@ from openclawd.config import (
     is_model_file,
     model_files_by_stem,
 )
+from openclawd.config.cpus import format_cpus
+from openclawd.config.model_files import MODEL_SUFFIX
 from openclawd.fleet.footprints import Footprints
+from openclawd.fleet.gpu_watch import GpuWatch
+from openclawd.fleet.gpus import GpuWish
 from openclawd.fleet.memory import memory_bytes
 from openclawd.fleet.model import Model
 from openclawd.fleet.placement import CoreAllocator
+from openclawd.fleet.placer import Placer
 from openclawd.fleet.residents import Residents
 from openclawd.fleet.rolling import change, keep_scaled
 from openclawd.fleet.spec import ModelSpec, ModelState, Scale
+from openclawd.fleet.staging import Stager
+from openclawd.fleet.topology import read_cpus
 from openclawd.worker.messages import Load
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
-    from pathlib import Path
 
+    from openclawd.config.fetch import FetchConfig
+    from openclawd.fleet.fetcher import Fetcher
     from openclawd.fleet.replica import Replica
 
 
@@ -65,6 +74,7 @@ class Fleet:
         *,
         prefix_dir: Path,
         on_change: Callable[[Model], None],
+        fetcher: Fetcher,
         prefix_key: bytes = b"",
         footprints_file: Path | None = None,
         version: str = "",
@@ -74,6 +84,15 @@ class Fleet:
         self._prefix_key = prefix_key
         self._on_change = on_change
         limits = config.resource_limits
+        self.fetcher = fetcher
+        self.gpus = GpuWatch()
+        self._placer = Placer(
+            CoreAllocator(read_cpus(os.sched_getaffinity(0)), named=_named_cpus(config)),
+            self.gpus,
+            Stager(fetcher, config.fetch.copy_to),
+            gpu_memory_bytes=limits.gpu_memory_per_model,
+            gpu_wait_s=limits.gpu_wait_s,
+        )
         self.residents = Residents(
             lambda: self.models,
             budget_bytes=limits.memory_bytes,
@@ -82,7 +101,6 @@ class Fleet:
             version=version,
         )
         self._watchers: set[asyncio.Future[None]] = set()
-        self._cores = CoreAllocator(os.sched_getaffinity(0))
         self._models: dict[str, Model] = {}
         self._tasks: asyncio.TaskGroup | None = None
         self._run_tasks: set[asyncio.Task[None]] = set()
@@ -94,8 +112,13 @@ class Fleet:
         """Create the configured models; nothing is loaded yet."""
         self._tasks = tasks
         self.residents.start(tasks)
+        self._run(self.gpus.run(), "GPUs")
         for name, model_config in self._config.models.items():
             self._add(name, model_config)
+
+    @property
+    def fetch_config(self) -> FetchConfig:
+        return self._config.fetch
 
     @property
     def models(self) -> Iterator[Model]:
@@ -160,6 +183,8 @@ class Fleet:
         old, self._config = self._config, config
         limits = config.resource_limits
         self.residents.limit(limits.memory_bytes, group_wait_s=limits.group_wait_s)
+        self._placer.adopt(limits.gpu_memory_per_model, _named_cpus(config))
+        self._placer.stager = Stager(self.fetcher, config.fetch.copy_to)
         removed = [name for name in old.models if name in self._models.keys() - config.models]
         added = [name for name in config.models if name not in self._models]
         changed = [name for name in self._models if name not in removed and self._change(name)]
@@ -170,6 +195,25 @@ class Fleet:
             if model.spec.preload:
                 self._run(model.wait_settled(), f"preload {name}")
         return FleetChange(added, removed, changed)
+
+    def release_file(self, name: str) -> None:
+        """See that no model uses a file of the models folder. Raises `InvalidRequest` where one
+        does; one that is only known by the file's name, and not loaded, is known no more."""
+        target = Path(self._config.fetch_directory) / name
+        for model in list(self.models):
+            if not any(_is_of(target, path) for path in _paths_of(model.spec.load)):
+                continue
+            if model.name in self._config.models or model in self._leaving:
+                raise InvalidRequest(
+                    f"model {model.name} of the configuration uses {name}",
+                    hint=f"take {model.name} out of it and say `openclawctl reload` first",
+                )
+            if model.state in _AT_WORK:
+                raise InvalidRequest(
+                    f"model {model.name} is {model.state.value}",
+                    hint=f"say `openclawctl unload {model.name}` first",
+                )
+            self._remove(model.name, self.config_of(model))
 
     def _change(self, name: str) -> bool:
         """Bring a model to the settings that it has now. Are there others than before?"""
@@ -257,7 +301,7 @@ class Fleet:
     def _add(self, name: str, config: ModelConfig) -> Model:
         model = Model(
             self._spec(name, config),
-            cores=self._cores,
+            placer=self._placer,
             residents=self.residents,
             on_change=self._model_changed,
             max_waiting=self._config.resource_limits.max_queued_requests,
@@ -269,7 +313,6 @@ class Fleet:
         return model
 
     def _spec(self, name: str, config: ModelConfig) -> ModelSpec:
-        num_cores = self._config.resource_limits.cpu_cores_per_worker
         load = Load(
             name=name,
             path=self._file(config.path),
@@ -306,9 +349,20 @@ class Fleet:
             min_residency_s=config.min_residency_s,
             min_parallel=config.min_parallel,
             min_context=config.min_context,
-            devices=tuple(config.devices),
-            num_cores=num_cores,
+            gpu=GpuWish(
+                devices=tuple(config.devices),
+                gpu_layers=config.gpu_layers,
+                fails_without=config.without_gpu == "fail",
+            ),
+            num_cores=self._num_cpus(config),
         )
+
+    def _num_cpus(self, config: ModelConfig) -> int | None:
+        """How many each worker has to itself; several divide those of their model."""
+        if config.cpus is None:
+            return self._config.resource_limits.cpu_cores_per_worker
+        _, most_workers = config.scale
+        return len(config.cpus) // most_workers
 
     def _file(self, path: str | None) -> str:
         return str(find_model_file(path, self._config.model_paths)) if path else ""
@@ -350,11 +404,48 @@ class Fleet:
             "loading": _progress(model),
             "worker_pid": model.worker_pid,
             "memory_bytes": memory_bytes(each.worker_pid for each in model.replicas),
-            "workers": [_worker_row(each) for each in model.replicas],
+            "workers": [self._worker_row(each) for each in model.replicas],
             "steps": model.num_steps,
             "engine": model.gauges,
             "info": model.info,
         }
+
+    def _worker_row(self, replica: Replica) -> dict[str, Any]:
+        link, place, pid = replica.link, replica.place, replica.worker_pid
+        return {
+            "index": replica.index,
+            "state": replica.state.value,
+            "reason": replica.reason,
+            "since": replica.since,
+            "pid": pid,
+            "busy": link.num_sequences if link else 0,
+            "slots": replica.spec.load.parallel,
+            "steps": replica.num_steps,
+            "cpus": format_cpus(place.cpus) if pid and place else "",
+            "gpu_memory_bytes": self.gpus.report.memory_of(pid),
+        }
+
+
+_AT_WORK: Final = (ModelState.LOADING, ModelState.READY, ModelState.DRAINING)
+
+
+def _paths_of(load: Load) -> list[str]:
+    """Every file that a model needs."""
+    adapters = [adapter["path"] for adapter in load.adapters.values()]
+    return [path for path in (load.path, load.draft_path, *adapters) if path]
+
+
+def _is_of(target: Path, path: str) -> bool:
+    """Is a file the model of this name in the models folder, or in the folder of that name?"""
+    file = Path(path)
+    return file == target.with_name(f"{target.name}{MODEL_SUFFIX}") or target in (
+        file,
+        *file.parents,
+    )
+
+
+def _named_cpus(config: Config) -> dict[str, frozenset[int]]:
+    return {name: model.cpus for name, model in config.models.items() if model.cpus is not None}
 
 
 def _queue(model: Model) -> dict[str, Any]:
@@ -369,27 +460,13 @@ def _devices(model: Model) -> list[str]:
     says."""
     if model.state is not ModelState.READY:
         return []
-    return [*model.spec.devices] or [*model.info.get("devices", [])]
+    return [*model.spec.gpu.devices] or [*model.info.get("devices", [])]
 
 
 def _progress(model: Model) -> dict[str, Any] | None:
     if model.state is not ModelState.LOADING:
         return None
     return {"phase": model.progress.phase, "fraction": model.progress.fraction}
-
-
-def _worker_row(replica: Replica) -> dict[str, Any]:
-    link = replica.link
-    return {
-        "index": replica.index,
-        "state": replica.state.value,
-        "reason": replica.reason,
-        "since": replica.since,
-        "pid": replica.worker_pid,
-        "busy": link.num_sequences if link else 0,
-        "slots": replica.spec.load.parallel,
-        "steps": replica.num_steps,
-    }
 
 
 def _file_row(name: str, path: Path) -> dict[str, Any]:

@@ -26,6 +26,8 @@ from openclawctl.wire.errors import (
 )
 from openclawd.fleet.ending import Cause, Ending, ending_of
 from openclawd.fleet.link import Link
+from openclawd.fleet.placement import NoPlace
+from openclawd.fleet.placer import CalledOff, Wanted
 from openclawd.fleet.process import WorkerProcess, spawn
 from openclawd.fleet.restart import RestartPolicy
 from openclawd.fleet.spec import Files, ModelSpec, ModelState
@@ -34,7 +36,7 @@ from openclawd.worker.messages import Loaded, LoadFailed, Loading
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from openclawd.fleet.placement import CoreAllocator
+    from openclawd.fleet.placer import Place, Placer
 
 logger = logging.getLogger(__name__)
 
@@ -63,14 +65,16 @@ class Replica:
     """`run()` is its one task, owned by its model. `index` counts from 0 among those of the same
     `spec`, which is that of its workers for good: other settings are another replica's."""
 
-    def __init__(self, spec: ModelSpec, index: int, *, cores: CoreAllocator, owner: Owner) -> None:
+    def __init__(self, spec: ModelSpec, index: int, *, placer: Placer, owner: Owner) -> None:
         self.spec = spec
         self.index = index
         self.title = f"model {spec.name}"
         """What it is called in the log."""
         if spec.scale.high > 1:
             self.title += f", replica {index + 1}"
-        self._cores = cores
+        self._placer = placer
+        self.place: Place | None = None
+        """What of the machine its worker has, or had."""
         self._owner = owner
         self.state = ModelState.UNLOADED
         self.reason = ""
@@ -238,20 +242,39 @@ class Replica:
         )
         self._link = link
         self._set_state(ModelState.LOADING, "")
-        with self._cores.lend(self.spec.num_cores) as cores:
-            try:
-                worker = await spawn(self.spec.name, link, devices=self.spec.devices, cores=cores)
-            except OSError as error:
-                self._link = None
-                story = f"no worker process could be started: {error}"
-                return Ending(Cause.LOAD_FAILED_FOR_NOW, story)
-            return await self._watch_worker(worker, link)
+        try:
+            async with self._placer.lend(
+                self._wanted_place(), on_wait=self._take_load_message, called_off=self._unwanted
+            ) as place:
+                self.place = place
+                return await self._start_worker(place, link)
+        except NoPlace as story:
+            self._problem = ModelFailed(str(story), hint="change its `cpus` or `devices`")
+            cause = Cause.LOAD_FAILED if story.is_permanent else Cause.LOAD_FAILED_FOR_NOW
+            return Ending(cause, str(story))
+        except CalledOff:
+            return Ending(Cause.STOPPED, self._stop_reason)
+        finally:
+            self._link = None
 
-    async def _watch_worker(self, worker: WorkerProcess, link: Link) -> Ending:
+    def _wanted_place(self) -> Wanted:
+        spec = self.spec
+        return Wanted(self.title, spec.load_of(self.index), spec.gpu, num_cpus=spec.num_cores)
+
+    async def _start_worker(self, place: Place, link: Link) -> Ending:
+        name = self.spec.name
+        try:
+            worker = await spawn(name, link, devices=place.gpu.devices, cpus=place.cpus)
+        except OSError as error:
+            story = f"no worker process could be started: {error}"
+            return Ending(Cause.LOAD_FAILED_FOR_NOW, story)
+        return await self._watch_worker(worker, place, link)
+
+    async def _watch_worker(self, worker: WorkerProcess, place: Place, link: Link) -> Ending:
         started_at = time.monotonic()
         self._worker = worker
-        logger.info("%s: worker %d loads %s", self.title, worker.pid, self.spec.load.path)
-        link.send(self.spec.load_of(self.index))
+        logger.info("%s: worker %d loads %s", self.title, worker.pid, place.load.path)
+        link.send(place.load)
         try:
             status = await self._wait_exit(worker)
         finally:
@@ -361,7 +384,8 @@ class Replica:
                 self.info = info
                 self._policy.loaded()
                 if not self._unwanted.is_set():  # else it has been told to stop
-                    self._set_state(ModelState.READY, "")
+                    notice = self.place.gpu.notice if self.place else ""
+                    self._set_state(ModelState.READY, notice)
             case LoadFailed():
                 problem = ModelFailed if message.permanent else NoMemory
                 self._problem = problem(message.message, hint=message.hint)

@@ -9,6 +9,8 @@ import os
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from openclawd.fleet.gpus import GpuWish
+
 if TYPE_CHECKING:
     from openclawd.worker.messages import Load
 
@@ -39,9 +41,9 @@ class Scale:
 class ModelSpec:
     """What a model is made of. `load.path` may name a file that is not there (yet).
 
-    `keep_alive_s` may be infinite; `num_cores` None leaves a worker every core of the daemon. Where
-    memory is short it has fewer sequences, down to `min_parallel`, and shorter ones, down to
-    `min_context`; None for what stays as it is.
+    `keep_alive_s` may be infinite; `num_cores` None leaves a worker the CPUs that nobody has to
+    himself. Where memory is short it has fewer sequences, down to `min_parallel`, and shorter ones,
+    down to `min_context`; None for what stays as it is.
     """
 
     load: Load
@@ -54,7 +56,7 @@ class ModelSpec:
     min_residency_s: float = 0.0
     min_parallel: int | None = None
     min_context: int | None = None
-    devices: tuple[str, ...] = ()
+    gpu: GpuWish = field(default_factory=GpuWish)
     num_cores: int | None = None
 
     @property
@@ -84,7 +86,7 @@ class ModelSpec:
 
 
 def _of_worker(spec: ModelSpec) -> tuple[object, ...]:
-    return spec.load, spec.backend, spec.devices, spec.num_cores
+    return spec.load, spec.backend, spec.gpu, spec.num_cores
 
 
 def _signature(path: str) -> tuple[int, int, int] | None:

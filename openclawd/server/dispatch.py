@@ -21,6 +21,7 @@ from openclawctl.wire.errors import (
     LocalProtocolError,
     Problem,
 )
+from openclawctl.wire.fetching import ModelFileParams, PullParams
 from openclawctl.wire.fields import suggestion
 from openclawctl.wire.keys import KeyCreateParams, KeyParams, KeyRotateParams
 from openclawctl.wire.operations import (
@@ -42,7 +43,7 @@ from openclawctl.wire.operations import (
 from openclawd.admission.identity import check_operation
 from openclawd.ledger.audit import AuditQuery
 from openclawd.ledger.audit_key import parse_head
-from openclawd.server import keys, models_view, upkeep
+from openclawd.server import fetching, keys, models_view, upkeep
 from openclawd.server.inference import ask_tokenizer, infer, tell_loading
 
 if TYPE_CHECKING:
@@ -274,6 +275,21 @@ async def _insights(service: Service, exchange: Exchange, params: Params) -> dic
     return await service.statistics.insights(params, exchange.peer.principal)
 
 
+async def _pull(service: Service, exchange: Exchange, params: Params) -> dict[str, Any]:
+    assert isinstance(params, PullParams)
+    return await fetching.pull(service, exchange, params)
+
+
+async def _remove_model(service: Service, exchange: Exchange, params: Params) -> dict[str, Any]:
+    assert isinstance(params, ModelFileParams)
+    return await fetching.remove(service, exchange, params)
+
+
+async def _verify_model(service: Service, exchange: Exchange, params: Params) -> dict[str, Any]:
+    assert isinstance(params, ModelFileParams)
+    return await fetching.verify(service, exchange, params)
+
+
 HANDLERS: Final[dict[Op, Handler]] = {
     Op.PING: _ping,
     Op.STATUS: _status,
@@ -303,4 +319,7 @@ HANDLERS: Final[dict[Op, Handler]] = {
     Op.INSIGHTS: _insights,
     Op.SHOW: _show,
     Op.WATCH: _watch,
+    Op.PULL: _pull,
+    Op.MODELS_REMOVE: _remove_model,
+    Op.MODELS_VERIFY: _verify_model,
 }

@@ -423,6 +423,7 @@ class Service:
                 "per_s": round(self.totals.tokens_per_s(now=self.now()), 1),
             },
             "models": rows,
+            **self.fleet.gpus.report.row(),
             "memory_bytes": int(psutil.Process().memory_info().rss),
             "principal": caller.name,
         }

@@ -72,6 +72,8 @@ class Load:
     sequence that waits for KV cells is passed `max_skips` times at most. `adapters` are LoRAs by
     name, each with `path` and `scale`. Unless it `shares_prefixes`, every sequence has KV cells of
     its own. `computes_aside`: long prompts have a context of their own where that is of use.
+    `gpu_budgets` are bytes on each GPU that it can see, in that order (none: all there is), for
+    automatic `gpu_layers`; a model that `needs_gpu` does not load without.
 
     The cells of system prompts, with `persist_prefixes` "all" those of users' prefixes too, are
     restored from `prefix_folder` and saved there on `stop`; "off" removes what is there, and no
@@ -100,6 +102,8 @@ class Load:
     persist_prefixes: str = "off"
     max_prefix_age_s: float = 0.0
     prefix_key: bytes = field(default=b"", repr=False)
+    gpu_budgets: list[int] = field(default_factory=list)
+    needs_gpu: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -172,6 +172,8 @@ class Worker:
             adapters=adapters,
             shares_cells=self._load.shares_prefixes,
             computes_aside=aside,
+            gpu_budgets=tuple(self._load.gpu_budgets),
+            needs_gpu=self._load.needs_gpu,
         )
         return _import_backend()(spec, self._progress(_READ))
 

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from openclawctl.wire import (
     chat,
     completion,
+    fetching,
     formats,
     keys,
     results,
@@ -143,6 +144,7 @@ _completion = {
     "stream": st.booleans(),
     "sampling": samplings,
 }
+file_names = st.from_regex(fetching.MODEL_FILE_NAME_PATTERN, fullmatch=True)
 key_names = st.from_regex(keys.KEY_NAME_PATTERN, fullmatch=True)
 chat_messages = st.builds(
     chat.ChatMessage,
@@ -223,6 +225,17 @@ params = {
         ops.UsageParams, by=st.sampled_from(ops.USAGE_GROUPS), since_s=maybe(seconds)
     ),
     ops.Op.WHOAMI: st.builds(ops.NoParams),
+    ops.Op.PULL: st.builds(
+        ops.PullParams,
+        source=texts,
+        name=maybe(file_names),
+        revision=maybe(texts),
+        sha256=maybe(st.from_regex("[0-9a-f]{64}", fullmatch=True)),
+        replace=st.booleans(),
+        unverified=st.booleans(),
+    ),
+    ops.Op.MODELS_REMOVE: st.builds(ops.ModelFileParams, model=file_names),
+    ops.Op.MODELS_VERIFY: st.builds(ops.ModelFileParams, model=file_names),
     ops.Op.KEYS_CREATE: st.builds(
         ops.KeyCreateParams,
         name=key_names,

@@ -38,4 +38,3 @@ steps = st.builds(
 @given(steps)
 def test_a_step_arrives_as_it_was(step):
     assert decode_from_worker(decode_payload(encode_frame(encode(step))[4:])) == step
-

@@ -25,6 +25,7 @@ from openclawd.backends.base import (
     LoadSpec,
     ModelInfo,
     NoFreeCells,
+    PairFormat,
     Stopped,
     go_on,
 )
@@ -88,6 +89,7 @@ class LlamaBackend:
         self._is_embedding = False
         self._waits = Waits(loaded.info.threads)
 
+        self.pair_format: PairFormat | None = None
         self.control_texts = self._vocab.control_texts
         self.infill_tokens = self._vocab.infill_tokens
         self.max_token_bytes = self._vocab.max_token_bytes

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from openclawctl.wire.completion import ChatParams, GenerateParams
 from openclawctl.wire.errors import Internal, PromptTooLong
-from openclawctl.wire.operations import EmbedParams
+from openclawctl.wire.operations import ClassifyParams, EmbedParams, EncodingParams, RerankParams
 from openclawd.admission.limit_rules import Situation, applying
 from openclawd.admission.limits import (
     Asked,
@@ -125,7 +125,7 @@ async def _count(
 
 def _check_counts(inference: Inference, prepared: Prepared, asked: Asked) -> None:
     params, limits, rules = inference.params, inference.limits, inference.rules
-    if isinstance(params, EmbedParams):
+    if isinstance(params, EncodingParams):
         check_prompt_tokens(prepared.longest, limits, rules)
         check_total_tokens(prepared.prompt_tokens, rules)
         return
@@ -135,7 +135,7 @@ def _check_counts(inference: Inference, prepared: Prepared, asked: Asked) -> Non
 
 
 def _asked(params: InferenceParams) -> Asked:
-    return Asked(0) if isinstance(params, EmbedParams) else Asked(params.n, params.max_tokens)
+    return Asked(0) if isinstance(params, EncodingParams) else Asked(params.n, params.max_tokens)
 
 
 def _longest_inputs(params: InferenceParams) -> list[str]:
@@ -145,5 +145,7 @@ def _longest_inputs(params: InferenceParams) -> list[str]:
             return [text for text in (prompt, suffix) if isinstance(text, str)]
         case ChatParams(messages=messages):
             return [message.content for message in messages]
-        case EmbedParams(input=texts):
+        case RerankParams(query=query, documents=documents):
+            return [query, max(documents, key=len)]
+        case EmbedParams(input=texts) | ClassifyParams(input=texts):
             return [max(texts, key=len)]

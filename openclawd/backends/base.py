@@ -250,7 +250,7 @@ class Backend(Protocol):
 
     def forward(self, batch: Batch, between: Callable[[], bool] = go_on) -> ForwardResult:
         """Do the batch's cache operations, set up its opened slots, compute its chunks, sample or
-        average. Blocks. A batch without chunks ends with the first of these.
+        pool. Blocks. A batch without chunks ends with the first of these.
 
         While a batch is computed that `is_aside`, `between` is called after every few operations of
         the model. It may call `forward` for other slots, with batches that are not aside, and says

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from tokenizers import Tokenizer
-
 from openclawd.backends.base import PairFormat
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from tokenizers import Tokenizer
 
 _WORD: Final = "a"
 
@@ -38,9 +38,7 @@ class EncoderTokens:
         self._pair = tokenizer.encode(_WORD, _WORD)
         self.pair_format = _pair_format(self._pair)
 
-    def tokenize(
-        self, text: str, *, add_special: bool, parse_special: bool = False
-    ) -> list[int]:
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool = False) -> list[int]:
         del parse_special  # an encoder has no template whose text could hold any
         if self._lowers_case:
             text = text.lower()

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 
 _CALL_TOKENS: Final = {"cpu": 48}
 _CALL_TOKENS_ELSEWHERE: Final = 2048
-"""What a call of a model takes beside its tokens, in tokens. A GPU is not busy with a few hundred."""
+"""What a call of a model takes beside its tokens, in tokens. A GPU is not busy with a few
+hundred."""
 
 
 def load(spec: LoadSpec, on_progress: Callable[[float], bool]) -> TorchEncoder:
@@ -55,7 +56,11 @@ class TorchEncoder:
         self.infill_tokens: InfillTokens | None = None
         self.max_token_bytes = 0  # a tokenizer may normalise, or put one token for a whole word
         self.chat_format = ChatFormat(
-            template=None, bos_text="", eos_text="", adds_bos=tokens.adds_bos, adds_eos=tokens.adds_eos
+            template=None,
+            bos_text="",
+            eos_text="",
+            adds_bos=tokens.adds_bos,
+            adds_eos=tokens.adds_eos,
         )
 
     @property

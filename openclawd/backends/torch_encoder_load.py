@@ -93,10 +93,12 @@ def load_encoder(spec: LoadSpec, on_progress: Callable[[float], bool]) -> Loaded
 
 def _read_model(files: EncoderFiles, dtype: torch.dtype) -> Any:
     is_classifier = isinstance(files.head, Labelling)
-    kind = transformers.AutoModelForSequenceClassification if is_classifier else transformers.AutoModel
+    auto: Any = transformers.AutoModel
+    if is_classifier:
+        auto = transformers.AutoModelForSequenceClassification
     _check_weights(files)
     try:
-        model, told = kind.from_pretrained(
+        model, told = auto.from_pretrained(
             files.folder,
             dtype=dtype,
             local_files_only=True,

@@ -351,6 +351,7 @@ class Model:
             case Loaded(info=info):
                 self.info = info
                 self._policy.loaded()
+                self.turns.resize(_num_places(info, self.spec.load))
                 if not self._unwanted.is_set():  # else it has been told to stop
                     self._set_state(ModelState.READY, "")
                     self._start_keep_alive()
@@ -481,6 +482,13 @@ class Model:
         load = self.spec.load
         adapters = [adapter["path"] for adapter in load.adapters.values()]
         return tuple(map(_signature, [load.path, load.draft_path, *adapters]))
+
+
+def _num_places(info: dict[str, Any], load: Load) -> int:
+    """How many sequences its worker has at once: of an encoder, which keeps nothing between steps,
+    more than was configured."""
+    number = info.get("parallel")
+    return max(number, load.parallel) if isinstance(number, int) else load.parallel
 
 
 def _signature(path: str) -> tuple[int, int, int] | None:

@@ -210,7 +210,7 @@ class Fleet:
             "aliases": self._aliases.get(model.name, []),
             "path": load.path,
             "adapters": sorted(load.adapters),
-            "parallel": load.parallel,
+            "parallel": model.turns.num_places,
             "context": load.context,
             "kv_tokens": load.kv_tokens,
             "busy": model.turns.num_running,

@@ -35,9 +35,14 @@ class Turns:
     """The places of one model: `max_running` of them, see `RequestQueue`."""
 
     def __init__(self, *, model: str, max_running: int, max_waiting: int, max_skips: int) -> None:
+        self._num_places = max_running
         self._queue: RequestQueue[Turn] = RequestQueue(
             model=model, max_running=max_running, max_waiting=max_waiting, max_skips=max_skips
         )
+
+    @property
+    def num_places(self) -> int:
+        return self._num_places
 
     @property
     def num_running(self) -> int:
@@ -89,6 +94,13 @@ class Turns:
         finally:
             turn.on_rank = None
             self._admit(self._queue.leave(turn, now=loop.time()))
+            self._tell_who_moved_up()
+
+    def resize(self, num_places: int) -> None:
+        """There are so many places from now on."""
+        if num_places != self._num_places:
+            self._num_places = num_places
+            self._admit(self._queue.resize(num_places, now=asyncio.get_running_loop().time()))
             self._tell_who_moved_up()
 
     def served(self, turn: Turn, tokens: int) -> None:

@@ -61,7 +61,8 @@ InferenceParams = GenerateParams | ChatParams | EncodingParams
 
 
 async def infer(service: Service, exchange: Exchange, params: InferenceParams) -> dict[str, Any]:
-    """Serve `generate`, `chat`, `embed`, `classify` or `rerank`. Raises `Problem` with what stood in the way."""
+    """Serve `generate`, `chat`, `embed`, `classify` or `rerank`. Raises `Problem` with what stood
+    in the way."""
     inference = Inference(service, exchange, params, service.fleet.resolve(params.model))
     with deadline(exchange, params.deadline_s, lambda: inference.stage):
         try:

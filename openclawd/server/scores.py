@@ -22,25 +22,28 @@ if TYPE_CHECKING:
     from openclawctl.wire.completion import ChatParams, GenerateParams
 
 _FLOAT_BYTES: Final = 4
+_SIGMOID: Final = "sigmoid"
 _score = attrgetter("score")
 
 
 @dataclass(slots=True)
 class Classification:
-    """Labels with their scores, of each of `num_texts` the best `top_k`. `problem` is why they are
-    of no use, if they are not."""
+    """Labels with their scores, of each of `num_texts` the best `top_k`. With `is_sigmoid` the
+    numbers that come are still to be made into scores. `problem` is why they are of no use, if they
+    are not."""
 
     model: str
     labels: list[str]
     top_k: int
     num_texts: int
+    is_sigmoid: bool
     texts: dict[int, list[LabelScore]] = field(default_factory=dict)
     problem: ModelFailed | None = None
 
     def take(self, index: int, vector: bytes) -> None:
         """The scores of one text. Never raises."""
         try:
-            values = _numbers(vector, self.model, num=len(self.labels))
+            values = _numbers(vector, self.model, num=len(self.labels), is_sigmoid=self.is_sigmoid)
         except ModelFailed as problem:
             self.problem = problem
             return
@@ -55,19 +58,22 @@ class Classification:
 
 @dataclass(slots=True)
 class Ranking:
-    """Documents by their scores, the best `top_n`. `problem` is as above."""
+    """Documents by their scores, the best `top_n`. `is_sigmoid` and `problem` are as above."""
 
     model: str
     params: RerankParams
+    is_sigmoid: bool
     scores: dict[int, float] = field(default_factory=dict)
     problem: ModelFailed | None = None
 
     def take(self, index: int, vector: bytes) -> None:
         """The score of one document. Never raises."""
         try:
-            (self.scores[index],) = _numbers(vector, self.model, num=1)
+            (score,) = _numbers(vector, self.model, num=1, is_sigmoid=self.is_sigmoid)
         except ModelFailed as problem:
             self.problem = problem
+            return
+        self.scores[index] = score
 
     def result(self) -> dict[str, Any]:
         """Of documents with the same score, the one that was sent first comes first."""
@@ -90,12 +96,13 @@ def scores_of(
     `LimitExceeded` for more than one result holds."""
     match params:
         case RerankParams():
-            return Ranking(model, params)
+            return Ranking(model, params, is_sigmoid=info.get("rank_scores") == _SIGMOID)
         case ClassifyParams(input=texts, top_k=top_k):
             labels = _labels(model, info)
             num_labels = min(top_k or len(labels), len(labels))
             _check_number(len(texts), num_labels, model)
-            return Classification(model, labels, num_labels, len(texts))
+            is_sigmoid = len(labels) == 1 and info.get("label_scores") == _SIGMOID
+            return Classification(model, labels, num_labels, len(texts), is_sigmoid)
         case _:
             return None
 
@@ -117,8 +124,8 @@ def _check_number(num_texts: int, num_labels: int, model: str) -> None:
         )
 
 
-def _numbers(vector: bytes, model: str, *, num: int) -> array[float]:
-    """Little-endian float32, as the worker sends them."""
+def _numbers(vector: bytes, model: str, *, num: int, is_sigmoid: bool) -> list[float]:
+    """Little-endian float32, as the worker sends them, made into scores."""
     if len(vector) != num * _FLOAT_BYTES:
         raise ModelFailed(
             f"model {model} gave {len(vector) / _FLOAT_BYTES:g} scores instead of {num}",
@@ -129,4 +136,8 @@ def _numbers(vector: bytes, model: str, *, num: int) -> array[float]:
         values.byteswap()
     if not all(map(math.isfinite, values)):
         raise ModelFailed(f"model {model} gave a score that is no number")
-    return values
+    return list(map(_sigmoid, values)) if is_sigmoid else values.tolist()
+
+
+def _sigmoid(number: float) -> float:
+    return 0.5 * (1 + math.tanh(number / 2))  # overflows nowhere

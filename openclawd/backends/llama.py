@@ -296,7 +296,6 @@ class LlamaBackend:
             start = end
         return result
 
-
     def _counting(self, chunk: Chunk, states: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Of a chunk's hidden states, those that its text's vector is made of."""
         match self.info.pooling:

@@ -276,7 +276,12 @@ class ModelConfig(Section):
     workers: Annotated[int, AfterValidator(values.one_worker)] = count(
         1, low=1, high=64, meaning="Replicas of the model (more than 1 is not built yet)."
     )
-    parallel: int = count(8, low=1, high=_MAX_SEQUENCES, meaning="Sequences computed in one batch.")
+    parallel: int = count(
+        8,
+        low=1,
+        high=_MAX_SEQUENCES,
+        meaning="Sequences computed in one batch. Of encoders, `batch_tokens` bounds that.",
+    )
     context: int = count(
         2048, low=16, high=_MAX_CONTEXT, meaning="Tokens per sequence, prompt and completion."
     )

@@ -9,6 +9,7 @@ import asyncio
 import math
 import os
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -18,8 +19,9 @@ from openclawctl.wire.fields import suggestion
 from openclawd.config import (
     Config,
     ModelConfig,
+    backend_of,
+    find_model_by_name,
     find_model_file,
-    is_model_file,
     model_files_by_stem,
 )
 from openclawd.fleet.model import Model, ModelSpec, ModelState
@@ -28,7 +30,6 @@ from openclawd.worker.messages import Load
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 
 def _anybody(name: str) -> bool:
@@ -109,8 +110,9 @@ class Fleet:
             known = [each for each in known if may_see(aliases.get(each, each))]
             raise NotFound(
                 f"there is no model {name!r}" + suggestion(name, known),
-                hint="`openclawctl models` lists what there is; a GGUF file in "
-                f"{' or '.join(self._config.model_paths)} can be used by its name without .gguf",
+                hint="`openclawctl models` lists what there is; what is in "
+                f"{' or '.join(self._config.model_paths)} can be used by its name: a GGUF file by"
+                " that without .gguf, a folder with safetensors by its own",
             )
         return model
 
@@ -139,10 +141,8 @@ class Fleet:
     def _find_file(self, name: str) -> Model | None:
         if "/" in name or "\0" in name or name.startswith("."):
             return None
-        path = find_model_file(f"{name}.gguf", self._config.model_paths)
-        if not is_model_file(path):
-            return None
-        return self._add(name, ModelConfig(path=str(path)))
+        path = find_model_by_name(name, self._config.model_paths)
+        return self._add(name, ModelConfig(path=str(path))) if path else None
 
     def _add(self, name: str, config: ModelConfig) -> Model:
         assert self._tasks is not None, "start() comes first"
@@ -159,9 +159,11 @@ class Fleet:
 
     def _spec(self, name: str, config: ModelConfig) -> ModelSpec:
         num_cores = self._config.resource_limits.cpu_cores_per_worker
+        path = self._file(config.path)
         load = Load(
             name=name,
-            path=self._file(config.path),
+            backend=config.backend,
+            path=path,
             parallel=config.parallel,
             context=config.context,
             kv_tokens=config.kv_tokens,
@@ -187,6 +189,7 @@ class Fleet:
         )
         return ModelSpec(
             load=load,
+            backend=backend_of(Path(path)) if config.backend == "auto" else config.backend,
             preload=config.preload,
             required=config.required,
             keep_alive_s=config.keep_alive_s,
@@ -256,7 +259,7 @@ def _file_row(name: str, path: Path) -> dict[str, Any]:
     """A file nobody has used yet, with the keys that make sense for it."""
     return {
         "name": name,
-        "backend": "llama",
+        "backend": backend_of(path),
         "state": ModelState.UNLOADED.value,
         "reason": "",
         "default": False,

@@ -44,12 +44,7 @@ def load_config(spec: LoadSpec, options: Options) -> Any:
 
 def load_vocab(spec: LoadSpec, options: Options, config: Any, *, size: int) -> TorchVocab:
     """The tokenizer, for a model with `size` tokens. Raises `CannotLoad`."""
-    tokenizer = _guarded(
-        spec,
-        lambda: transformers.AutoTokenizer.from_pretrained(
-            spec.path, config=config, **_safely(options)
-        ),
-    )
+    tokenizer = load_tokenizer(spec, options, config)
     generation = _generation_config(spec, config)
     return TorchVocab(
         tokenizer,
@@ -62,16 +57,29 @@ def load_vocab(spec: LoadSpec, options: Options, config: Any, *, size: int) -> T
     )
 
 
+def load_tokenizer(spec: LoadSpec, options: Options, config: Any) -> Any:
+    """Transformers' own object. Raises `CannotLoad`."""
+    return _guarded(
+        spec,
+        lambda: transformers.AutoTokenizer.from_pretrained(
+            spec.path, config=config, **_safely(options)
+        ),
+    )
+
+
 def load_weights(
     spec: LoadSpec,
     options: Options,
     config: Any,
     model_class: Any,
     on_progress: Callable[[float], bool],
+    *,
+    optional: str = "",
     **more: Any,
 ) -> Any:
     """A model of `model_class` on its device, ready to compute. `more` is for its
-    `from_pretrained`. Raises `CannotLoad` and `LoadAborted`."""
+    `from_pretrained`. Tensors whose names hold `optional` may be missing. Raises `CannotLoad` and
+    `LoadAborted`."""
     if options.quantize != "off":
         more["quantization_config"] = transformers.BitsAndBytesConfig(
             load_in_8bit=options.quantize == "8bit", load_in_4bit=options.quantize == "4bit"
@@ -82,19 +90,22 @@ def load_weights(
         lambda factory, args, kwargs: _Bar(on_progress, *args, **kwargs)
     )
     try:
-        model = _guarded(
+        model, told = _guarded(
             spec,
             lambda: model_class.from_pretrained(
                 spec.path,
                 config=config,
                 dtype=options.dtype or "auto",
                 use_safetensors=True,
+                output_loading_info=True,
                 **_safely(options),
                 **more,
             ),
         )
     finally:
         transformers.logging.set_tqdm_hook(hook)
+    missing = [name for name in told["missing_keys"] if not optional or optional not in name]
+    _check_complete(spec, missing)
     model.requires_grad_(requires_grad=False)
     return model.eval()
 
@@ -145,6 +156,16 @@ class _Bar:
         self._num_done += count
         if self._total and not self._on_progress(min(self._num_done / self._total, 1.0)):
             raise LoadAborted
+
+
+def _check_complete(spec: LoadSpec, missing: list[str]) -> None:
+    """Transformers makes up what is missing, at random."""
+    if missing:
+        raise CannotLoad(
+            f"{spec.path} lacks {len(missing)} tensors of its model, such as {missing[0]}",
+            hint="compare the folder with its source, or try another model",
+            permanent=True,
+        )
 
 
 def _safely(options: Options) -> dict[str, Any]:

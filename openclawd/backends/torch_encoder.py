@@ -31,15 +31,17 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from openclawd.backends.pytorch_options import Options
+
 _CALL_TOKENS: Final = {"cpu": 48}
 _CALL_TOKENS_ELSEWHERE: Final = 2048
 """What a call of a model takes beside its tokens, in tokens. A GPU is not busy with a few
 hundred."""
 
 
-def load(spec: LoadSpec, on_progress: Callable[[float], bool]) -> TorchEncoder:
+def load(spec: LoadSpec, options: Options, on_progress: Callable[[float], bool]) -> TorchEncoder:
     """Load a folder with a transformers model. Raises `CannotLoad` and `LoadAborted`."""
-    return TorchEncoder(load_encoder(spec, on_progress))
+    return TorchEncoder(load_encoder(spec, options, on_progress))
 
 
 class TorchEncoder:

@@ -1,7 +1,7 @@
 """Reading an encoder's folder into torch: the transformer, its tokenizer, its head.
 
-Owns how the model is made, how long a text may be, and one call of it. Weights are read from
-safetensors alone, and no code that comes with a model is run.
+Owns how long a text may be, what the model turns out to be, and one call of it. How transformers is
+called to read it is `pytorch_load.py`'s.
 """
 
 from __future__ import annotations
@@ -15,13 +15,16 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 import transformers
 
-from openclawd.backends.base import BatchLimits, CannotLoad, LoadAborted, LoadSpec, ModelInfo
+from openclawd.backends.base import BatchLimits, CannotLoad, LoadSpec, ModelInfo
 from openclawd.backends.encoder_files import EncoderFiles, Labelling, read_encoder_files
 from openclawd.backends.encoder_tokens import EncoderTokens
+from openclawd.backends.pytorch_load import load_config, load_tokenizer, load_weights
 from openclawd.backends.torch_heads import EmbeddingHead, scores
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from openclawd.backends.pytorch_options import Options
 
 MAX_SLOTS: Final = 256
 """Texts in one step. They take no memory between steps, so they are not counted by `parallel`."""
@@ -73,76 +76,47 @@ class LoadedEncoder:
         """Python's reference counts free the tensors with the model."""
 
 
-def load_encoder(spec: LoadSpec, on_progress: Callable[[float], bool]) -> LoadedEncoder:
+def load_encoder(
+    spec: LoadSpec, options: Options, on_progress: Callable[[float], bool]
+) -> LoadedEncoder:
     """Raises `CannotLoad` and `LoadAborted`."""
-    transformers.utils.logging.disable_progress_bar()
     files = read_encoder_files(Path(spec.path))
-    if not on_progress(0.0):
-        raise LoadAborted
+    config = load_config(spec, options)
     torch.set_num_threads(spec.threads or len(os.sched_getaffinity(0)))
-    device = torch.device("cpu")
-    model = _read_model(files, torch.float32).to(device)
-    tokens = _read_tokens(files)
-    if not on_progress(1.0):
-        raise LoadAborted
-    return _checked(spec, files, model, tokens, device)
+    model = _read_model(spec, options, files, config, on_progress)
+    return _checked(spec, files, model, _read_tokens(spec, options, files, config), options.device)
 
 
-# ---- reading ----
-
-
-def _read_model(files: EncoderFiles, dtype: torch.dtype) -> Any:
-    is_classifier = isinstance(files.head, Labelling)
-    auto: Any = transformers.AutoModel
-    if is_classifier:
+def _read_model(
+    spec: LoadSpec,
+    options: Options,
+    files: EncoderFiles,
+    config: Any,
+    on_progress: Callable[[float], bool],
+) -> Any:
+    """BERT's pooler is a part of the way to labels, and of no use for anything else."""
+    if isinstance(files.head, Labelling):
         auto = transformers.AutoModelForSequenceClassification
-    _check_weights(files)
-    try:
-        model, told = auto.from_pretrained(
-            files.folder,
-            dtype=dtype,
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-            output_loading_info=True,
+        return load_weights(spec, options, config, auto, on_progress)
+    auto = transformers.AutoModel
+    return load_weights(spec, options, config, auto, on_progress, optional="pooler.")
+
+
+def _read_tokens(
+    spec: LoadSpec, options: Options, files: EncoderFiles, config: Any
+) -> EncoderTokens:
+    tokenizer = load_tokenizer(spec, options, config)
+    if not getattr(tokenizer, "is_fast", False):
+        raise _unusable(
+            files,
+            f"its tokenizer ({type(tokenizer).__name__}) is slow and has no tokenizer.json",
         )
-    except MemoryError:
-        raise _no_memory(files) from None
-    except Exception as error:  # transformers raises what it likes for what it cannot read
-        raise _unusable(files, f"transformers cannot load it: {_first_line(error)}") from None
-    missing = [name for name in told["missing_keys"] if is_classifier or "pooler." not in name]
-    if missing:  # transformers would make them up
-        raise _unusable(files, f"its weights lack {len(missing)} tensors, such as {missing[0]}")
-    return model.eval()
-
-
-def _check_weights(files: EncoderFiles) -> None:
-    """Pickled weights can run code when they are read."""
-    if any(files.folder.glob("*.safetensors")):
-        return
-    pickled = [path.name for path in files.folder.glob("*.bin")]
-    if pickled:
-        raise CannotLoad(
-            f"{files.folder} has pickled weights only ({pickled[0]}), which openclawd never reads:"
-            " they can run any code",
-            hint="convert them where you trust them: AutoModel.from_pretrained(FOLDER)"
-            ".save_pretrained(FOLDER, safe_serialization=True)",
-            permanent=True,
-        )
-    raise _unusable(files, "it holds no safetensors")
-
-
-def _read_tokens(files: EncoderFiles) -> EncoderTokens:
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(
-            files.folder, local_files_only=True, trust_remote_code=False
-        )
-        fast = tokenizer.backend_tokenizer
-        longest = tokenizer.model_max_length
-    except Exception as error:  # as above
-        raise _unusable(files, f"its tokenizer cannot be read: {_first_line(error)}") from None
-    max_tokens = longest if longest < _UNBOUNDED else None
-    return EncoderTokens(fast, max_tokens=max_tokens, lowers_case=files.lowers_case)
+    longest = tokenizer.model_max_length
+    return EncoderTokens(
+        tokenizer.backend_tokenizer,
+        max_tokens=longest if longest < _UNBOUNDED else None,
+        lowers_case=files.lowers_case,
+    )
 
 
 # ---- what it is ----
@@ -277,12 +251,6 @@ def _may_pad(loaded: LoadedEncoder, texts: list[list[int]], alone: torch.Tensor)
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0] or type(error).__name__
-
-
-def _no_memory(files: EncoderFiles) -> CannotLoad:
-    return CannotLoad(
-        f"not enough memory for {files.folder}", hint="unload another model", permanent=False
-    )
 
 
 def _unusable(files: EncoderFiles, reason: str) -> CannotLoad:

@@ -61,9 +61,9 @@ class ClassifyParams:
         return present(self)
 
     @property
-    def adapter(self) -> None:
+    def adapter(self) -> str | None:
         """No LoRA is applied to what gives scores."""
-        return
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +105,9 @@ class RerankParams:
         return self.documents
 
     @property
-    def adapter(self) -> None:
+    def adapter(self) -> str | None:
         """No LoRA is applied to what gives scores."""
-        return
+        return None
 
 
 @dataclass(frozen=True, slots=True)

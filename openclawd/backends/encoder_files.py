@@ -34,7 +34,8 @@ _MAX_JSON_BYTES: Final = 4 * 1024 * 1024
 """Far more than configurations have; of 10,000 labels, 400 bytes each."""
 
 _CLASSIFIES: Final = "ForSequenceClassification"
-_GENERATES: Final = ("ForCausalLM", "LMHeadModel")
+_ENCODES: Final = ("Model", "ForMaskedLM", "ForPreTraining", _CLASSIFIES)
+_GENERATES: Final = "LMHeadModel"
 _FLAGS: Final = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_max_tokens": "max",
@@ -90,7 +91,7 @@ def is_encoder(folder: Path) -> bool:
     if (folder / "modules.json").is_file():
         return True
     architecture = _architecture(folder, _read_object(folder / "config.json"))
-    return not architecture.endswith(_GENERATES)
+    return architecture.endswith(_ENCODES) and not architecture.endswith(_GENERATES)
 
 
 def read_encoder_files(folder: Path) -> EncoderFiles:

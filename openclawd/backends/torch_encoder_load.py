@@ -82,6 +82,8 @@ def load_encoder(
     """Raises `CannotLoad` and `LoadAborted`."""
     files = read_encoder_files(Path(spec.path))
     config = load_config(spec, options)
+    if getattr(config, "is_encoder_decoder", False):
+        raise _unusable(files, f"{files.architecture} is an encoder with a decoder")
     torch.set_num_threads(spec.threads or len(os.sched_getaffinity(0)))
     model = _read_model(spec, options, files, config, on_progress)
     return _checked(spec, files, model, _read_tokens(spec, options, files, config), options.device)
@@ -135,7 +137,7 @@ def _checked(
         head=_head(files, device),
         tokens=tokens,
         device=device,
-        info=_describe(spec, files, model, context=context, slots=slots, may_rank=may_rank),
+        info=_describe(spec, files, model, tokens, context=context, slots=slots, may_rank=may_rank),
         limits=BatchLimits(
             batch_tokens=max(budget, slots), embedding_batch_tokens=budget, splits_prompts=False
         ),
@@ -178,7 +180,14 @@ def _takes_types(model: Any) -> bool:
 
 
 def _describe(
-    spec: LoadSpec, files: EncoderFiles, model: Any, *, context: int, slots: int, may_rank: bool
+    spec: LoadSpec,
+    files: EncoderFiles,
+    model: Any,
+    tokens: EncoderTokens,
+    *,
+    context: int,
+    slots: int,
+    may_rank: bool,
 ) -> ModelInfo:
     weights = list(model.parameters())
     about: dict[str, Any] = {}
@@ -201,7 +210,7 @@ def _describe(
         parallel=slots,
         kv_tokens=slots * context,
         embedding_length=0,
-        vocab_size=model.config.vocab_size,
+        vocab_size=tokens.size,
         can_generate=False,
         can_embed=not isinstance(files.head, Labelling),
         threads=torch.get_num_threads(),

@@ -118,7 +118,13 @@ def test_labels_and_their_scores(folder: Path, config: dict[str, Any], expected:
 
 @pytest.mark.parametrize(
     ("architecture", "expected"),
-    [("LlamaForCausalLM", False), ("GPT2LMHeadModel", False), ("RobertaForMaskedLM", True)],
+    [
+        ("LlamaForCausalLM", False),
+        ("GPT2LMHeadModel", False),
+        ("T5ForConditionalGeneration", False),
+        ("RobertaForMaskedLM", True),
+        ("BertModel", True),
+    ],
 )
 def test_what_an_encoder_is(folder: Path, architecture: str, *, expected: bool) -> None:
     files = {"config.json": {"architectures": [architecture]}}

@@ -50,15 +50,26 @@ $(VENV)/.runtime: $(VENV)/bin/python pyproject.toml requirements/build.lock requ
 	$(PIP_INSTALL) --no-deps --no-build-isolation --editable .
 	touch $@
 
-$(VENV)/.dev: $(VENV)/.runtime requirements/dev.lock
+# torch comes after what it needs, which is locked. Of a CUDA build pip fetches NVIDIA's libraries, too.
+$(VENV)/.torch: $(VENV)/.runtime requirements/torch.lock requirements/torch.txt
+	$(PIP_INSTALL) --require-hashes -r requirements/torch.lock
+	$(PIP_INSTALL) -r requirements/torch.txt
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.torch requirements/dev.lock
 	$(PIP_INSTALL) --require-hashes -r requirements/dev.lock
 	touch $@
 
 # Renew the lock files; needs uv. torch is pinned outside them, because its builds differ by platform.
 LOCK := uv pip compile --generate-hashes --universal --python-version 3.11 --no-emit-index-url --no-header --no-strip-extras --quiet
+WITHOUT_TORCH := --override requirements/without-torch.txt --no-emit-package torch
+# What torch itself needs on every platform, since its own requirements are not looked at.
+TORCH_NEEDS := filelock fsspec jinja2 networkx setuptools sympy typing-extensions
 lock:
 	$(LOCK) pyproject.toml --extra daemon --output-file requirements/runtime.lock
-	$(LOCK) pyproject.toml --extra dev --constraint requirements/runtime.lock --output-file requirements/dev.lock
+	printf '%s\n' $(TORCH_NEEDS) | $(LOCK) pyproject.toml - --extra torch $(WITHOUT_TORCH) \
+		--constraint requirements/runtime.lock --output-file requirements/torch.lock
+	$(LOCK) pyproject.toml --extra dev $(WITHOUT_TORCH) --constraint requirements/torch.lock --output-file requirements/dev.lock
 	printf 'hatchling\neditables\n' | $(LOCK) - --output-file requirements/build.lock
 	printf 'llama-cpp-python[server]\n' | $(LOCK) - --constraint requirements/runtime.lock \
 		--no-emit-package llama-cpp-python --output-file requirements/peers.lock

@@ -55,6 +55,7 @@ SCENARIOS: Final = (
     "batch_shapes",
     "ledger",
     "admission",
+    "encoders",
 )
 ROUNDS: Final = 5
 QUICK_ROUNDS: Final = 3

@@ -24,8 +24,14 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self, Unpack
 
-    from openclawctl.options import ChatOptions, EmbedOptions, GenerateOptions, Prompt
-    from openclawctl.results import Completion, Embeddings
+    from openclawctl.options import (
+        ChatOptions,
+        EmbedOptions,
+        GenerateOptions,
+        Prompt,
+        ScoringOptions,
+    )
+    from openclawctl.results import Classifications, Completion, Embeddings, Ranking
     from openclawctl.wire.messages import Delta, Event, Hello
 
 
@@ -331,6 +337,32 @@ class AsyncClient:
         params = options.embed_params(texts, kwargs)
         result, deltas = await self._runner("embed", params).drain()
         return results.embeddings(result, deltas, len(params["input"]))
+
+    async def classify(
+        self,
+        texts: str | Iterable[str],
+        *,
+        top_k: int | None = None,
+        **kwargs: Unpack[ScoringOptions],
+    ) -> Classifications:
+        self._target.set_default_model(kwargs)
+        params = options.classify_params(texts, top_k, kwargs)
+        return results.classifications(await self._ask("classify", params), len(params["input"]))
+
+    async def rerank(
+        self,
+        query: str,
+        documents: Iterable[str],
+        *,
+        top_n: int | None = None,
+        return_documents: bool = False,
+        **kwargs: Unpack[ScoringOptions],
+    ) -> Ranking:
+        self._target.set_default_model(kwargs)
+        params = options.rerank_params(
+            query, documents, kwargs, top_n=top_n, return_documents=return_documents
+        )
+        return results.ranking(await self._ask("rerank", params), len(params["documents"]))
 
     async def tokenize(
         self, text: str, *, model: str | None = None, add_special: bool = False

@@ -22,8 +22,14 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self, Unpack
 
-    from openclawctl.options import ChatOptions, EmbedOptions, GenerateOptions, Prompt
-    from openclawctl.results import Completion, Embeddings
+    from openclawctl.options import (
+        ChatOptions,
+        EmbedOptions,
+        GenerateOptions,
+        Prompt,
+        ScoringOptions,
+    )
+    from openclawctl.results import Classifications, Completion, Embeddings, Ranking
     from openclawctl.wire.messages import Delta, Event
 
 
@@ -276,6 +282,42 @@ class Client:
         params = embed_params(texts, options)
         result, deltas = self._runner("embed", params).drain()
         return results.embeddings(result, deltas, len(params["input"]))
+
+    def classify(
+        self,
+        texts: str | Iterable[str],
+        *,
+        top_k: int | None = None,
+        **options: Unpack[ScoringOptions],
+    ) -> Classifications:
+        """The labels of each text with their scores, the best first; `top_k` of them, all by
+        default. For `options` see `ScoringOptions`."""
+        from openclawctl import results
+        from openclawctl.options import classify_params
+
+        self._target.set_default_model(options)
+        params = classify_params(texts, top_k, options)
+        return results.classifications(self._ask("classify", params), len(params["input"]))
+
+    def rerank(
+        self,
+        query: str,
+        documents: Iterable[str],
+        *,
+        top_n: int | None = None,
+        return_documents: bool = False,
+        **options: Unpack[ScoringOptions],
+    ) -> Ranking:
+        """How well each document answers the query, the best first; `top_n` of them, all by
+        default, with their texts if `return_documents`."""
+        from openclawctl import results
+        from openclawctl.options import rerank_params
+
+        self._target.set_default_model(options)
+        params = rerank_params(
+            query, documents, options, top_n=top_n, return_documents=return_documents
+        )
+        return results.ranking(self._ask("rerank", params), len(params["documents"]))
 
     def tokenize(
         self, text: str, *, model: str | None = None, add_special: bool = False

@@ -134,6 +134,35 @@ def embed_params(texts: str | Iterable[str], options: EmbedOptions) -> dict[str,
     return _checked(Op.EMBED, {"input": values, **options})
 
 
+class ScoringOptions(TypedDict, total=False):
+    """Keywords of `classify` and `rerank`: those of `generate` that have a meaning for scores."""
+
+    model: str | None
+    priority: str | None
+    deadline_s: float | None
+    app: str | None
+    session: str | None
+
+
+def classify_params(
+    texts: str | Iterable[str], top_k: int | None, options: ScoringOptions
+) -> dict[str, Any]:
+    values = [texts] if isinstance(texts, str) else list(texts)
+    return _checked(Op.CLASSIFY, {"input": values, "top_k": top_k, **options})
+
+
+def rerank_params(
+    query: str,
+    documents: Iterable[str],
+    options: ScoringOptions,
+    *,
+    top_n: int | None,
+    return_documents: bool,
+) -> dict[str, Any]:
+    asked = {"query": query, "documents": list(documents), "top_n": top_n}
+    return _checked(Op.RERANK, {**asked, "return_documents": return_documents, **options})
+
+
 def tokenize_params(text: str, model: str | None, *, add_special: bool) -> dict[str, Any]:
     return _checked(Op.TOKENIZE, {"text": text, "model": model, "add_special": add_special})
 

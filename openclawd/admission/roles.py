@@ -43,6 +43,8 @@ PERMISSIONS: Final[dict[Op, Permission]] = {
     Op.GENERATE: Permission.COMPUTE,
     Op.CHAT: Permission.COMPUTE,
     Op.EMBED: Permission.COMPUTE,
+    Op.CLASSIFY: Permission.COMPUTE,
+    Op.RERANK: Permission.COMPUTE,
     # These two load a model that is not loaded: more than looking.
     Op.TOKENIZE: Permission.COMPUTE,
     Op.DETOKENIZE: Permission.COMPUTE,

@@ -7,7 +7,7 @@ Owns the `Backend` protocol and its result types. Knows no ML library;
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from openclawd.engine.batch import Outputs
 
@@ -50,10 +50,20 @@ class LoadSpec:
     needs_gpu: bool = False
 
 
+Scoring = Literal["softmax", "sigmoid", "raw"]
+"""How a model's numbers become scores."""
+
+
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
     """What a loaded model is. `context` is the length that really applies to a sequence; it is
-    smaller than the one asked for where the model cannot do more."""
+    smaller than the one asked for where the model cannot do more. `parallel` is more than was asked
+    for where sequences need no memory between steps.
+
+    A model that classifies has `labels`, and its vectors are their scores, as `label_scores` makes
+    them; the number of one with a single label comes raw. `rank_scores` makes that of how well two
+    texts go together, where it can tell. Of a model that embeds, `pooling` says how its vectors
+    come from those of the tokens, and whether their length is 1 (`is_normalised`)."""
 
     description: str
     architecture: str
@@ -72,6 +82,21 @@ class ModelInfo:
     gpu_layers: int
     devices: tuple[str, ...]
     warnings: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+    label_scores: Scoring | None = None
+    rank_scores: Scoring | None = None
+    pooling: str = ""
+    is_normalised: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class PairFormat:
+    """The tokens that a model wants before the first of two texts, between them and after the
+    second."""
+
+    before: tuple[int, ...]
+    between: tuple[int, ...]
+    after: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +217,11 @@ class Backend(Protocol):
         ...
 
     @property
+    def pair_format(self) -> PairFormat | None:
+        """None for models that take one text at a time."""
+        ...
+
+    @property
     def control_texts(self) -> tuple[str, ...]:
         """The texts that `tokenize(parse_special=True)` makes into control tokens."""
         ...
@@ -224,7 +254,7 @@ class Backend(Protocol):
 
     def forward(self, batch: Batch, between: Callable[[], bool] = go_on) -> ForwardResult:
         """Do the batch's cache operations, set up its opened slots, compute its chunks, sample or
-        average. Blocks. A batch without chunks ends with the first of these.
+        pool. Blocks. A batch without chunks ends with the first of these.
 
         While a batch is computed that `is_aside`, `between` is called after every few operations of
         the model. It may call `forward` for other slots, with batches that are not aside, and says

@@ -76,8 +76,8 @@ def _file_of(name: str, state_dir: Path) -> Path:
     if name not in files:
         known = ", ".join(sorted(files)) or "none"
         raise ValueError(
-            f"no file {name}.gguf in {folder} (there: {known}); write {name}=PATH"
-            + suggestion(name, files)
+            f"no file {name}.gguf and no model folder {name} in {folder} (there: {known});"
+            f" write {name}=PATH" + suggestion(name, files)
         )
     return files[name]
 

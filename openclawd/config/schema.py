@@ -47,6 +47,7 @@ from openclawd.config.prices import CURRENCY_ALLOWED, Currency, LedgerConfig, Pr
 from openclawd.config.rates import RateLimitConfig  # noqa: TC001 - pydantic reads the annotations
 from openclawd.config.security import SecurityConfig
 from openclawd.config.tiers import DEFAULT_TIER_NAME, TIER_NAME_TEXT, TierConfig, Tiers
+from openclawd.config.torch_options import TorchOptions
 
 MODEL_NAME_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._:-]*$"
 DEFAULT_KEEP_ALIVE_S: Final = 300.0
@@ -215,6 +216,12 @@ class LlamaOptions(Section):
         meaning="Map the model file instead of reading it: starts faster, shares the page cache.",
         allowed="true or false",
     )
+
+
+class BackendOptions(TorchOptions, LlamaOptions):
+    """Which backend serves a model may depend on what is at its path: each refuses those of the
+    other."""
+
     batch_tokens: int = count(
         512,
         low=8,
@@ -225,8 +232,8 @@ class LlamaOptions(Section):
     split_mode: SplitMode = SPLIT_MODE
 
     def for_backend(self) -> dict[str, Any]:
-        """The options the backend is to be told; those left to llama.cpp are absent."""
-        return self.model_dump(exclude_none=True, exclude={"batch_tokens"})
+        """The options the backend is to be told; those left to it are absent."""
+        return self.model_dump(exclude_unset=True, exclude_none=True, exclude={"batch_tokens"})
 
 
 class Speculation(Section):
@@ -272,14 +279,15 @@ class ModelConfig(Section):
 
     path: Annotated[str, AfterValidator(values.file_path)] = key(
         ...,
-        meaning="The model file: absolute, or a name looked up in `model_paths`.",
-        allowed="the path of a GGUF file",
+        meaning="The model's file, or its folder with config.json and safetensors: absolute, or a"
+        " name looked up in `model_paths`.",
+        allowed="the path of a GGUF file or of a folder",
         default_text="(required)",
     )
-    backend: Annotated[Literal["auto", "llama", "torch"], AfterValidator(values.no_torch)] = key(
+    backend: Literal["auto", "llama", "torch"] = key(
         "auto",
-        meaning="What runs the model. `auto` goes by the file.",
-        allowed="auto or llama (torch is not built yet)",
+        meaning="What runs the model. `auto` is torch for a folder, llama for a file.",
+        allowed="auto, llama or torch",
     )
     preload: bool = key(
         default=False,
@@ -305,7 +313,12 @@ class ModelConfig(Section):
         allowed="a map with min and max",
         default_text="off",
     )
-    parallel: int = count(8, low=1, high=_MAX_SEQUENCES, meaning="Sequences computed in one batch.")
+    parallel: int = count(
+        8,
+        low=1,
+        high=_MAX_SEQUENCES,
+        meaning="Sequences computed in one batch. Of encoders, `batch_tokens` bounds that.",
+    )
     context: int = count(
         2048, low=16, high=_MAX_CONTEXT, meaning="Tokens per sequence, prompt and completion."
     )
@@ -433,8 +446,8 @@ class ModelConfig(Section):
         meaning="Overrides of the daemon's `inference_settings` for this model.",
         allowed="a map with the keys of inference_settings",
     )
-    options: Annotated[LlamaOptions, BeforeValidator(values.empty_if_nil)] = key(
-        LlamaOptions(),
+    options: Annotated[BackendOptions, BeforeValidator(values.empty_if_nil)] = key(
+        BackendOptions(),
         meaning="Options of the backend.",
         allowed="a map",
     )

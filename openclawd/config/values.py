@@ -45,12 +45,6 @@ def one_worker(value: int) -> int:
     return value
 
 
-def no_torch(value: str) -> str:
-    if value == "torch":
-        raise NotBuiltError("the torch backend is not built yet; write auto or llama")
-    return value
-
-
 def system_prompts(value: list[str]) -> list[str]:
     is_fine = all(map(str.strip, value)) and len(set(value)) == len(value) <= MAX_SYSTEM_PROMPTS
     if not is_fine:

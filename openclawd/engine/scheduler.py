@@ -147,6 +147,7 @@ class Scheduler:
         allowed = self._kv.num_cells_for(sequence)
         if not self._limits.splits_prompts:
             allowed = min(allowed, self._limits.budget(sequence.kind))
+            allowed = min(allowed, self._limits.max_whole_tokens or allowed)
         if sequence.num_cells_needed > allowed:
             return NeverFits(sequence.num_cells_needed, allowed)
         sequence.arrived = self._num_begun
@@ -367,6 +368,8 @@ class Scheduler:
         return leader.num_prompt_tokens >= self._kv.min_kept_tokens
 
     def _has_waiting_sibling(self, sequence: Sequence) -> bool:
+        if not sequence.shares_prefix:
+            return False
         return any(_are_siblings(waiting, sequence) for waiting in self._waiting)
 
     def _open(self, sequence: Sequence) -> list[Opening]:

@@ -453,7 +453,7 @@ class Model:
     def _fit_turns(self) -> None:
         """As many slots as its workers have; those of one while none is there."""
         ready = [each for each in self.replicas if each.state is ModelState.READY]
-        num_slots = sum(each.spec.load.parallel for each in ready)
+        num_slots = sum(map(_num_slots, ready))
         self.turns.resize(num_slots or self.spec.load.parallel)
 
     async def wait_change(self) -> None:
@@ -493,7 +493,7 @@ def _best_of(replicas: Sequence[Replica], demand: Demand, own: Link | None = Non
         return links[0][1] if links else None
     options = [
         Option(
-            slots=replica.spec.load.parallel,
+            slots=_num_slots(replica),
             busy=link.num_sequences,
             known_tokens=link.beginnings.longest(demand.domain, demand.prefixes),
             has_it=link is own,
@@ -502,3 +502,10 @@ def _best_of(replicas: Sequence[Replica], demand: Demand, own: Link | None = Non
         for replica, link in links
     ]
     return links[choose(options, num_sequences=demand.num_sequences)][1]
+
+
+def _num_slots(replica: Replica) -> int:
+    """How many sequences its worker has at once: of an encoder, which keeps nothing between steps,
+    more than was configured."""
+    number, configured = replica.info.get("parallel"), replica.spec.load.parallel
+    return max(number, configured) if isinstance(number, int) else configured

@@ -18,8 +18,9 @@ from openclawctl.wire.fields import suggestion
 from openclawd.config import (
     Config,
     ModelConfig,
+    backend_of,
+    find_model_by_name,
     find_model_file,
-    is_model_file,
     model_files_by_stem,
 )
 from openclawd.config.cpus import format_cpus
@@ -162,8 +163,9 @@ class Fleet:
             known = [each for each in known if may_see(aliases.get(each, each))]
             raise NotFound(
                 f"there is no model {name!r}" + suggestion(name, known),
-                hint="`openclawctl models` lists what there is; a GGUF file in "
-                f"{' or '.join(self._config.model_paths)} can be used by its name without .gguf",
+                hint="`openclawctl models` lists what there is; what is in "
+                f"{' or '.join(self._config.model_paths)} can be used by its name: a GGUF file by"
+                " that without .gguf, a folder with safetensors by its own",
             )
         return model
 
@@ -293,10 +295,8 @@ class Fleet:
     def _find_file(self, name: str) -> Model | None:
         if "/" in name or "\0" in name or name.startswith("."):
             return None
-        path = find_model_file(f"{name}.gguf", self._config.model_paths)
-        if not is_model_file(path):
-            return None
-        return self._add(name, ModelConfig(path=str(path)))
+        path = find_model_by_name(name, self._config.model_paths)
+        return self._add(name, ModelConfig(path=str(path))) if path else None
 
     def _add(self, name: str, config: ModelConfig) -> Model:
         model = Model(
@@ -313,9 +313,11 @@ class Fleet:
         return model
 
     def _spec(self, name: str, config: ModelConfig) -> ModelSpec:
+        path = self._file(config.path)
         load = Load(
             name=name,
-            path=self._file(config.path),
+            backend=config.backend,
+            path=path,
             parallel=config.parallel,
             context=config.context,
             kv_tokens=config.kv_tokens,
@@ -342,6 +344,7 @@ class Fleet:
         return ModelSpec(
             load=load,
             scale=Scale(*config.scale),
+            backend=backend_of(Path(path)) if config.backend == "auto" else config.backend,
             preload=config.preload,
             required=config.required,
             keep_alive_s=config.keep_alive_s,
@@ -473,7 +476,7 @@ def _file_row(name: str, path: Path) -> dict[str, Any]:
     """A file nobody has used yet, with the keys that make sense for it."""
     return {
         "name": name,
-        "backend": "llama",
+        "backend": backend_of(path),
         "state": ModelState.UNLOADED.value,
         "reason": "",
         "default": False,

@@ -28,7 +28,7 @@ from openclawctl.wire.operations import (
     AuditParams,
     AuditVerifyParams,
     DetokenizeParams,
-    EmbedParams,
+    EncodingParams,
     InsightsParams,
     ModelParams,
     Op,
@@ -166,7 +166,7 @@ def _audited(service: Service, exchange: Exchange, model: str) -> Iterator[None]
 
 
 async def _infer(service: Service, exchange: Exchange, params: Params) -> dict[str, Any]:
-    assert isinstance(params, GenerateParams | ChatParams | EmbedParams)
+    assert isinstance(params, GenerateParams | ChatParams | EncodingParams)
     service.model_for(exchange.peer.principal, params.model)
     return await infer(service, exchange, params)
 
@@ -300,6 +300,8 @@ HANDLERS: Final[dict[Op, Handler]] = {
     Op.GENERATE: _infer,
     Op.CHAT: _infer,
     Op.EMBED: _infer,
+    Op.CLASSIFY: _infer,
+    Op.RERANK: _infer,
     Op.TOKENIZE: _tokenizer,
     Op.DETOKENIZE: _tokenizer,
     Op.USAGE: _usage,

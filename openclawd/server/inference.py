@@ -23,7 +23,13 @@ from openclawctl.wire.chat import ChatMessage
 from openclawctl.wire.completion import ChatParams, GenerateParams
 from openclawctl.wire.errors import Code, Internal, Problem, RateLimited
 from openclawctl.wire.messages import Delta
-from openclawctl.wire.operations import DetokenizeParams, EmbedParams, Op, TokenizeParams
+from openclawctl.wire.operations import (
+    DetokenizeParams,
+    EmbedParams,
+    EncodingParams,
+    Op,
+    TokenizeParams,
+)
 from openclawctl.wire.results import Choice, FinishReason, InferenceResult, Timings, Usage
 from openclawctl.wire.scheduling import KEEP_FOR_EVER
 from openclawd.admission.tiers import Priority, Tier
@@ -33,6 +39,7 @@ from openclawd.server.deadline import Stage, deadline
 from openclawd.server.fallback import UseFallback
 from openclawd.server.planning import check_size, plan, subject_of
 from openclawd.server.recording import reserve, settle
+from openclawd.server.scores import scores_of
 from openclawd.worker.messages import Answer, Ended, Output, Start
 
 if TYPE_CHECKING:
@@ -49,14 +56,16 @@ if TYPE_CHECKING:
     from openclawd.fleet.turns import Turn
     from openclawd.server.lanes import Slot
     from openclawd.server.peer import Exchange
+    from openclawd.server.scores import Scores
     from openclawd.server.service import Service
     from openclawd.worker.messages import Loading
 
-InferenceParams = GenerateParams | ChatParams | EmbedParams
+InferenceParams = GenerateParams | ChatParams | EncodingParams
 
 
 async def infer(service: Service, exchange: Exchange, params: InferenceParams) -> dict[str, Any]:
-    """Serve `generate`, `chat` or `embed`. Raises `Problem` with what stood in the way."""
+    """Serve `generate`, `chat`, `embed`, `classify` or `rerank`. Raises `Problem` with what stood
+    in the way."""
     inference = Inference(service, exchange, params, service.fleet.resolve(params.model))
     with deadline(exchange, params.deadline_s, lambda: inference.stage):
         try:
@@ -183,6 +192,7 @@ class Inference:
     num_outlived: int = 0
     ended: Ended | None = None
     turn: Turn | None = None
+    scores: Scores | None = None
     subject: Subject = field(init=False)
     fitting: FittingRules = field(init=False)
     account: Account = field(init=False)
@@ -207,8 +217,8 @@ class Inference:
 
     @property
     def num_choices(self) -> int:
-        """Answers to the one prompt; 1 also for embeddings."""
-        return 1 if isinstance(self.params, EmbedParams) else self.params.n
+        """Answers to the one prompt; 1 also where there is no answer in text."""
+        return 1 if isinstance(self.params, EncodingParams) else self.params.n
 
     @property
     def limits(self) -> TokenLimits:
@@ -222,6 +232,7 @@ class Inference:
         try:
             self.stage = Stage.PREPARING
             await plan(self, submission)
+            self.scores = scores_of(self.params, self.model.name, self.model.info)
             self.stage = Stage.QUEUED
             self.queued_at_s = self.elapsed_s()
             async with self.service.lanes.take(
@@ -289,7 +300,7 @@ class Inference:
     def _cancelled(self, submission: Submission) -> Ended:
         """The end of what was cancelled while it waited for a new worker."""
         params = self.params
-        num_sequences = len(params.input) if isinstance(params, EmbedParams) else params.n
+        num_sequences = len(params.input) if isinstance(params, EncodingParams) else params.n
         return Ended(
             rid=0,
             finish_reasons=[FinishReason.CANCELLED.value] * num_sequences,
@@ -314,6 +325,8 @@ class Inference:
         cancel gives the client the partial result, any other reason an error."""
         if ended.error is not None:
             raise ended.to_problem()
+        if self.scores is not None and self.scores.problem is not None:
+            raise self.scores.problem
         problem = self.exchange.cancel_problem
         was_cancelled = FinishReason.CANCELLED.value in ended.finish_reasons
         if was_cancelled and problem is not None and problem.code != Code.CANCELLED.value:
@@ -323,7 +336,7 @@ class Inference:
         """What every worker is told that computes this; the seed is drawn once."""
         adapter = self.params.adapter or ""
         assert self.turn is not None
-        if isinstance(self.params, EmbedParams):
+        if isinstance(self.params, EncodingParams):
             return Start(rid=0, max_tokens=0, sampling={}, priority=self.turn.rank, adapter=adapter)
         sampling = self.params.sampling.over(self.service.sampling_of(self.model)).encode()
         sampling.setdefault("seed", secrets.randbits(32))
@@ -351,6 +364,8 @@ class Inference:
             self.ttft_s = self.elapsed_s()
             self._note_served(-output.cached_tokens)
         self.parts.setdefault(output.index, _Part()).take(output)
+        if self.scores is not None and output.embedding is not None:
+            self.scores.take(output.index, output.embedding)
         if num_tokens := len(output.token_ids):
             self.completion_tokens += num_tokens
             self._note_served(num_tokens)
@@ -381,6 +396,8 @@ class Inference:
         params = self.params
         if isinstance(params, EmbedParams):
             return True
+        if isinstance(params, EncodingParams):
+            return False
         return params.stream or bool(params.sampling.logprobs)
 
     # ---- the end ----
@@ -420,7 +437,7 @@ class Inference:
 
     def result(self) -> dict[str, Any]:
         """`done.result`."""
-        return InferenceResult(
+        result = InferenceResult(
             request_id=self.request_id,
             model=self.model.name,
             usage=self.usage,
@@ -428,6 +445,7 @@ class Inference:
             choices=self._choices(),
             context=self._context(),
         ).encode()
+        return {**result, **self.scores.result()} if self.scores else result
 
     def _context(self) -> dict[str, Any]:
         """What became of the prompt."""
@@ -443,7 +461,7 @@ class Inference:
 
     def _choices(self) -> list[Choice]:
         assert self.ended is not None
-        if isinstance(self.params, EmbedParams):
+        if isinstance(self.params, EncodingParams):
             return []
         return [self._choice(i, reason) for i, reason in enumerate(self.ended.finish_reasons)]
 

@@ -296,6 +296,7 @@ def _limits(backend: Backend, limits: dict[str, int]) -> Limits:
         batch_tokens=backend.limits.batch_tokens,
         embedding_batch_tokens=backend.limits.embedding_batch_tokens,
         splits_prompts=backend.limits.splits_prompts,
+        max_whole_tokens=None if backend.limits.splits_prompts else backend.info.context,
         num_prefix_tags=backend.limits.num_prefix_tags,
         can_drop_last=backend.limits.can_drop_last,
         tile_tokens=backend.limits.tile_tokens,

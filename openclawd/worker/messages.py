@@ -64,7 +64,8 @@ _MAX_MU: Final = 1e12
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """The first message: which model, with what. `threads` and `gpu_layers` None mean automatic.
+    """The first message: which model, with what. `backend` is llama, torch, or auto: by what is at
+    `path`. `threads` and `gpu_layers` None mean automatic.
 
     `context` is tokens per sequence, `kv_tokens` for all together; `batch_tokens` bounds one step.
     `system_prompts` are computed before it is ready, and shared by all. `guess_method` is off,
@@ -87,6 +88,7 @@ class Load:
     context: int
     kv_tokens: int
     batch_tokens: int
+    backend: str = "auto"
     threads: int | None = None
     gpu_layers: int | None = None
     options: dict[str, Any] = field(default_factory=dict)

@@ -1,7 +1,7 @@
 """One worker's life: load the model, warm it up, then serve.
 
-Owns when each part exists: messages that come while the model is loading wait. Knows which backend
-serves a file; knows no sockets and no signals.
+Owns when each part exists: messages that come while the model is loading wait. Knows no
+sockets and no signals.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from openclawd.backends.base import (
     LoadAborted,
     LoadSpec,
 )
+from openclawd.worker.backends import load_of
 from openclawd.worker.drafting import make_drafter
 from openclawd.worker.loop import EngineLoop
 from openclawd.worker.messages import (
@@ -175,7 +176,7 @@ class Worker:
             gpu_budgets=tuple(self._load.gpu_budgets),
             needs_gpu=self._load.needs_gpu,
         )
-        return _import_backend()(spec, self._progress(_READ))
+        return load_of(self._load.backend, path)(spec, self._progress(_READ))
 
     def _progress(self, phase: str) -> Callable[[float], bool]:
         """Says how far a phase is, now and then; asks to give up when the worker is to stop."""
@@ -229,19 +230,6 @@ class Worker:
         pin(prompts, backend, scheduler, go_on)
         prefixes.restore_others()
         return num_distinct(prompts)
-
-
-def _import_backend() -> Callable[[LoadSpec, Callable[[float], bool]], Backend]:
-    """The llama backend. Imported only here: the rest of the worker needs no ML library."""
-    try:
-        from openclawd.backends import llama
-    except (ImportError, OSError, RuntimeError) as error:
-        raise CannotLoad(
-            f"llama-cpp-python cannot be imported: {error}",
-            hint="install it with: pip install 'openclawd[daemon]'",
-            permanent=True,
-        ) from None
-    return llama.load
 
 
 def _describe(

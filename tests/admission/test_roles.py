@@ -32,6 +32,8 @@ LEAST_ROLE = {
     "generate": "user",
     "chat": "user",
     "embed": "user",
+    "classify": "user",
+    "rerank": "user",
     "tokenize": "user",
     "detokenize": "user",
     "load": "operator",

@@ -74,6 +74,14 @@ def daemon(peer, wire):
         }
         if request.op in plain:
             connection.done(request, **plain[request.op])
+        elif request.op == "classify":
+            labels = [{"label": "joy", "score": 0.75}, {"label": "anger", "score": 0.25}]
+            num_texts = len(request.params["input"])
+            result = wire.result("", op="embed", classifications=[labels] * num_texts)
+            connection.done(request, **result)
+        elif request.op == "rerank":
+            ranking = [{"index": 1, "score": 0.75}, {"index": 0, "score": -3}]
+            connection.done(request, **wire.result("", op="embed", ranking=ranking))
         elif request.op == "embed":
             connection.send(Delta(request.id, 0, embedding=wire.vector(0.5, -1)))
             connection.done(request, **wire.result("", op="embed"))
@@ -173,6 +181,20 @@ def test_chat_takes_one_turn_from_a_pipe(daemon, ctl):
     assert ctl("chat", "--system", "s", stdin="hi\n").out == " Paris.\n"
     assert daemon.requests[0].params["messages"][-1] == {"role": "user", "content": "hi"}
     assert json.loads(ctl("chat", "--json", stdin="hi").out)["text"] == " Paris."
+
+
+def test_classify(daemon, ctl):
+    assert ctl("classify", "one", "-m", "m", "--top-k", "2").out == "joy 0.7500\tanger 0.2500\n"
+    assert daemon.requests[0].params == {"input": ["one"], "model": "m", "top_k": 2}
+    value = json.loads(ctl("classify", "--json", stdin="one\n\ntwo\n").out)
+    assert [labels[0]["label"] for labels in value["classifications"]] == ["joy", "joy"]
+
+
+def test_rerank(daemon, ctl):
+    assert ctl("rerank", "q", "a", "b").out == "0.7500\t1\tb\n-3.0000\t0\ta\n"
+    value = json.loads(ctl("rerank", "q", "--top-n", "2", "--json", stdin="a\nb\n").out)
+    assert value["ranking"] == [{"index": 1, "score": 0.75}, {"index": 0, "score": -3.0}]
+    assert daemon.requests[1].params == {"query": "q", "documents": ["a", "b"], "top_n": 2}
 
 
 def test_embed_tokenize_detokenize(daemon, ctl):
@@ -293,6 +315,9 @@ def test_no_daemon(ctl, folder):
         (["generate", "x", "--logprobs"], "--logprobs shows something with --json only"),
         (["chat"], "standard input is empty"),
         (["embed"], "no text to embed"),
+        (["classify"], "no text to classify"),
+        (["classify", "x", "--top-k", "0"], "top_k"),
+        (["rerank", "q"], "no documents to rank"),
         (["detokenize", "x"], "token ids are integers"),
         (["usage", "--since", "soon"], "'soon' is not a duration"),
         (["usage", "--by", "moon"], "moon"),

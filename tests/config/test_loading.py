@@ -136,16 +136,24 @@ def test_a_model_overrides_the_daemon_and_the_daemon_the_defaults(load):
     assert config.max_input_tokens_for(model) == 9
 
 
-def test_options_leave_out_what_llama_cpp_decides(load):
+def test_options_leave_out_what_the_backend_decides(load):
     config = load("models: {a: {path: a, options: {cache_type_k: q8_0}}, b: {path: b}}")
-    assert config.models["a"].options.for_backend() == {
-        "cache_type_k": "q8_0",
-        "cache_type_v": "f16",
-        "mlock": False,
-        "mmap": True,
-    }
+    assert config.models["a"].options.for_backend() == {"cache_type_k": "q8_0"}
+    assert config.models["b"].options.for_backend() == {}
     on = load("models: {a: {path: a, options: {flash_attn: true}}}").models["a"]
     assert on.options.for_backend()["flash_attn"] is True
+
+
+def test_options_of_torch(load, findings):
+    text = "models: {a: {path: a, options: {%s}}}"
+    options = "device: 'cuda:1', dtype: float16, quantize: off"
+    assert load(text % options).models["a"].options.for_backend() == {
+        "device": "cuda:1",
+        "dtype": "float16",
+        "quantize": "off",
+    }
+    (found,) = findings(text % "device: 'cuda:x'")
+    assert "allowed: auto, cpu, cuda, or cuda: with a number" in found
 
 
 def test_devices_are_text_for_cuda_visible_devices(load):
@@ -310,10 +318,13 @@ MODEL = "models:\n  a:\n    path: a.gguf\n    "
                 "of them"
             ),
         ),
-        ("models: {a: {}}", "c.yaml:1: models.a.path: missing; write the path of a GGUF file"),
+        (
+            "models: {a: {}}",
+            "c.yaml:1: models.a.path: missing; write the path of a GGUF file or of a folder",
+        ),
         (
             "models: {a: {path: ''}}",
-            "c.yaml:1: models.a.path: found ''; allowed: the path of a GGUF file",
+            "c.yaml:1: models.a.path: found ''; allowed: the path of a GGUF file or of a folder",
         ),
         (
             "models: {a b: {path: x}}",
@@ -391,7 +402,6 @@ def test_a_mistake_names_file_line_key_found_and_allowed(findings, text, message
 @pytest.mark.parametrize(
     ("text", "key"),
     [
-        (MODEL + "backend: torch", "models.a.backend"),
         ("monitoring: {prometheus: true}", "monitoring"),
         ("caching: {exact: true}", "caching"),
     ],
@@ -493,8 +503,8 @@ def test_a_bare_name_is_a_file_in_the_models_folder(tmp_path):
     with pytest.raises(ConfigError) as caught:
         config_from_models("tinny", state_dir=tmp_path)
     assert str(caught.value) == (
-        f"--models: tinny: no file tinny.gguf in {tmp_path}/models (there: tiny); "
-        "write tinny=PATH; did you mean 'tiny'?"
+        f"--models: tinny: no file tinny.gguf and no model folder tinny in {tmp_path}/models "
+        "(there: tiny); write tinny=PATH; did you mean 'tiny'?"
     )
 
 

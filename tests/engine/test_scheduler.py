@@ -423,6 +423,9 @@ def test_who_can_never_fit_is_refused_with_both_numbers() -> None:
     whole = make(splits_prompts=False)
     assert whole.add(embedding(1, 9)) == NeverFits(9, 8)
     assert whole.add(embedding(1, 8)) is None
+    several = make(splits_prompts=False, embedding_batch_tokens=16, max_whole_tokens=6)
+    assert several.add(embedding(1, 7)) == NeverFits(7, 6)
+    assert several.add(embedding(1, 6)) is None
 
 
 def test_capacity_is_waited_for_in_the_order_of_arrival() -> None:

@@ -14,6 +14,7 @@ from openclawctl.wire import (
     results,
     sampling,
     scheduling,
+    scoring,
     tokens,
     tools,
 )
@@ -206,6 +207,26 @@ params = {
     ),
     ops.Op.SHOW: st.builds(ops.ModelParams, model=maybe(texts)),
     ops.Op.WATCH: st.builds(ops.WatchParams, num_updates=maybe(st.integers(1, 2**40))),
+    ops.Op.CLASSIFY: st.builds(
+        scoring.ClassifyParams,
+        input=st.lists(some_text, min_size=1, max_size=5),
+        model=maybe(texts),
+        top_k=maybe(st.integers(1, scoring.MAX_LABELS)),
+        **_scheduling,
+        **_keep_alive,
+        **_labels,
+    ),
+    ops.Op.RERANK: st.builds(
+        scoring.RerankParams,
+        query=some_text,
+        documents=st.lists(some_text, min_size=1, max_size=5),
+        model=maybe(texts),
+        top_n=maybe(st.integers(1, scoring.MAX_SCORED_TEXTS)),
+        return_documents=st.booleans(),
+        **_scheduling,
+        **_keep_alive,
+        **_labels,
+    ),
     ops.Op.TOKENIZE: st.builds(
         ops.TokenizeParams, text=texts, model=maybe(texts), add_special=st.booleans()
     ),

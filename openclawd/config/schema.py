@@ -26,6 +26,7 @@ from openclawd.config import values
 from openclawd.config.budgets import BudgetConfig  # noqa: TC001 - pydantic reads the annotations
 from openclawd.config.keys import Section, count, key
 from openclawd.config.limits import ON_TOO_LONG_ALLOWED, LimitConfig, OnTooLongText
+from openclawd.config.monitoring import MonitoringConfig
 from openclawd.config.notify import NotifyConfig
 from openclawd.config.prices import CURRENCY_ALLOWED, Currency, LedgerConfig, PriceConfig
 from openclawd.config.rates import RateLimitConfig  # noqa: TC001 - pydantic reads the annotations
@@ -561,7 +562,9 @@ class Config(Section):
     logging: Annotated[LoggingConfig, BeforeValidator(values.empty_if_nil)] = key(
         LoggingConfig(), meaning="What is logged, how and where.", allowed="a map"
     )
-    monitoring: Unbuilt = key({}, meaning="Metrics (not built yet).", allowed="an empty map")
+    monitoring: Annotated[MonitoringConfig, BeforeValidator(values.empty_if_nil)] = key(
+        MonitoringConfig(), meaning="Metrics, health and warnings.", allowed="a map"
+    )
     caching: Unbuilt = key({}, meaning="Response caches (not built yet).", allowed="an empty map")
 
     def default_name(self) -> str | None:

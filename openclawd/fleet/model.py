@@ -31,11 +31,14 @@ from openclawctl.wire.errors import (
 )
 from openclawctl.wire.fields import suggestion
 from openclawd.fleet.ending import Cause, Ending, ending_of
+from openclawd.fleet.history import WorkerHistory
 from openclawd.fleet.link import Link
 from openclawd.fleet.peaks import Peaks
 from openclawd.fleet.process import WorkerProcess, spawn
 from openclawd.fleet.restart import RestartPolicy
 from openclawd.fleet.turns import Turns
+from openclawd.observe import message_ids
+from openclawd.observe.logs import fields
 from openclawd.worker.messages import Load, Loaded, LoadFailed, Loading
 
 if TYPE_CHECKING:
@@ -61,6 +64,13 @@ class ModelState(enum.Enum):
     DRAINING = "draining"
     BACKOFF = "backoff"
     FAILED = "failed"
+
+
+_MESSAGE_IDS: Final = {
+    ModelState.READY: message_ids.MODEL_READY,
+    ModelState.FAILED: message_ids.MODEL_FAILED,
+    ModelState.BACKOFF: message_ids.MODEL_BACKOFF,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +122,7 @@ class Model:
         self.one_suspect_at_a_time = asyncio.Lock()
         self.loaded_files: Files = ()
         self.peaks = Peaks()
+        self.history = WorkerHistory()
         self._worker: WorkerProcess | None = None
         self._link: Link | None = None
         self._policy = RestartPolicy()
@@ -152,6 +163,10 @@ class Model:
     @property
     def num_steps(self) -> int:
         return self._link.num_steps if self._link else 0
+
+    def stalled_s(self) -> float:
+        """How long its worker has said nothing although it owes an answer; 0 if all is well."""
+        return self._link.silent_s(now=time.monotonic()) if self._link else 0.0
 
     @contextlib.asynccontextmanager
     async def lease(self, on_progress: Callable[[Loading], None]) -> AsyncIterator[None]:
@@ -235,6 +250,7 @@ class Model:
                 await self._wanted.wait()
             self._unwanted.clear()
             ending = await self._run_worker()
+            self.history.ended(ending.cause)
             await self._after(ending)
 
     async def _run_worker(self) -> Ending:
@@ -260,6 +276,7 @@ class Model:
     async def _watch_worker(self, worker: WorkerProcess, link: Link) -> Ending:
         started_at = time.monotonic()
         self._worker = worker
+        self.history.started(now=started_at)
         logger.info("model %s: worker %d loads %s", self.name, worker.pid, self.spec.load.path)
         link.send(self.spec.load)
         try:
@@ -351,6 +368,7 @@ class Model:
             case Loaded(info=info):
                 self.info = info
                 self._policy.loaded()
+                self.history.loaded(now=time.monotonic())
                 if not self._unwanted.is_set():  # else it has been told to stop
                     self._set_state(ModelState.READY, "")
                     self._start_keep_alive()
@@ -437,7 +455,14 @@ class Model:
         self.reason = reason
         self.since = time.time()
         level = logging.ERROR if state in (ModelState.FAILED, ModelState.BACKOFF) else logging.INFO
-        logger.log(level, "model %s: %s%s", self.name, state.value, reason and f": {reason}")
+        logger.log(
+            level,
+            "model %s: %s%s",
+            self.name,
+            state.value,
+            reason and f": {reason}",
+            extra=fields(message_id=_MESSAGE_IDS.get(state), model=self.name),
+        )
         self._notify()
 
     def _notify(self) -> None:

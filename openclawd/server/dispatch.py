@@ -41,6 +41,8 @@ from openclawctl.wire.operations import (
 from openclawd.admission.identity import check_operation
 from openclawd.ledger.audit import AuditQuery
 from openclawd.ledger.audit_key import parse_head
+from openclawd.observe import message_ids
+from openclawd.observe.logs import fields
 from openclawd.server import keys, upkeep
 from openclawd.server.inference import ask_tokenizer, infer, tell_loading
 
@@ -61,6 +63,8 @@ async def answer(service: Service, exchange: Exchange) -> None:
         exchange.done(await _serve(service, exchange))
     except Problem as problem:
         service.audit.refused(exchange, problem)
+        if not exchange.is_recorded:
+            service.meters.refused(problem.code)
         exchange.error(problem)
     except asyncio.CancelledError:
         if exchange.cancel_problem is None:
@@ -74,7 +78,9 @@ async def answer(service: Service, exchange: Exchange) -> None:
             )
         )
     except Exception:
-        logger.exception("request %r failed on a bug", exchange.request.op)
+        extra = fields(message_id=message_ids.BUG)
+        logger.exception("request %r failed on a bug", exchange.request.op, extra=extra)
+        service.meters.refused(Code.INTERNAL.value)
         exchange.error(Internal("the daemon failed on a bug", hint="see the log of the daemon"))
 
 

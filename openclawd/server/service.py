@@ -26,8 +26,11 @@ from openclawd.admission.tiers import DEFAULT_TIER, Priority, Tier
 from openclawd.ledger import UsageQuery
 from openclawd.server.auditing import Auditing
 from openclawd.server.budgets import BudgetDesk, rule_from
+from openclawd.server.health import Health, health_of
 from openclawd.server.lanes import Lanes
 from openclawd.server.limits import limit_rules
+from openclawd.server.meters import Meters
+from openclawd.server.peer import Traffic
 from openclawd.server.rates import Rates, rules_of
 from openclawd.server.statistics import Statistics
 from openclawd.server.totals import Totals
@@ -101,6 +104,8 @@ class Service:
             on_alert=self._tell_alert,
         )
         self.totals = Totals()
+        self.meters = Meters()
+        self.traffic = Traffic()
         self.rates = Rates(rules_of(config.rate_limits))
         self.statistics = Statistics(fleet, ledger)
         self._answer = answer
@@ -124,7 +129,7 @@ class Service:
             max_requests_per_connection=limits.max_requests_per_connection,
             max_requests_per_user=limits.max_requests_per_user,
         )
-        self._started_at = time.time()
+        self.started_at = time.time()
         self._token_limits: dict[Model, TokenLimits] = {}
         self._peers: dict[Peer, str] = {}
         """Every connection, and whose it counts as."""
@@ -308,9 +313,6 @@ class Service:
         shares_with_all = self.fleet.config_of(model).prefix_sharing == "all"
         return "" if shares_with_all else caller.name
 
-    def note_tokens(self, num_tokens: int) -> None:
-        self.totals.note_tokens(num_tokens, now=self.now())
-
     def _tell_alert(self, alert: Alert) -> None:
         """A budget has reached one of its shares; the journal has it already."""
         charge = alert.charge
@@ -365,14 +367,16 @@ class Service:
         """What `status` answers. Never waits."""
         models = list(self.fleet.models)
         rows = [row for row in self.fleet.rows() if caller.may_see(row["name"])]
+        for row in rows:
+            row["latency"] = self.meters.latency(row["name"])
         return {
             "server": {
                 "version": self.version,
                 "pid": os.getpid(),
                 "state": self._state(),
                 "socket": str(self._socket_path),
-                "started_at": self._started_at,
-                "uptime_s": round(time.time() - self._started_at, 3),
+                "started_at": self.started_at,
+                "uptime_s": round(time.time() - self.started_at, 3),
             },
             "connections": {"open": len(self._peers), "max": self._limits.max_connections},
             "requests": {
@@ -387,9 +391,27 @@ class Service:
                 "per_s": round(self.totals.tokens_per_s(now=self.now()), 1),
             },
             "models": rows,
+            "health": self.health().as_dict(may_see=caller.may_see),
             "memory_bytes": int(psutil.Process().memory_info().rss),
             "principal": caller.name,
         }
+
+    def health(self) -> Health:
+        """Are tokens coming, or is nothing asked?"""
+        return health_of(
+            list(self.fleet.models),
+            server=self._state(),
+            ledger_problem=self.ledger.problem,
+            stall_timeout_s=self._config.monitoring.stall_timeout_s,
+        )
+
+    @property
+    def num_connections(self) -> int:
+        return len(self._peers)
+
+    @property
+    def max_connections(self) -> int:
+        return self._limits.max_connections
 
     def _state(self) -> str:
         if self.is_draining:

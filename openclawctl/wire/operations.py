@@ -308,8 +308,22 @@ class PruneParams:
 
 
 @dataclass(frozen=True, slots=True)
+class StatusParams:
+    """`status`: `latency` asks for the times of each model's requests, too."""
+
+    latency: bool = False
+
+    @classmethod
+    def decode(cls, source: Fields) -> StatusParams:
+        return cls(latency=source.boolean("latency", default=False))
+
+    def encode(self) -> dict[str, Any]:
+        return present(self)
+
+
+@dataclass(frozen=True, slots=True)
 class NoParams:
-    """What takes no parameters: `ping`, `status`, `models`, `whoami`, and others."""
+    """What takes no parameters: `ping`, `models`, `whoami`, and others."""
 
     @classmethod
     def decode(cls, source: Fields) -> NoParams:
@@ -322,6 +336,7 @@ class NoParams:
 
 Params = (
     NoParams
+    | StatusParams
     | ModelParams
     | GenerateParams
     | ChatParams
@@ -341,7 +356,7 @@ Params = (
 
 PARAMS: Final[dict[Op, type[Params]]] = {
     Op.PING: NoParams,
-    Op.STATUS: NoParams,
+    Op.STATUS: StatusParams,
     Op.MODELS: NoParams,
     Op.LOAD: ModelParams,
     Op.UNLOAD: ModelParams,

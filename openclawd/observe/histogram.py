@@ -91,13 +91,14 @@ def summary(now: Snapshot, before: Snapshot = NOTHING) -> dict[str, Any]:
     """What `status` says of the durations between two moments: their number, mean and percentiles,
     None of what did not happen."""
     counts = [new - old for new, old in zip(now.counts, before.counts, strict=True)]
-    count = sum(counts)
+    sums = list(accumulate(counts))
+    count = sums[-1]
     if not count:
         return {"count": 0, "mean_s": None, **{_name(share): None for share in QUANTILES}}
     return {
         "count": count,
         "mean_s": round((now.sum_s - before.sum_s) / count, 6),
-        **{_name(share): _quantile(counts, share) for share in QUANTILES},
+        **{_name(share): _quantile(sums, share) for share in QUANTILES},
     }
 
 
@@ -105,10 +106,10 @@ def _name(share: float) -> str:
     return f"p{share * 100:g}_s"
 
 
-def _quantile(counts: Sequence[int], share: float) -> float:
+def _quantile(sums: Sequence[int], share: float) -> float:
     """The middle of the bucket that the duration of this rank is in."""
-    rank = max(1, math.ceil(share * sum(counts)))
-    bucket = bisect_left(list(accumulate(counts)), rank)
+    rank = max(1, math.ceil(share * sums[-1]))
+    bucket = bisect_left(sums, rank)
     if bucket in (0, len(BOUNDS)):
         return BOUNDS[min(bucket, len(BOUNDS) - 1)]
     return round(math.sqrt(BOUNDS[bucket - 1] * BOUNDS[bucket]), 6)

@@ -33,6 +33,7 @@ from openclawctl.wire.operations import (
     Op,
     Params,
     PruneParams,
+    StatusParams,
     TokenizeParams,
     UsageParams,
     UsageRowsParams,
@@ -112,8 +113,8 @@ async def _ping(service: Service, exchange: Exchange, params: Params) -> dict[st
 
 
 async def _status(service: Service, exchange: Exchange, params: Params) -> dict[str, Any]:
-    del params
-    return service.status(exchange.peer.principal)
+    assert isinstance(params, StatusParams)
+    return service.status(exchange.peer.principal, with_latency=params.latency)
 
 
 async def _models(service: Service, exchange: Exchange, params: Params) -> dict[str, Any]:

@@ -363,12 +363,12 @@ class Service:
         """What `budgets` answers: a caller's own, or everybody's to who may see that."""
         return self.budgets.rows(None if caller.sees_everybody else caller.subject())
 
-    def status(self, caller: Principal) -> dict[str, Any]:
+    def status(self, caller: Principal, *, with_latency: bool) -> dict[str, Any]:
         """What `status` answers. Never waits."""
         models = list(self.fleet.models)
         rows = [row for row in self.fleet.rows() if caller.may_see(row["name"])]
-        for row in rows:
-            row["latency"] = self.meters.latency(row["name"])
+        if with_latency:
+            rows = [{**row, "latency": self.meters.latency(row["name"])} for row in rows]
         return {
             "server": {
                 "version": self.version,

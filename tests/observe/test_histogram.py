@@ -70,9 +70,13 @@ def test_several_at_once():
 
 
 def test_nothing_has_no_percentiles():
-    assert summary(Histogram().snapshot()) == dict(
-        count=0, mean_s=None, p50_s=None, p90_s=None, p99_s=None
-    )
+    assert summary(Histogram().snapshot()) == {
+        "count": 0,
+        "mean_s": None,
+        "p50_s": None,
+        "p90_s": None,
+        "p99_s": None,
+    }
 
 
 def test_the_last_minutes_alone():

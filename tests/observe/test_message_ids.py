@@ -15,8 +15,8 @@ ROOT = Path(__file__).parents[2]
 CATALOG = ROOT / "packaging" / "systemd" / "openclawd.catalog"
 IDS = {name: value for name, value in vars(message_ids).items() if name.isupper()}
 ENTRY = re.compile(
-    r"-- ([0-9a-f]{32})\nSubject: (.+)\nDefined-By: openclawd\nDocumentation: man:\S+\n\n((?:.+\n|\n)+?)"
-    r"(?=\n-- |\Z)"
+    r"-- ([0-9a-f]{32})\nSubject: (.+)\nDefined-By: openclawd\nDocumentation: man:\S+\n\n"
+    r"((?:.+\n|\n)+?)(?=\n-- |\Z)"
 )
 
 

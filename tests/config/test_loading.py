@@ -382,7 +382,6 @@ def test_a_mistake_names_file_line_key_found_and_allowed(findings, text, message
         (MODEL + "workers: 2", "models.a.workers"),
         (MODEL + "backend: torch", "models.a.backend"),
         ("resource_limits: {gpu_memory_per_model: 4GiB}", "resource_limits.gpu_memory_per_model"),
-        ("monitoring: {prometheus: true}", "monitoring"),
         ("caching: {exact: true}", "caching"),
     ],
 )

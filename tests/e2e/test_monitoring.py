@@ -35,7 +35,7 @@ prices: {{a: {{prompt: "100", completion: "400"}}}}
 budgets:
   - {{name: each, per: principal, tokens: 100000}}
 limits:
-  - {{match: {{app: small}}, max_output_tokens: 4}}
+  - {{name: small, match: {{app: small}}, max_completion_tokens: 4}}
 monitoring: {{stall_timeout: 500ms}}
 """
 LONG = "The capital of France is the city of " * 60

@@ -98,9 +98,12 @@ class ControlGroup:
         return ""
 
 
-def machine_memory() -> Memory:
-    memory = psutil.virtual_memory()
-    return Memory("the machine", memory.available, memory.total)
+def machine_memory() -> Memory | None:
+    """None where /proc shows processes alone (`ProcSubset=pid`)."""
+    with contextlib.suppress(OSError, psutil.Error):
+        memory = psutil.virtual_memory()
+        return Memory("the machine", memory.available, memory.total)
+    return None
 
 
 class Pressure:
@@ -112,14 +115,16 @@ class Pressure:
         self._raised: set[str] = set()
         self._throttled_s = group.throttled_s() or 0.0
 
-    def memory(self) -> Memory:
-        """The tighter one of the machine's and the control group's."""
+    def memory(self) -> Memory | None:
+        """The tighter one of the machine's and the control group's; None if neither can be read."""
         both = [machine_memory(), self.group.memory()]
-        return min((each for each in both if each), key=lambda each: each.available_bytes)
+        known = [each for each in both if each is not None]
+        return min(known, key=lambda each: each.available_bytes, default=None)
 
     def look(self, gpus: Iterable[GpuReading], *, elapsed_s: float) -> None:
         """Warn of what has become too much since the last look, `elapsed_s` ago."""
-        self._look_at_memory(self.memory())
+        if (memory := self.memory()) is not None:
+            self._look_at_memory(memory)
         for gpu in gpus:
             self._look_at_gpu(gpu)
         self._look_at_cpu(elapsed_s)

@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from openclawctl.wire.errors import CODES
+from openclawctl.wire.errors import CODES, Kind
 from openclawctl.wire.results import FinishReason
 from openclawd.ledger import Outcome
 from openclawd.observe.exposition import OTHER, Tally
@@ -84,6 +84,12 @@ class Meters:
         self.guessed_tokens = Tally("model")
         self.accepted_tokens = Tally("model")
         self.times: dict[str, ModelTimes] = {}
+
+    def expect(self, model: str) -> None:
+        """Begin the failures of a model at 0, so that the first one is an increase."""
+        for code, info in CODES.items():
+            if info.kind in (Kind.FAILED, Kind.BUG):
+                self.errors.add(model, code.value, info.kind.value, amount=0)
 
     def times_of(self, model: str) -> ModelTimes:
         """Those of one model; of all others together, once there are too many."""

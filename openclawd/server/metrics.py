@@ -313,13 +313,15 @@ def _budgets(text: Exposition, standings: Sequence[Standing]) -> None:
 # ---- the machine ----
 
 
-def _machine(text: Exposition, memory: Memory, throttled_s: float | None) -> None:
+def _machine(text: Exposition, memory: Memory | None, throttled_s: float | None) -> None:
     text.gauge(
         "openclawd_memory_available_bytes",
         "Memory that can still be had, of the machine or of the service's own limit.",
-        memory.available_bytes,
+        memory and memory.available_bytes,
     )
-    text.gauge("openclawd_memory_limit_bytes", "How much there is of it.", memory.limit_bytes)
+    text.gauge(
+        "openclawd_memory_limit_bytes", "How much there is of it.", memory and memory.limit_bytes
+    )
     text.counter(
         "openclawd_cpu_throttled_seconds_total",
         "How long a CPU quota held the service's processes back.",

@@ -64,11 +64,18 @@ class Monitoring:
         while True:
             await asyncio.sleep(LOOK_EVERY_S)
             now = time.monotonic()
-            self._pressure.look(self._read_gpus(), elapsed_s=now - looked_at)
-            self._tell(self._service.health())
+            try:
+                self._look(elapsed_s=now - looked_at)
+            except Exception:  # whoever watches must not be what the daemon dies of
+                extra = fields(message_id=message_ids.BUG)
+                logger.exception("looking around failed on a bug", extra=extra)
             looked_at, num_looks = now, num_looks + 1
             if num_looks % _LOOKS_A_ROTATION == 0:
                 self._service.meters.rotate()
+
+    def _look(self, *, elapsed_s: float) -> None:
+        self._pressure.look(self._read_gpus(), elapsed_s=elapsed_s)
+        self._tell(self._service.health())
 
     def _tell(self, health: Health) -> None:
         """Log what became worse or better; not that the daemon starts or stops, which it says."""

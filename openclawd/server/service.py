@@ -105,6 +105,8 @@ class Service:
         )
         self.totals = Totals()
         self.meters = Meters()
+        for name in ("", *config.models):
+            self.meters.expect(name)
         self.traffic = Traffic()
         self.rates = Rates(rules_of(config.rate_limits))
         self.statistics = Statistics(fleet, ledger)

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from openclawd.observe import message_ids
+from openclawd.observe import message_ids, pressure
 from openclawd.observe.gpus import GpuReading
 from openclawd.observe.pressure import ControlGroup, Pressure
 
@@ -81,3 +81,13 @@ def test_a_cpu_quota_that_holds_the_service_back(group, caplog):
         pressure.look([], elapsed_s=10)
     assert ids(caplog) == [message_ids.CPU_THROTTLED]
     assert "30 % of the last 10 s" in caplog.text
+
+
+def test_a_machine_that_cannot_be_looked_at(monkeypatch):
+    def hidden():
+        raise FileNotFoundError("/proc/meminfo")
+
+    monkeypatch.setattr(pressure.psutil, "virtual_memory", hidden)
+    watch = Pressure(ControlGroup(None), warn_share=0.9)
+    assert watch.memory() is None
+    watch.look([], elapsed_s=10)

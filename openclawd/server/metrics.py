@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 from openclawd.observe.exposition import Exposition
 from openclawd.observe.histogram import round_bounds
 from openclawd.observe.processes import ProcessReader
-from openclawd.server import model_metrics
+from openclawd.server import machine_metrics, model_metrics
 from openclawd.server.health import Status
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from openclawd.fleet.model import Model
     from openclawd.observe.gpus import GpuReading
     from openclawd.observe.histogram import Histogram
-    from openclawd.observe.pressure import Memory, Pressure
+    from openclawd.observe.pressure import Pressure
     from openclawd.server.meters import Meters, ModelTimes
     from openclawd.server.service import Service
 
@@ -71,8 +71,7 @@ class Metrics:
         _budgets(text, service.budgets.standings())
         self._workers(text, models)
         self._own_process(text)
-        _machine(text, self._pressure.memory(), self._pressure.group.throttled_s())
-        _gpus(text, self._read_gpus())
+        machine_metrics.write(text, self._pressure, self._read_gpus())
         text.gauge(
             "openclawd_scrape_seconds", "What the scrape before this one took.", self._last_s
         )
@@ -308,33 +307,3 @@ def _budgets(text: Exposition, standings: Sequence[Standing]) -> None:
     show("used_ratio", "The share of the limit that it has used.", lambda s: s.used_share)
     show("buckets", "Buckets (users, keys, …) in which something counts.", lambda s: s.num_buckets)
     show("buckets_used_up", "Those of them with nothing left.", lambda s: s.num_full)
-
-
-# ---- the machine ----
-
-
-def _machine(text: Exposition, memory: Memory | None, throttled_s: float | None) -> None:
-    text.gauge(
-        "openclawd_memory_available_bytes",
-        "Memory that can still be had, of the machine or of the service's own limit.",
-        memory and memory.available_bytes,
-    )
-    text.gauge(
-        "openclawd_memory_limit_bytes", "How much there is of it.", memory and memory.limit_bytes
-    )
-    text.counter(
-        "openclawd_cpu_throttled_seconds_total",
-        "How long a CPU quota held the service's processes back.",
-        throttled_s,
-    )
-
-
-def _gpus(text: Exposition, gpus: Sequence[GpuReading]) -> None:
-    def show(name: str, help_text: str, of: Callable[[GpuReading], float | None]) -> None:
-        values = (((gpu.gpu, gpu.name), of(gpu)) for gpu in gpus)
-        samples = [(labels, value) for labels, value in values if value is not None]
-        text.family(f"openclawd_gpu_{name}", "gauge", help_text, ("gpu", "name"), samples)
-
-    show("memory_used_bytes", "GPU memory in use, by anybody.", lambda g: g.memory_used_bytes)
-    show("memory_total_bytes", "GPU memory there is.", lambda g: g.memory_total_bytes)
-    show("utilization_ratio", "The share of the time it computed.", lambda g: g.utilization)

@@ -64,25 +64,29 @@ async def answer(service: Service, exchange: Exchange) -> None:
         exchange.done(await _serve(service, exchange))
     except Problem as problem:
         service.audit.refused(exchange, problem)
-        if not exchange.is_recorded:
-            service.meters.refused(problem.code)
-        exchange.error(problem)
+        _fail(service, exchange, problem)
     except asyncio.CancelledError:
         if exchange.cancel_problem is None:
             raise
-        exchange.error(exchange.cancel_problem)
+        _fail(service, exchange, exchange.cancel_problem)
     except LocalProtocolError as error:
-        exchange.error(
-            LimitExceeded(
-                f"the result cannot be sent: {error}",
-                hint="ask for less at once, or raise resource_limits.max_frame_bytes",
-            )
+        problem = LimitExceeded(
+            f"the result cannot be sent: {error}",
+            hint="ask for less at once, or raise resource_limits.max_frame_bytes",
         )
+        _fail(service, exchange, problem)
     except Exception:
         extra = fields(message_id=message_ids.BUG)
         logger.exception("request %r failed on a bug", exchange.request.op, extra=extra)
-        service.meters.refused(Code.INTERNAL.value)
-        exchange.error(Internal("the daemon failed on a bug", hint="see the log of the daemon"))
+        problem = Internal("the daemon failed on a bug", hint="see the log of the daemon")
+        _fail(service, exchange, problem)
+
+
+def _fail(service: Service, exchange: Exchange, problem: Problem) -> None:
+    """Tell the client. What has a row of its own is counted already."""
+    if not exchange.is_recorded:
+        service.meters.refused(problem.code)
+    exchange.error(problem)
 
 
 async def _serve(service: Service, exchange: Exchange) -> dict[str, Any]:

@@ -56,6 +56,7 @@ SCENARIOS: Final = (
     "ledger",
     "admission",
     "encoders",
+    "scrape",
 )
 ROUNDS: Final = 5
 QUICK_ROUNDS: Final = 3

@@ -378,8 +378,8 @@ class AsyncClient:
     async def ping(self) -> dict[str, Any]:
         return await self._ask("ping", {})
 
-    async def status(self) -> dict[str, Any]:
-        return await self._ask("status", {})
+    async def status(self, *, latency: bool = False) -> dict[str, Any]:
+        return await self._ask("status", {"latency": True} if latency else {})
 
     async def models(self) -> list[dict[str, Any]]:
         return calls.rows_of(await self._ask("models", {}), "models")

@@ -340,9 +340,10 @@ class Client:
         """`{"server": "openclawd X.Y.Z"}`, if the daemon answers at all."""
         return self._ask("ping", {})
 
-    def status(self) -> dict[str, Any]:
-        """The daemon's state: its version, uptime, requests, token rate and models."""
-        return self._ask("status", {})
+    def status(self, *, latency: bool = False) -> dict[str, Any]:
+        """The daemon's state: its version, uptime, requests, token rate, health and models; with
+        `latency` also how long each model's requests take."""
+        return self._ask("status", {"latency": True} if latency else {})
 
     def models(self) -> list[dict[str, Any]]:
         """Every model that the daemon knows, loaded or not."""

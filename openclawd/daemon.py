@@ -19,6 +19,7 @@ import platform
 import resource
 import signal
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from openclawctl.wire.errors import Problem, ShuttingDown, Unavailable
@@ -31,8 +32,9 @@ from openclawd.ledger import Ledger
 from openclawd.ledger.audit_key import load_audit_key
 from openclawd.ledger.keys import read_keys
 from openclawd.ledger.prefix_key import read_or_create_key
-from openclawd.observe import logs
+from openclawd.observe import logs, message_ids
 from openclawd.observe.alerts import AlertSender
+from openclawd.observe.logs import fields
 from openclawd.server.auditing import tell_head, tell_mismatch
 from openclawd.server.dispatch import answer
 from openclawd.server.identities import Identities
@@ -42,6 +44,7 @@ from openclawd.server.listener import (
     open_socket,
     raise_descriptor_limit,
 )
+from openclawd.server.monitoring import Monitoring
 from openclawd.server.names import Names
 from openclawd.server.peer import Peer
 from openclawd.server.reload import Reloader, alert_target
@@ -50,7 +53,7 @@ from openclawd.server.upkeep import keep_pruned
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
 
     from openclawd.config import Config
     from openclawd.config.places import Places
@@ -82,6 +85,11 @@ class Settings:
     read_config: Callable[[], Config]
     """Reads and checks it again. Blocks on the disk; raises `ConfigError`."""
 
+    @property
+    def metrics_socket(self) -> Path:
+        chosen = self.config.monitoring.socket
+        return Path(chosen) if chosen else self.places.metrics_socket
+
     def config_origin(self) -> dict[str, str]:
         """Where the configuration came from, and the SHA-256 of what it came to, defaults and the
         command line's overrides included."""
@@ -101,7 +109,10 @@ def run(settings: Settings, notifier: Notifier) -> None:
             hold_lock(state_dir / "openclawd.lock", what=f"the state directory {state_dir}")
         )
         sock = stack.enter_context(open_socket(settings.places.socket, gid=socket_gid))
-        asyncio.run(_Daemon(settings, notifier).run(sock))
+        metrics_sock = None
+        if settings.config.monitoring.metrics:
+            metrics_sock = stack.enter_context(open_socket(settings.metrics_socket, gid=socket_gid))
+        asyncio.run(_Daemon(settings, notifier).run(sock, metrics_sock))
 
 
 class _Daemon:
@@ -119,7 +130,8 @@ class _Daemon:
         self._service: Service
         self._fleet: Fleet
 
-    async def run(self, sock: socket.socket) -> None:
+    async def run(self, sock: socket.socket, metrics_sock: socket.socket | None) -> None:
+        """Serve on `sock`, and metrics on the other one, if there is one."""
         settings = self._settings
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -162,7 +174,8 @@ class _Daemon:
                 origin=lambda config: dataclasses.replace(settings, config=config).config_origin(),
             )
             self._service.reload = self._reloader.reload
-            await self._serve(sock)
+            async with self._monitored(metrics_sock):
+                await self._serve(sock)
         if self._failure is not None:
             raise self._failure
         logger.info("stopped")
@@ -186,6 +199,7 @@ class _Daemon:
                 "%d requests were open when the daemon was killed; the ledger has them as failed, "
                 "with estimated usage",
                 ledger.recovered,
+                extra=fields(message_id=message_ids.RECOVERED),
             )
         if ledger.audit.mismatch:
             tell_mismatch(ledger.audit.mismatch)
@@ -224,6 +238,22 @@ class _Daemon:
             self._service.audit.stop()
             self._service.audit.note(action="stop")
 
+    @contextlib.asynccontextmanager
+    async def _monitored(self, sock: socket.socket | None) -> AsyncIterator[None]:
+        """Look around and answer scrapes, from the start to the end of the drain."""
+        monitoring = Monitoring(self._service, self._settings.config.monitoring)
+        loop = asyncio.get_running_loop()
+        server = await loop.create_unix_server(monitoring.http.connect, sock=sock) if sock else None
+        async with asyncio.TaskGroup() as tasks:
+            keeping = tasks.create_task(monitoring.keep())
+            try:
+                yield
+            finally:
+                keeping.cancel()
+                if server is not None:
+                    server.close()
+                monitoring.http.close()
+
     # ---- start ----
 
     def _audit_start(self) -> None:
@@ -251,7 +281,7 @@ class _Daemon:
         self._service.is_ready = True
         self._notifier.ready()
         self._show_status()
-        logger.info("ready: %s", self._summary())
+        logger.info("ready: %s", self._summary(), extra=fields(message_id=message_ids.READY))
 
     def _note_change(self, model: Model) -> None:
         """A model's state or load progress changed."""
@@ -309,7 +339,11 @@ class _Daemon:
         limit_s = self._reloader.config.resource_limits.drain_timeout_s
         self._notifier.stopping()
         self._notifier.status(f"draining, at most {format_duration(limit_s)}")
-        logger.info("stopping: requests get up to %s to finish", format_duration(limit_s))
+        logger.info(
+            "stopping: requests get up to %s to finish",
+            format_duration(limit_s),
+            extra=fields(message_id=message_ids.STOPPING),
+        )
         self._service.drain("the daemon is stopping")
         if not await self._wait_idle(limit_s):
             await self._cancel_rest()
@@ -330,7 +364,11 @@ class _Daemon:
     async def _cancel_rest(self) -> None:
         problem = ShuttingDown("the daemon stopped before this request was finished")
         num_open = self._service.cancel_all(problem)
-        logger.warning("%d requests did not finish in time and are cancelled", num_open)
+        logger.warning(
+            "%d requests did not finish in time and are cancelled",
+            num_open,
+            extra=fields(message_id=message_ids.REQUESTS_CUT),
+        )
         if not await self._wait_idle(CANCEL_GRACE_S):
             logger.warning("some workers do not answer and are killed")
             for model in self._fleet.models:

@@ -32,6 +32,7 @@ COMMANDS: Final = {
     "detokenize": "texts",
     "embed": "texts",
     "generate": "generate",
+    "health": "health",
     "insights": "insights",
     "keys": "keys",
     "ledger": "ledger",

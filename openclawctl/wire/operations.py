@@ -334,8 +334,22 @@ class PruneParams:
 
 
 @dataclass(frozen=True, slots=True)
+class StatusParams:
+    """`status`: `latency` asks for the times of each model's requests, too."""
+
+    latency: bool = False
+
+    @classmethod
+    def decode(cls, source: Fields) -> StatusParams:
+        return cls(latency=source.boolean("latency", default=False))
+
+    def encode(self) -> dict[str, Any]:
+        return present(self)
+
+
+@dataclass(frozen=True, slots=True)
 class NoParams:
-    """What takes no parameters: `ping`, `status`, `models`, `whoami`, and others."""
+    """What takes no parameters: `ping`, `models`, `whoami`, and others."""
 
     @classmethod
     def decode(cls, source: Fields) -> NoParams:
@@ -351,6 +365,7 @@ EncodingParams = EmbedParams | ClassifyParams | RerankParams
 
 Params = (
     NoParams
+    | StatusParams
     | ModelParams
     | GenerateParams
     | ChatParams
@@ -375,7 +390,7 @@ Params = (
 
 PARAMS: Final[dict[Op, type[Params]]] = {
     Op.PING: NoParams,
-    Op.STATUS: NoParams,
+    Op.STATUS: StatusParams,
     Op.MODELS: NoParams,
     Op.LOAD: ModelParams,
     Op.UNLOAD: ModelParams,

@@ -42,6 +42,7 @@ from openclawd.admission.budget_rules import (
     OnShort,
     budget_title,
 )
+from openclawd.admission.budget_standings import Standing, standings
 from openclawd.admission.subjects import MAX_KNOWN, Per
 from openclawd.admission.windows import local_time
 
@@ -184,6 +185,10 @@ class Budgets:
                 accounts = nsmallest(MAX_ROWS, accounts, key=lambda each: each.share_left(now))
                 rows += (each.row(now) for each in sorted(accounts, key=lambda each: each.bucket))
         return rows
+
+    def standings(self, now: int) -> list[Standing]:
+        """How full each budget is, for `/metrics`."""
+        return list(standings(self._rules, self._accounts.values(), now))
 
     def check(self, now: int) -> None:
         """The invariants, for tests."""

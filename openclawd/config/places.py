@@ -52,6 +52,11 @@ class Places:
         return self.state_dir / "models"
 
     @property
+    def metrics_socket(self) -> Path:
+        """Where `/metrics` is offered, unless `monitoring.socket` says otherwise."""
+        return self.socket.with_name(f"{self.socket.stem}-metrics.sock")
+
+    @property
     def prefix_key_file(self) -> Path:
         """The key of prompts' hashes (`openclawd.ledger.prefix_key`)."""
         return self.state_dir / "prefix.key"

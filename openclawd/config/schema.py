@@ -28,6 +28,7 @@ from openclawd.config.budgets import BudgetConfig  # noqa: TC001 - pydantic read
 from openclawd.config.fetch import FetchConfig
 from openclawd.config.keys import Section, count, key
 from openclawd.config.limits import ON_TOO_LONG_ALLOWED, LimitConfig, OnTooLongText
+from openclawd.config.monitoring import MonitoringConfig
 from openclawd.config.notify import NotifyConfig
 from openclawd.config.placement import (
     CPUS,
@@ -656,7 +657,9 @@ class Config(Section):
     logging: Annotated[LoggingConfig, BeforeValidator(values.empty_if_nil)] = key(
         LoggingConfig(), meaning="What is logged, how and where.", allowed="a map"
     )
-    monitoring: Unbuilt = key({}, meaning="Metrics (not built yet).", allowed="an empty map")
+    monitoring: Annotated[MonitoringConfig, BeforeValidator(values.empty_if_nil)] = key(
+        MonitoringConfig(), meaning="Metrics, health and warnings.", allowed="a map"
+    )
     caching: Unbuilt = key({}, meaning="Response caches (not built yet).", allowed="an empty map")
 
     @property

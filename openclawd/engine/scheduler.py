@@ -68,6 +68,8 @@ class Scheduler:
         self._next_admitted = BatchKind.GENERATION
         self._is_admission_paused = False
         self._num_begun = 0
+        self.num_preemptions = 0
+        """Slots that were taken from sequences that were not done."""
         self._aside: Sequence | None = None  # is being computed
         self._num_aside_tokens = 0
         self._is_aside_wanted = True
@@ -338,6 +340,7 @@ class Scheduler:
 
     def _take_back(self, sequence: Sequence) -> None:
         """Preempt a sequence: it waits, and goes on where it was."""
+        self.num_preemptions += 1
         slot = self._vacate(sequence)
         self._kv.park(slot)
         sequence.state = State.WAITING

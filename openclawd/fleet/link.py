@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, assert_never
 
@@ -25,6 +26,8 @@ from openclawctl.wire.errors import (
 from openclawctl.wire.framing import MAX_RESULT_ITEMS, FrameReader, encode_frame
 from openclawd.fleet.router import Beginnings
 from openclawd.fleet.tempo import Tempo
+from openclawd.observe import message_ids
+from openclawd.observe.logs import fields
 from openclawd.worker.messages import (
     FROM_WORKER_FRAME_BYTES,
     TO_WORKER_FRAME_BYTES,
@@ -69,6 +72,8 @@ class Call:
     rid: int
     prepared: asyncio.Future[Prepared | Answer]
     ended: asyncio.Future[Ended]
+    asked_at: float
+    """When the worker was last asked for something, by the monotonic clock."""
     on_output: Callable[[Output], None] | None = None
     is_started: bool = field(default=False)
     has_output: bool = field(default=False)
@@ -78,6 +83,14 @@ class Call:
     """Slots it takes from its start on."""
     is_only_suspect: bool = field(default=False)
     """When this worker died, it was the one survivor that had got nothing here, either."""
+
+    @property
+    def is_owed(self) -> bool:
+        """Has the worker something to say of it? Not of one that waits for its turn in the daemon,
+        nor of the answer to a question."""
+        if self.is_started:
+            return not self.ended.done()
+        return not self.prepared.done()
 
     @property
     def is_suspect(self) -> bool:
@@ -123,6 +136,7 @@ class Link(asyncio.BufferedProtocol):
         self.gauges: dict[str, int] = {}
         self.num_steps = 0
         self.tempo = Tempo()
+        self._heard_at = time.monotonic()
 
     # ---- what the daemon asks ----
 
@@ -138,6 +152,14 @@ class Link(asyncio.BufferedProtocol):
     async def wait_idle(self) -> None:
         """Until the worker has no call."""
         await self._is_idle.wait()
+
+    def silent_s(self, *, now: float) -> float:
+        """How long the worker has said nothing at all, although it has something to say of the
+        request that has waited longest for it; 0 if it has not."""
+        asked_at = min(
+            (call.asked_at for call in self._calls.values() if call.is_owed), default=now
+        )
+        return max(0.0, now - max(asked_at, self._heard_at))
 
     def send(self, message: ToWorker) -> None:
         """Queue a message for the worker; nothing happens when the link is closed already."""
@@ -159,7 +181,12 @@ class Link(asyncio.BufferedProtocol):
         larger than its own, and a frame that is too large ends the worker.
         """
         loop = asyncio.get_running_loop()
-        call = Call(self._next_rid, loop.create_future(), loop.create_future())
+        call = Call(
+            self._next_rid,
+            loop.create_future(),
+            loop.create_future(),
+            asked_at=time.monotonic(),
+        )
         self._next_rid += 1
         self._calls[call.rid] = call
         self._is_idle.clear()
@@ -183,7 +210,11 @@ class Link(asyncio.BufferedProtocol):
                 "is replaced",
                 hint="see the log of the daemon; if it happens again, try another model file",
             )
-            logger.error("a worker is stuck and is killed: %s", problem.message)
+            logger.error(
+                "a worker is stuck and is killed: %s",
+                problem.message,
+                extra=fields(message_id=message_ids.WORKER_STUCK),
+            )
             self.close(WorkerDied("the model's worker was stuck and is replaced"))
             raise problem from None
 
@@ -193,6 +224,7 @@ class Link(asyncio.BufferedProtocol):
         call.on_output = on_output
         call.is_started = True
         call.num_sequences = start.n
+        call.asked_at = time.monotonic()
         self.send(start)
 
     def reprioritize(self, call: Call, priority: int) -> None:
@@ -233,6 +265,7 @@ class Link(asyncio.BufferedProtocol):
         return self._read_buffer
 
     def buffer_updated(self, nbytes: int) -> None:
+        self._heard_at = time.monotonic()
         self._reader.feed(self._read_buffer[:nbytes])
         try:
             for payload in self._reader.payloads():

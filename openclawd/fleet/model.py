@@ -17,6 +17,7 @@ import contextlib
 import itertools
 import logging
 import math
+import time
 from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
@@ -24,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Final
 from openclawctl.wire.errors import NoMemory, NotFound
 from openclawctl.wire.fields import suggestion
 from openclawctl.wire.units import format_duration
+from openclawd.fleet.history import WorkerHistory
 from openclawd.fleet.interest import Interest
 from openclawd.fleet.peaks import Peaks
 from openclawd.fleet.replica import Replica
@@ -90,6 +92,7 @@ class Model:
         )
         self.one_suspect_at_a_time = asyncio.Lock()
         self.peaks = Peaks()
+        self.history = WorkerHistory()
         self.note = ""
         """What an administrator is to know beside the state."""
         self.replicas: list[Replica] = []
@@ -203,6 +206,13 @@ class Model:
         if self._keep_alive_timer is None:
             return None
         return max(0.0, self._keep_alive_timer.when() - asyncio.get_running_loop().time())
+
+    def stalled_s(self) -> float:
+        """How long one of its workers has said nothing although it owes an answer; 0 if all is
+        well."""
+        now = time.monotonic()
+        links = [replica.link for replica in self.replicas]
+        return max((link.silent_s(now=now) for link in links if link is not None), default=0.0)
 
     # ---- for requests ----
 

@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from typing import TYPE_CHECKING, Any, Protocol, assert_never
+from typing import TYPE_CHECKING, Any, Final, Protocol, assert_never
 
 from openclawctl.wire.errors import (
     Internal,
@@ -31,18 +31,30 @@ from openclawd.fleet.placer import CalledOff, Wanted
 from openclawd.fleet.process import WorkerProcess, spawn
 from openclawd.fleet.restart import RestartPolicy
 from openclawd.fleet.spec import Files, ModelSpec, ModelState
+from openclawd.observe import message_ids
+from openclawd.observe.logs import fields
 from openclawd.worker.messages import Loaded, LoadFailed, Loading
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from openclawd.fleet.history import WorkerHistory
     from openclawd.fleet.placer import Place, Placer
 
 logger = logging.getLogger(__name__)
 
 
+_MESSAGE_IDS: Final = {
+    ModelState.READY: message_ids.MODEL_READY,
+    ModelState.FAILED: message_ids.MODEL_FAILED,
+    ModelState.BACKOFF: message_ids.MODEL_BACKOFF,
+}
+
+
 class Owner(Protocol):
     """Whose replica it is: `Model`."""
+
+    history: WorkerHistory
 
     def replica_changed(self, replica: Replica) -> None:
         """Its state or its load progress is another one."""
@@ -87,6 +99,7 @@ class Replica:
         self._problem: Problem | None = None
         self._files_when_failed: Files = ()
         self._retry_at = 0.0
+        self._started_at = 0.0
         self._wanted = asyncio.Event()
         self._unwanted = asyncio.Event()
         self._stop_reason = ""
@@ -228,6 +241,7 @@ class Replica:
                 return
             self._unwanted.clear()
             ending = await self._run_worker()
+            self._owner.history.ended(ending.cause)
             await self._after(ending)
 
     async def _run_worker(self) -> Ending:
@@ -271,8 +285,9 @@ class Replica:
         return await self._watch_worker(worker, place, link)
 
     async def _watch_worker(self, worker: WorkerProcess, place: Place, link: Link) -> Ending:
-        started_at = time.monotonic()
+        self._started_at = started_at = time.monotonic()
         self._worker = worker
+        self._owner.history.started()
         logger.info("%s: worker %d loads %s", self.title, worker.pid, place.load.path)
         link.send(place.load)
         try:
@@ -383,6 +398,7 @@ class Replica:
             case Loaded(info=info):
                 self.info = info
                 self._policy.loaded()
+                self._owner.history.loaded(time.monotonic() - self._started_at)
                 if not self._unwanted.is_set():  # else it has been told to stop
                     notice = self.place.gpu.notice if self.place else ""
                     self._set_state(ModelState.READY, notice)
@@ -416,7 +432,14 @@ class Replica:
         self.reason = reason
         self.since = time.time()
         level = logging.ERROR if state in (ModelState.FAILED, ModelState.BACKOFF) else logging.INFO
-        logger.log(level, "%s: %s%s", self.title, state.value, reason and f": {reason}")
+        logger.log(
+            level,
+            "%s: %s%s",
+            self.title,
+            state.value,
+            reason and f": {reason}",
+            extra=fields(message_id=_MESSAGE_IDS.get(state), model=self.spec.name),
+        )
         self._notify()
 
     def _notify(self) -> None:

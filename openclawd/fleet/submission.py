@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, Any, Final
 from openclawctl.wire.errors import ModelFailed, Problem, WorkerDied
 from openclawd.fleet.model import PATIENCE_S
 from openclawd.fleet.router import Demand
+from openclawd.observe import message_ids
+from openclawd.observe.logs import fields
 from openclawd.worker.messages import Continuation, Prepared, packed
 
 if TYPE_CHECKING:
@@ -286,6 +288,7 @@ class Submission:
             self.completion_tokens,
             self._num_deaths,
             self._model.name,
+            extra=fields(message_id=message_ids.REQUEST_SUSPECTED, model=self._model.name),
         )
         return WorkerDied(
             f"{death.message}, as did the one before it; this request is suspected of killing them",

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from openclawd.admission.budget_rules import Alert, Charge, Counter, Need
+    from openclawd.admission.budget_standings import Standing
     from openclawd.admission.budgets import Claim, Decision
     from openclawd.admission.subjects import Subject
 
@@ -151,6 +152,10 @@ class BudgetDesk:
     def rows(self, caller: Subject | None) -> list[dict[str, Any]]:
         """What `budgets` answers to a caller, or to somebody who sees everybody (None)."""
         return self.budgets.rows(caller, self._now())
+
+    def standings(self) -> list[Standing]:
+        """How full each budget is."""
+        return self.budgets.standings(self._now())
 
     # ---- waiting ----
 

@@ -34,6 +34,7 @@ from openclawctl.wire.operations import (
     Op,
     Params,
     PruneParams,
+    StatusParams,
     TokenizeParams,
     UsageParams,
     UsageRowsParams,
@@ -43,6 +44,8 @@ from openclawctl.wire.operations import (
 from openclawd.admission.identity import check_operation
 from openclawd.ledger.audit import AuditQuery
 from openclawd.ledger.audit_key import parse_head
+from openclawd.observe import message_ids
+from openclawd.observe.logs import fields
 from openclawd.server import fetching, keys, models_view, upkeep
 from openclawd.server.inference import ask_tokenizer, infer, tell_loading
 
@@ -63,21 +66,29 @@ async def answer(service: Service, exchange: Exchange) -> None:
         exchange.done(await _serve(service, exchange))
     except Problem as problem:
         service.audit.refused(exchange, problem)
-        exchange.error(problem)
+        _fail(service, exchange, problem)
     except asyncio.CancelledError:
         if exchange.cancel_problem is None:
             raise
-        exchange.error(exchange.cancel_problem)
+        _fail(service, exchange, exchange.cancel_problem)
     except LocalProtocolError as error:
-        exchange.error(
-            LimitExceeded(
-                f"the result cannot be sent: {error}",
-                hint="ask for less at once, or raise resource_limits.max_frame_bytes",
-            )
+        too_large = LimitExceeded(
+            f"the result cannot be sent: {error}",
+            hint="ask for less at once, or raise resource_limits.max_frame_bytes",
         )
+        _fail(service, exchange, too_large)
     except Exception:
-        logger.exception("request %r failed on a bug", exchange.request.op)
-        exchange.error(Internal("the daemon failed on a bug", hint="see the log of the daemon"))
+        extra = fields(message_id=message_ids.BUG)
+        logger.exception("request %r failed on a bug", exchange.request.op, extra=extra)
+        bug = Internal("the daemon failed on a bug", hint="see the log of the daemon")
+        _fail(service, exchange, bug)
+
+
+def _fail(service: Service, exchange: Exchange, problem: Problem) -> None:
+    """Tell the client. What has a row of its own is counted already."""
+    if not exchange.is_recorded:
+        service.meters.refused(problem.code)
+    exchange.error(problem)
 
 
 async def _serve(service: Service, exchange: Exchange) -> dict[str, Any]:
@@ -108,8 +119,8 @@ async def _ping(service: Service, exchange: Exchange, params: Params) -> dict[st
 
 
 async def _status(service: Service, exchange: Exchange, params: Params) -> dict[str, Any]:
-    del params
-    return service.status(exchange.peer.principal)
+    assert isinstance(params, StatusParams)
+    return service.status(exchange.peer.principal, with_latency=params.latency)
 
 
 async def _models(service: Service, exchange: Exchange, params: Params) -> dict[str, Any]:

@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from openclawd.fleet.submission import Submission
     from openclawd.fleet.turns import Turn
     from openclawd.server.lanes import Slot
+    from openclawd.server.meters import ModelTimes
     from openclawd.server.peer import Exchange
     from openclawd.server.scores import Scores
     from openclawd.server.service import Service
@@ -149,6 +150,8 @@ class _Part:
     reasoning: list[str] = field(default_factory=list)
     tool_calls: list[ToolCall] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
+    delivered_at: float | None = None
+    """When its last tokens came, by the monotonic clock."""
 
     def take(self, output: Output) -> None:
         self.texts.append(output.text)
@@ -198,11 +201,13 @@ class Inference:
     account: Account = field(init=False)
     tier: Tier = field(init=False)
     priority: Priority = field(init=False)
+    times: ModelTimes = field(init=False)
 
     def __post_init__(self) -> None:
         self.subject = subject_of(self)
         self.fitting = self.service.limit_rules.of(self.subject)
         self.account = Account()
+        self.times = self.service.meters.times_of(self.model.name)
         self.tier = self.service.tier_of(self.exchange.peer.principal)
         asked = self.params.priority
         self.priority = self.tier.priority_of(None if asked is None else Priority[asked.upper()])
@@ -360,17 +365,23 @@ class Inference:
         self.exchange.event("queued", {"position": place.position, "eta_s": place.eta_s})
 
     def _on_output(self, output: Output) -> None:
+        now = self.service.now()
         if self.ttft_s is None:
-            self.ttft_s = self.elapsed_s()
+            self.ttft_s = now - self.exchange.arrived_at
+            self.times.note_first_token(self, self.ttft_s)
             self._note_served(-output.cached_tokens)
-        self.parts.setdefault(output.index, _Part()).take(output)
+        part = self.parts.get(output.index)
+        if part is None:
+            part = self.parts[output.index] = _Part()
+        part.take(output)
         if self.scores is not None and output.embedding is not None:
             self.scores.take(output.index, output.embedding)
         if num_tokens := len(output.token_ids):
             self.completion_tokens += num_tokens
+            self._note_interval(part, num_tokens, now)
             self._note_served(num_tokens)
             self.account.completion(num_tokens)
-            self.service.note_tokens(num_tokens)
+            self.service.totals.note_tokens(num_tokens, now=now)
             self.service.ledger.progress(self.request_id, self.completion_tokens)
         if self._is_streamed:
             self.exchange.delta(
@@ -385,6 +396,14 @@ class Inference:
                     output.tool_calls or None,
                 )
             )
+
+    def _note_interval(self, part: _Part, num_tokens: int, now: float) -> None:
+        """The time since the sequence's last token; of several that came at once, each took an
+        equal share of it."""
+        if part.delivered_at is not None:
+            each_s = (now - part.delivered_at) / num_tokens
+            self.times.inter_token.histogram.observe(each_s, num_tokens)
+        part.delivered_at = now
 
     def _note_served(self, tokens: int) -> None:
         assert self.turn is not None

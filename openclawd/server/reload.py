@@ -37,6 +37,7 @@ _AT_START: Final[dict[str, Callable[[Config], object]]] = {
     "logging.format": lambda config: config.logging.format,
     "logging.file": lambda config: config.logging.file,
     "logging.syslog": lambda config: config.logging.syslog,
+    "monitoring": lambda config: config.monitoring,
 }
 """What is looked at when the daemon starts, and not again."""
 

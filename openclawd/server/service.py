@@ -26,8 +26,11 @@ from openclawd.admission.tiers import DEFAULT_TIER, Priority, Tier
 from openclawd.ledger import UsageQuery
 from openclawd.server.auditing import Auditing
 from openclawd.server.budgets import BudgetDesk, rule_from
+from openclawd.server.health import Health, health_of
 from openclawd.server.lanes import Lanes
 from openclawd.server.limits import limit_rules
+from openclawd.server.meters import Meters
+from openclawd.server.peer import Traffic
 from openclawd.server.rates import Rates, rules_of
 from openclawd.server.statistics import Statistics
 from openclawd.server.totals import Totals
@@ -104,6 +107,10 @@ class Service:
             on_alert=self._tell_alert,
         )
         self.totals = Totals()
+        self.meters = Meters()
+        for name in ("", *config.models):
+            self.meters.expect(name)
+        self.traffic = Traffic()
         self.rates = Rates(rules_of(config.rate_limits))
         self.statistics = Statistics(fleet, ledger)
         self._answer = answer
@@ -117,7 +124,7 @@ class Service:
         self.identities = identities
         self.keys_lock = asyncio.Lock()
         self._names = names
-        self._started_at = time.time()
+        self.started_at = time.time()
         self._peers: dict[Peer, str] = {}
         """Every connection, and whose it counts as."""
         self._num_connections: Counter[str] = Counter()
@@ -344,9 +351,6 @@ class Service:
         shares_with_all = self.fleet.config_of(model).prefix_sharing == "all"
         return "" if shares_with_all else caller.name
 
-    def note_tokens(self, num_tokens: int) -> None:
-        self.totals.note_tokens(num_tokens, now=self.now())
-
     def _tell_alert(self, alert: Alert) -> None:
         """A budget has reached one of its shares; the journal has it already."""
         charge = alert.charge
@@ -397,18 +401,20 @@ class Service:
         """What `budgets` answers: a caller's own, or everybody's to who may see that."""
         return self.budgets.rows(None if caller.sees_everybody else caller.subject())
 
-    def status(self, caller: Principal) -> dict[str, Any]:
+    def status(self, caller: Principal, *, with_latency: bool) -> dict[str, Any]:
         """What `status` answers. Never waits."""
         models = list(self.fleet.models)
         rows = [row for row in self.fleet.rows() if caller.may_see(row["name"])]
+        if with_latency:
+            rows = [{**row, "latency": self.meters.latency(row["name"])} for row in rows]
         return {
             "server": {
                 "version": self.version,
                 "pid": os.getpid(),
                 "state": self._state(),
                 "socket": str(self._socket_path),
-                "started_at": self._started_at,
-                "uptime_s": round(time.time() - self._started_at, 3),
+                "started_at": self.started_at,
+                "uptime_s": round(time.time() - self.started_at, 3),
             },
             "connections": {"open": len(self._peers), "max": self._limits.max_connections},
             "requests": {
@@ -424,9 +430,27 @@ class Service:
             },
             "models": rows,
             **self.fleet.gpus.report.row(),
+            "health": self.health().as_dict(may_see=caller.may_see),
             "memory_bytes": int(psutil.Process().memory_info().rss),
             "principal": caller.name,
         }
+
+    def health(self) -> Health:
+        """Are tokens coming, or is nothing asked?"""
+        return health_of(
+            list(self.fleet.models),
+            server=self._state(),
+            ledger_problem=self.ledger.problem,
+            stall_timeout_s=self._config.monitoring.stall_timeout_s,
+        )
+
+    @property
+    def num_connections(self) -> int:
+        return len(self._peers)
+
+    @property
+    def max_connections(self) -> int:
+        return self._limits.max_connections
 
     def _state(self) -> str:
         if self.is_draining:

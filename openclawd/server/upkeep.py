@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from openclawctl.wire.errors import Problem
 from openclawd.ledger.storage import storage_errors
+from openclawd.observe import message_ids
+from openclawd.observe.logs import fields
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,7 +33,8 @@ async def check(ledger: Ledger) -> dict[str, Any]:
     """The result of `ledger.check`. Raises `Unavailable`."""
     report = await ledger.check()
     for finding in report.findings:
-        logger.error("the ledger is not sound: %s", finding)
+        extra = fields(message_id=message_ids.LEDGER_UNSOUND)
+        logger.error("the ledger is not sound: %s", finding, extra=extra)
     return {
         "findings": report.findings,
         "rows": report.num_rows,

@@ -284,6 +284,7 @@ class EngineLoop:
             "kv_used_tokens": scheduler.num_used_tokens,
             "kv_kept_tokens": scheduler.num_kept_tokens,
             "kv_total_tokens": self._backend.info.kv_tokens,
+            "preemptions": scheduler.num_preemptions,
             "batch_tokens": batch.num_tokens if batch else 0,
             "step_us": round((self._clock() - started_s) * 1e6),
         }

@@ -32,6 +32,7 @@ STATUS = {
     "requests": {"running": 1, "queued": 2, "finished": 3, "failed": 4},
     "tokens": {"prompt": 5, "completion": 6, "per_s": 7.25},
     "models": [MODEL],
+    "health": {"status": "ok", "server": "ready", "reasons": []},
     "memory_bytes": 2**20,
     "principal": "user:ada",
 }
@@ -216,6 +217,7 @@ def test_status(daemon, ctl):
         "  tokens       5 prompt, 6 completion, 7.2/s now",
         "  connections  1 of 512",
         "  memory       1.0 MiB",
+        "  health       ok",
         "  you are      user:ada",
         "",
         "MODEL              STATE  RUNNING  QUEUED   WAIT   MEMORY  NOTE",

@@ -402,7 +402,6 @@ def test_a_mistake_names_file_line_key_found_and_allowed(findings, text, message
 @pytest.mark.parametrize(
     ("text", "key"),
     [
-        ("monitoring: {prometheus: true}", "monitoring"),
         ("caching: {exact: true}", "caching"),
     ],
 )

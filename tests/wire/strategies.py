@@ -179,7 +179,7 @@ def chats_with_tools(draw, asked):
 
 params = {
     ops.Op.PING: st.builds(ops.NoParams),
-    ops.Op.STATUS: st.builds(ops.NoParams),
+    ops.Op.STATUS: st.builds(ops.StatusParams, latency=st.booleans()),
     ops.Op.MODELS: st.builds(ops.NoParams),
     ops.Op.BUDGETS: st.builds(ops.NoParams),
     ops.Op.LOAD: model_params,

@@ -10,7 +10,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 CXX_FLAGS := $(shell requirements/cxxflags.sh)
 INSTALL_LLAMA := $(if $(CXX_FLAGS),CXXFLAGS="$(CXX_FLAGS) $$CXXFLAGS" )$(PIP_INSTALL)$(if $(CXX_FLAGS), --no-cache-dir)
 
-.PHONY: demo test check format bench clean lock
+.PHONY: demo test check format bench deb system-test clean lock
 
 demo: $(VENV)/.runtime
 	$(BIN)/python bench/demo.py
@@ -33,6 +33,15 @@ format: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/python bench/run.py
+
+# The two Debian packages, in build/deb. Compiles llama.cpp for every machine, once (ten minutes).
+deb:
+	packaging/debian/build
+
+# On a Debian 12 with a real systemd, in a container: needs root, debootstrap and systemd-container.
+system-test: $(VENV)/.dev
+	packaging/debian/build
+	OPENCLAWD_DEBS=$(CURDIR)/build/deb $(BIN)/python -m pytest tests/system
 
 clean:
 	rm -rf $(VENV) build dist .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

@@ -48,9 +48,10 @@ if TYPE_CHECKING:
     from openclawctl.results import Completion
     from openclawctl.wire.tokens import TokenLogprob
 
-GREETING_TIMEOUT_S: Final = 10.0
-"""Longest wait for `welcome`. The daemon answers it at once whatever its models do; one that does
-not is stopped or stuck, and even `timeout_s=None` should not wait for that."""
+GREETING_TIMEOUT_S: Final = 60.0
+"""Longest wait for `welcome`. The daemon answers it at once whatever its models do. One that does
+not is stopped or stuck, and even `timeout_s=None` should not wait for that; or it restarts, and
+systemd holds the connection meanwhile: a drain (30 s by default) and a start fit in."""
 
 QUICK_TIMEOUT_S: Final = 30.0
 """Default `timeout_s` of the operations that no model takes part in."""

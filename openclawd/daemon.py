@@ -34,13 +34,17 @@ from openclawd.ledger.keys import read_keys
 from openclawd.ledger.prefix_key import read_or_create_key
 from openclawd.observe import logs, message_ids
 from openclawd.observe.alerts import AlertSender
+from openclawd.observe.beats import START_PATIENCE_S, Beats
 from openclawd.observe.logs import fields
+from openclawd.observe.systemd import take_passed_sockets
 from openclawd.server.auditing import tell_head, tell_mismatch
 from openclawd.server.dispatch import answer
 from openclawd.server.identities import Identities
 from openclawd.server.listener import (
+    SERVER_OPTIONS,
     StartError,
     hold_lock,
+    only_listener,
     open_socket,
     raise_descriptor_limit,
 )
@@ -49,6 +53,7 @@ from openclawd.server.names import Names
 from openclawd.server.peer import Peer
 from openclawd.server.reload import Reloader, alert_target
 from openclawd.server.service import Service
+from openclawd.server.summary import summary
 from openclawd.server.upkeep import keep_pruned
 
 if TYPE_CHECKING:
@@ -68,8 +73,9 @@ CANCEL_GRACE_S = 5.0
 
 FLUSH_GRACE_S = 1.0
 STATUS_INTERVAL_S = 0.5
-LOAD_PATIENCE_S = 60.0
-"""How long systemd is asked to wait for the next sign of progress of a load."""
+STOP_SPARE_S = 45.0
+"""What a stop may take beside the drain: two graces for what is cancelled, workers that save what
+is kept of prefixes, the ledger."""
 
 _PR_SET_DUMPABLE = 4
 """linux/include/uapi/linux/prctl.h"""
@@ -102,17 +108,27 @@ def run(settings: Settings, notifier: Notifier) -> None:
     """Run until a signal ends it. Raises `StartError` with what stood in the way."""
     _keep_memory_private()
     raise_descriptor_limit(settings.config.resource_limits.max_connections)
-    socket_gid = _socket_gid(settings.config.security)
     with contextlib.ExitStack() as stack:
         state_dir = settings.places.state_dir
         stack.enter_context(
             hold_lock(state_dir / "openclawd.lock", what=f"the state directory {state_dir}")
         )
-        sock = stack.enter_context(open_socket(settings.places.socket, gid=socket_gid))
+        sock = stack.enter_context(_listening_socket(settings))
+        places = dataclasses.replace(settings.places, socket=Path(sock.getsockname()).absolute())
+        settings = dataclasses.replace(settings, places=places)
         metrics_sock = None
         if settings.config.monitoring.metrics:
-            metrics_sock = stack.enter_context(open_socket(settings.metrics_socket, gid=socket_gid))
+            gid = _socket_gid(settings.config.security)
+            metrics_sock = stack.enter_context(open_socket(settings.metrics_socket, gid=gid))
         asyncio.run(_Daemon(settings, notifier).run(sock, metrics_sock))
+
+
+def _listening_socket(settings: Settings) -> contextlib.AbstractContextManager[socket.socket]:
+    """The one that systemd passed on, or one of our own. Raises `StartError`."""
+    passed = take_passed_sockets(os.environ)
+    if passed:
+        return only_listener(passed)
+    return open_socket(settings.places.socket, gid=_socket_gid(settings.config.security))
 
 
 class _Daemon:
@@ -125,6 +141,9 @@ class _Daemon:
         self._failure: StartError | None = None
         self._drain_limit: asyncio.Timeout | None = None
         self._status_timer: asyncio.TimerHandle | None = None
+        self._beats = Beats(
+            notifier, status=self._summary, trouble=self._trouble, is_starting=self._is_starting
+        )
         self._tasks: asyncio.TaskGroup | None = None
         self._reloader: Reloader
         self._service: Service
@@ -220,19 +239,23 @@ class _Daemon:
             self._service.start(tasks)
             self._audit_start()
             self._service.budgets.say_due_alerts()
-            listener = await loop.create_unix_server(lambda: Peer(self._service), sock=sock)
+            listener = await loop.create_unix_server(
+                lambda: Peer(self._service), sock=sock, **SERVER_OPTIONS
+            )
             logger.info("listening on %s", self._settings.places.socket)
             readiness = tasks.create_task(self._become_ready())
             pruning = tasks.create_task(
                 keep_pruned(self._service.ledger, lambda: self._reloader.config.ledger.keep_usage_s)
             )
             statistics = tasks.create_task(self._service.statistics.keep())
+            beats = tasks.create_task(self._beats.run())
             await self._stop.wait()
             readiness.cancel()
             pruning.cancel()
             listener.close()
             await self._drain()
             await self._fleet.stop()
+            beats.cancel()
             statistics.cancel()
             await self._service.statistics.write()
             self._service.audit.stop()
@@ -279,31 +302,43 @@ class _Daemon:
                 self._stop.set()
                 return
         self._service.is_ready = True
+        paths = self._settings.config.model_paths
         self._notifier.ready()
         self._show_status()
-        logger.info("ready: %s", self._summary(), extra=fields(message_id=message_ids.READY))
+        told = summary(list(self._fleet.models), model_paths=paths)
+        logger.info("ready: %s", told, extra=fields(message_id=message_ids.READY))
 
     def _note_change(self, model: Model) -> None:
         """A model's state or load progress changed."""
-        if model.state is ModelState.LOADING and not self._service.is_ready:
-            self._notifier.extend_timeout(LOAD_PATIENCE_S)
+        del model  # the line is about all of them
         if self._status_timer is None:
             loop = asyncio.get_running_loop()
             self._status_timer = loop.call_later(STATUS_INTERVAL_S, self._show_status)
 
     def _show_status(self) -> None:
         self._status_timer = None
-        if not self._stop.is_set():
-            self._notifier.status(self._summary())
+        self._beats.show_status()
 
     def _summary(self) -> str:
         """What an administrator wants to know in one line."""
-        models = list(self._fleet.models)
-        if not models:
-            return "no model configured; put a GGUF file into " + " or ".join(
-                self._reloader.config.model_paths
-            )
-        return ", ".join(_describe(model) for model in models)
+        if self._stop.is_set():
+            limit_s = self._reloader.config.resource_limits.drain_timeout_s
+            return f"draining, at most {format_duration(limit_s)}; {self._service.load_summary()}"
+        paths = self._reloader.config.model_paths
+        line = summary(list(self._fleet.models), model_paths=paths)
+        return f"{line}; {self._service.load_summary()}" if self._service.is_ready else line
+
+    def _trouble(self) -> str:
+        """Why a restart of the whole daemon is the last thing that may help; empty if it is not."""
+        stuck = [model.name for model in self._fleet.models if model.is_beyond_help]
+        return f"workers that were killed do not end: {', '.join(stuck)}" if stuck else ""
+
+    def _is_starting(self) -> bool:
+        """Is it starting, and do the models that are loading get on?"""
+        loading = [model for model in self._fleet.models if model.state is ModelState.LOADING]
+        return not self._service.is_ready and all(
+            model.stalled_s < START_PATIENCE_S for model in loading
+        )
 
     # ---- reload ----
 
@@ -338,7 +373,8 @@ class _Daemon:
         """Let requests finish, within the limit; then end them."""
         limit_s = self._reloader.config.resource_limits.drain_timeout_s
         self._notifier.stopping()
-        self._notifier.status(f"draining, at most {format_duration(limit_s)}")
+        self._notifier.extend_timeout(limit_s + STOP_SPARE_S)
+        self._show_status()
         logger.info(
             "stopping: requests get up to %s to finish",
             format_duration(limit_s),
@@ -387,12 +423,6 @@ def _fetcher(settings: Settings) -> Fetcher:
     if config.fetch.allow_loopback_http:
         arguments.append("--allow-loopback-http")
     return Fetcher(settings.places.fetch_socket, arguments)
-
-
-def _describe(model: Model) -> str:
-    if model.state is ModelState.LOADING:
-        return f"{model.name} loading {model.progress.fraction:.0%}"
-    return f"{model.name} {model.state.value}"
 
 
 def _keep_memory_private() -> None:

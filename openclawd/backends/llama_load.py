@@ -18,6 +18,7 @@ from openclawd.backends.base import BatchLimits, CannotLoad, LoadAborted, LoadSp
 from openclawd.backends.gguf_file import check_gguf_file
 from openclawd.backends.llama_adapters import Adapters
 from openclawd.backends.llama_aside import Aside
+from openclawd.backends.llama_libraries import load_backends
 from openclawd.backends.llama_offload import fitted_to_gpus
 from openclawd.backends.llama_options import apply_options
 
@@ -84,6 +85,7 @@ def load_model(spec: LoadSpec, on_progress: Callable[[float], bool]) -> Loaded:
     """Read the file and make a context. Raises `CannotLoad` and `LoadAborted`."""
     check_gguf_file(spec.path)
     llama_log.install()
+    load_backends()
     llama_log.take_errors()
     _check_parallel(spec)
     spec = fitted_to_gpus(spec)

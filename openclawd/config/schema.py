@@ -549,6 +549,14 @@ class ResourceLimits(Section):
         allowed="a duration such as 30s",
         default_text="30s",
     )
+    step_timeout_s: Annotated[float, PlainValidator(values.step_timeout_s)] = key(
+        120.0,
+        alias="step_timeout",
+        meaning="How long a model's worker that has something to compute may go without finishing"
+        " a step; then it is killed and replaced, and its requests go on in the new one.",
+        allowed="a duration from 1s to 1h",
+        default_text="2m",
+    )
     max_frame_bytes: Annotated[int, PlainValidator(values.frame_bytes)] = key(
         MAX_FRAME_BYTES,
         meaning="Largest message in either direction.",

@@ -80,6 +80,13 @@ def alert_timeout_s(value: object) -> float:
     return seconds
 
 
+def step_timeout_s(value: object) -> float:
+    seconds = duration_s(value)
+    if not 1 <= seconds <= 3600:
+        raise ValueError("out of range")
+    return seconds
+
+
 def gpu_wait_s(value: object) -> float:
     seconds = duration_s(value)
     if not 0 <= seconds <= 600:

@@ -85,14 +85,6 @@ class Call:
     """When this worker died, it was the one survivor that had got nothing here, either."""
 
     @property
-    def is_owed(self) -> bool:
-        """Has the worker something to say of it? Not of one that waits for its turn in the daemon,
-        nor of the answer to a question."""
-        if self.is_started:
-            return not self.ended.done()
-        return not self.prepared.done()
-
-    @property
     def is_suspect(self) -> bool:
         """Would its worker's death be the second one in a row, with nothing in between?"""
         is_in_flight = self.is_started or not self.prepared.done()
@@ -136,13 +128,26 @@ class Link(asyncio.BufferedProtocol):
         self.gauges: dict[str, int] = {}
         self.num_steps = 0
         self.tempo = Tempo()
-        self._heard_at = time.monotonic()
+        self.is_loaded = False
+        self.load_at = self._step_at = self._read_at = time.monotonic()
 
     # ---- what the daemon asks ----
 
     @property
     def num_calls(self) -> int:
         return len(self._calls)
+
+    def stalled_s(self, now: float) -> float:
+        """How long the worker has owed a sign of progress: of its load, then a step while it has
+        something to compute, or a prompt read while there is one to read. 0 when it is idle. What
+        counts are the frames of the threads that do the work. `now` is `time.monotonic()`."""
+        if not self.is_loaded:
+            return now - self.load_at
+        calls = self._calls.values()
+        computed = min((call.asked_at for call in calls if call.is_started), default=now)
+        read = min((call.asked_at for call in calls if not call.prepared.done()), default=now)
+        since = min(max(computed, self._step_at), max(read, self._read_at))
+        return max(0.0, now - since)
 
     @property
     def num_sequences(self) -> int:
@@ -152,14 +157,6 @@ class Link(asyncio.BufferedProtocol):
     async def wait_idle(self) -> None:
         """Until the worker has no call."""
         await self._is_idle.wait()
-
-    def silent_s(self, *, now: float) -> float:
-        """How long the worker has said nothing at all, although it has something to say of the
-        request that has waited longest for it; 0 if it has not."""
-        asked_at = min(
-            (call.asked_at for call in self._calls.values() if call.is_owed), default=now
-        )
-        return max(0.0, now - max(asked_at, self._heard_at))
 
     def send(self, message: ToWorker) -> None:
         """Queue a message for the worker; nothing happens when the link is closed already."""
@@ -223,8 +220,8 @@ class Link(asyncio.BufferedProtocol):
         must neither wait nor raise."""
         call.on_output = on_output
         call.is_started = True
-        call.num_sequences = start.n
         call.asked_at = time.monotonic()
+        call.num_sequences = start.n
         self.send(start)
 
     def reprioritize(self, call: Call, priority: int) -> None:
@@ -265,7 +262,6 @@ class Link(asyncio.BufferedProtocol):
         return self._read_buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        self._heard_at = time.monotonic()
         self._reader.feed(self._read_buffer[:nbytes])
         try:
             for payload in self._reader.payloads():
@@ -286,18 +282,23 @@ class Link(asyncio.BufferedProtocol):
             case Step():
                 self._take_step(message)
             case Prepared(rid=rid) | Answer(rid=rid):
+                self._read_at = time.monotonic()
                 if (call := self._calls.get(rid)) and not call.prepared.done():
                     call.prepared.set_result(message)
             case Refused(rid=rid):
+                self._read_at = time.monotonic()
                 if call := self._pop(rid):
                     call.fail(message.to_problem())
             case Loading() | Loaded() | LoadFailed():
+                self.load_at = time.monotonic()
+                self.is_loaded = isinstance(message, Loaded)
                 self._on_load_message(message)
             case _:
                 assert_never(message)
 
     def _take_step(self, step: Step) -> None:
         self.num_steps += 1
+        self._step_at = time.monotonic()
         self.gauges = step.gauges
         num_tokens = sum(len(output.token_ids) for output in step.outputs)
         self.tempo.note(num_tokens, asyncio.get_running_loop().time())

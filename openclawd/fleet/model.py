@@ -17,7 +17,6 @@ import contextlib
 import itertools
 import logging
 import math
-import time
 from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
@@ -153,6 +152,22 @@ class Model:
         return sum(replica.num_steps for replica in self.replicas)
 
     @property
+    def stalled_s(self) -> float:
+        """How long one of its workers has owed a sign of progress; 0 while all get on or are
+        idle."""
+        return max((replica.stalled_s for replica in self.replicas), default=0.0)
+
+    @property
+    def is_beyond_help(self) -> bool:
+        """Was a worker of it killed, and is it still there?"""
+        return any(replica.is_beyond_help for replica in self.replicas)
+
+    @property
+    def step_timeout_s(self) -> float:
+        """How long a worker may owe a step."""
+        return self.spec.step_timeout_s
+
+    @property
     def _leading(self) -> Replica:
         """The replica that is furthest; the last there was, while there is none."""
         replicas = self.replicas or [self._last]
@@ -206,13 +221,6 @@ class Model:
         if self._keep_alive_timer is None:
             return None
         return max(0.0, self._keep_alive_timer.when() - asyncio.get_running_loop().time())
-
-    def stalled_s(self) -> float:
-        """How long one of its workers has said nothing although it owes an answer; 0 if all is
-        well."""
-        now = time.monotonic()
-        links = [replica.link for replica in self.replicas]
-        return max((link.silent_s(now=now) for link in links if link is not None), default=0.0)
 
     # ---- for requests ----
 

@@ -18,8 +18,10 @@ import re
 import signal
 import socket
 import sys
+import time
 from collections import deque
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from openclawctl.wire.errors import Internal
@@ -38,6 +40,14 @@ WORKER_NICENESS: Final = 1
 """Workers yield to the daemon, so that `status` and cancels are answered while all cores decode. By
 one step only: beside a busy program at 0 that leaves them four fifths of its share (the kernel's
 weights are 820 and 1024, sched_prio_to_weight), where 5 would leave a third (335)."""
+
+WORKER_OOM_SCORE: Final = 500
+"""Out of 1000, on top of the share of memory in use (proc(5), oom_score_adj): when memory runs out
+the kernel takes a worker, which is started again, before the daemon or anything else."""
+
+KILL_GRACE_S: Final = 30.0
+"""How long a killed worker may take to be gone. One that hangs in a driver never is; then systemd
+hears no more of the daemon, and restarts it."""
 
 _MAX_STDERR_LINE: Final = 4096
 _STDERR_LINES_KEPT: Final = 20
@@ -84,10 +94,16 @@ class WorkerProcess:
     pidfd: int | None
     link: Link
     last_words: deque[str]
+    killed_at: float | None = None
 
     @property
     def pid(self) -> int:
         return self.process.pid
+
+    @property
+    def is_beyond_help(self) -> bool:
+        """Was it killed, and is it still there?"""
+        return self.killed_at is not None and time.monotonic() - self.killed_at > KILL_GRACE_S
 
     async def wait_exit(self) -> int:
         """Log its standard error until it ends; returns the exit status (negative: a signal)."""
@@ -127,6 +143,8 @@ class WorkerProcess:
         """
         if self.pidfd is None:
             return
+        if self.killed_at is None:
+            self.killed_at = time.monotonic()
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
 
@@ -171,6 +189,7 @@ async def spawn(
         on_failure.pop_all()
     with contextlib.suppress(OSError):  # it may have died already; its exit status tells
         os.setpriority(os.PRIO_PROCESS, process.pid, WORKER_NICENESS)
+        _offer_to_oom_killer(process.pid)
     await asyncio.get_running_loop().create_unix_connection(lambda: link, sock=ours)
     try:
         pidfd = os.pidfd_open(process.pid)
@@ -178,6 +197,11 @@ async def spawn(
         link.close(Internal("the worker could not be watched"))
         raise OSError(f"it ended before it could be watched ({error.strerror})") from None
     return WorkerProcess(model, process, pidfd, link, deque(maxlen=_STDERR_LINES_KEPT))
+
+
+def _offer_to_oom_killer(pid: int) -> None:
+    """Raises `OSError`."""
+    Path(f"/proc/{pid}/oom_score_adj").write_text(f"{WORKER_OOM_SCORE}\n")
 
 
 def worker_environment(inherited: Mapping[str, str]) -> dict[str, str]:

@@ -358,6 +358,7 @@ class Fleet:
                 fails_without=config.without_gpu == "fail",
             ),
             num_cores=self._num_cpus(config),
+            step_timeout_s=self._config.resource_limits.step_timeout_s,
         )
 
     def _num_cpus(self, config: ModelConfig) -> int | None:
@@ -409,6 +410,7 @@ class Fleet:
             "memory_bytes": memory_bytes(each.worker_pid for each in model.replicas),
             "workers": [self._worker_row(each) for each in model.replicas],
             "steps": model.num_steps,
+            "stalled_s": round(model.stalled_s, 1),
             "engine": model.gauges,
             "info": model.info,
         }

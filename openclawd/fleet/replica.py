@@ -29,6 +29,7 @@ from openclawd.fleet.link import Link
 from openclawd.fleet.placement import NoPlace
 from openclawd.fleet.placer import CalledOff, Wanted
 from openclawd.fleet.process import WorkerProcess, spawn
+from openclawd.fleet.progress import kill_when_stalled
 from openclawd.fleet.restart import RestartPolicy
 from openclawd.fleet.spec import Files, ModelSpec, ModelState
 from openclawd.observe import message_ids
@@ -71,6 +72,10 @@ class Owner(Protocol):
 
     def try_again(self) -> None:
         """It may be loaded again, when there is room for it."""
+
+    @property
+    def step_timeout_s(self) -> float:
+        """How long a worker may owe a step."""
 
 
 class Replica:
@@ -121,6 +126,16 @@ class Replica:
     @property
     def num_steps(self) -> int:
         return self._link.num_steps if self._link else 0
+
+    @property
+    def stalled_s(self) -> float:
+        """How long its worker has owed a sign of progress; 0 while it gets on or is idle."""
+        return self._link.stalled_s(time.monotonic()) if self._link else 0.0
+
+    @property
+    def is_beyond_help(self) -> bool:
+        """Was its worker killed, and is it still there?"""
+        return self._worker is not None and self._worker.is_beyond_help
 
     @property
     def link(self) -> Link | None:
@@ -317,8 +332,12 @@ class Replica:
     async def _wait_exit(self, worker: WorkerProcess) -> int:
         async with asyncio.TaskGroup() as tasks:
             stopper = tasks.create_task(self._stop_when_unwanted(worker))
+            watcher = tasks.create_task(
+                kill_when_stalled(worker, step_timeout_s=lambda: self._owner.step_timeout_s)
+            )
             status = await worker.wait_exit()
             stopper.cancel()
+            watcher.cancel()
         return status
 
     async def _stop_when_unwanted(self, worker: WorkerProcess) -> None:

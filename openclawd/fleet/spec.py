@@ -58,6 +58,7 @@ class ModelSpec:
     min_context: int | None = None
     gpu: GpuWish = field(default_factory=GpuWish)
     num_cores: int | None = None
+    step_timeout_s: float = 120.0
 
     @property
     def name(self) -> str:

@@ -79,3 +79,9 @@ CPU_THROTTLED: Final = "871dd4ecc4aa486191ed3bd0ac9ba21d"
 
 BUG: Final = "09b921087fc7400eac54736efd3e5bd5"
 """The daemon failed on a bug of its own; the entry has the story."""
+
+WORKER_STALLED: Final = "6c0e5d91f3a84b27b1d84a7e92f05c63"
+"""A worker had work and made no progress, and is killed."""
+
+WATCHDOG_STARVED: Final = "f2b7c1685d9e4038ae41960b73cd8e15"
+"""systemd is not told any more that the daemon is well, and will restart it."""

@@ -72,7 +72,7 @@ def health_of(
     """The daemon's health at this moment. `server` is `starting`, `ready` or `draining`."""
     unusable = [model for model in models if model.state in _UNUSABLE]
     grave = [] if server == "ready" else [Reason(f"the daemon is {server}")]
-    grave += [_stalled(model) for model in models if model.stalled_s() >= stall_timeout_s]
+    grave += [_stalled(model) for model in models if model.stalled_s >= stall_timeout_s]
     if ledger_problem is not None:
         grave.append(Reason(f"usage cannot be recorded: {ledger_problem.message}"))
     if unusable and len(unusable) == len(models):
@@ -86,7 +86,7 @@ def health_of(
 
 
 def _stalled(model: Model) -> Reason:
-    silence = format_duration(model.stalled_s())
+    silence = format_duration(model.stalled_s)
     return Reason(
         f"model {model.name}: its worker (pid {model.worker_pid}) has work and has said nothing for"
         f" {silence}",

@@ -54,7 +54,7 @@ def _states(text: Exposition, models: Sequence[Model]) -> None:
         "gauge",
         "How long a model's worker has said nothing although it has work; 0 if all is well.",
         ("model",),
-        _of_models(models, lambda model: model.stalled_s()),
+        _of_models(models, lambda model: model.stalled_s),
     )
 
 

@@ -24,6 +24,7 @@ from openclawctl.wire.errors import (
     Problem,
     ProtocolError,
     RemoteProtocolError,
+    ShuttingDown,
     SlowConsumer,
     Unavailable,
     Unsupported,
@@ -75,6 +76,9 @@ MAX_UNSENT_BYTES: Final = 64 * 1024 * 1024
 that lets this much pile up is disconnected."""
 
 STALL_TIMEOUT_S: Final = 60.0
+COME_AGAIN_S: Final = 1.0
+"""After a stop: soon, since a socket of systemd's keeps who comes before the next start."""
+
 LINGER_S: Final = 1.0
 """How long a refused client gets to read why, before the socket is closed under it."""
 
@@ -267,8 +271,12 @@ class Peer(asyncio.BufferedProtocol):
             self.send(Goaway(reason))
 
     def close(self) -> None:
-        """Close after what is buffered has been sent."""
-        self._transport.close()
+        """Close after what is buffered has been sent. One that has not said `hello` yet is told to
+        come again: without a word it would take its request for lost."""
+        if self._connection.state is State.NEW:
+            self._refuse(ShuttingDown("the daemon is stopping", retry_after_s=COME_AGAIN_S))
+        else:
+            self._transport.close()
 
     def abort(self) -> None:
         """Close at once, unsent bytes or not."""

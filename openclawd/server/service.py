@@ -452,6 +452,14 @@ class Service:
     def max_connections(self) -> int:
         return self._limits.max_connections
 
+    def load_summary(self) -> str:
+        """How busy it is, in a few words."""
+        models = list(self.fleet.models)
+        running = sum(model.turns.num_running for model in models)
+        queued = sum(model.turns.num_waiting for model in models)
+        tokens_per_s = self.totals.tokens_per_s(now=self.now())
+        return f"{running} running, {queued} queued, {tokens_per_s:.0f} tokens/s"
+
     def _state(self) -> str:
         if self.is_draining:
             return "draining"

@@ -210,20 +210,21 @@ def test_silence_counts_while_the_worker_owes_an_answer() -> None:
 
     async def run() -> None:
         async with linked() as (link, worker, _):
+            link.is_loaded = True
             later = time.monotonic() + 60
-            assert link.silent_s(now=later) == 0
+            assert link.stalled_s(later) == 0
             call = link.prepare("generate", {})
-            assert 59 < link.silent_s(now=later) <= 60
+            assert 59 < link.stalled_s(later) <= 60
             worker.say(Prepared(call.rid, prompt_tokens=1, longest=1))
             await link.wait_prepared(call)
-            assert link.silent_s(now=later) == 0, "it waits for its turn in the daemon"
+            assert link.stalled_s(later) == 0, "it waits for its turn in the daemon"
             link.start(call, Start(call.rid, 2, {}), lambda output: None)
-            assert link.silent_s(now=later) > 59
+            assert link.stalled_s(later) > 59
             link.prepare("generate", {})
-            assert link.silent_s(now=call.asked_at + 60) == 60, "others hide nothing"
+            assert link.stalled_s(call.asked_at + 60) == 60, "others hide nothing"
             worker.say(Step([], [Ended(call.rid, ["stop"], 1, 0, 2)], {}))
             await call.ended
-            heard = link.silent_s(now=later)
+            heard = link.stalled_s(later)
             assert 0 < heard < 60, "the second one is owed an answer, too"
 
     asyncio.run(run())

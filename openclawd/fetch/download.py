@@ -34,14 +34,17 @@ MAX_TRIES: Final = 5
 FIRST_PAUSE_S: Final = 1.0
 _LONGEST_PAUSE_S: Final = 30.0
 _WORTH_BYTES: Final = 1024 * 1024
+_LOOK_BYTES: Final = 64 * 1024 * 1024
 _READ_BYTES: Final = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """`max_bytes` of this file; `first_pause_s` between tries, twice as long each time."""
+    """`max_bytes` of this file; `check_room` raises `Unavailable` unless so many bytes more fit on
+    the disk; `first_pause_s` between tries, twice as long each time."""
 
     max_bytes: int
+    check_room: Callable[[int], None]
     first_pause_s: float = FIRST_PAUSE_S
 
 
@@ -69,6 +72,8 @@ class Download:
         self._etag: str | None = None
         self._sha256 = hashlib.sha256()
         self._head = b""
+        self._next_look = 0
+        """At which size the disk is looked at again."""
 
     def run(self) -> Record:
         """Get it, or what is left of it. Returns when it is on disk under its own name. Raises
@@ -165,6 +170,7 @@ class Download:
             with self._part.open("ab") as part:
                 for chunk in answer.chunks:
                     self._check_limit(self._size + len(chunk))
+                    self._check_room()
                     part.write(chunk)
                     part.flush()
                     self._note(chunk)
@@ -196,6 +202,12 @@ class Download:
             )
         if announced is not None and size > announced:
             raise self._not_as_announced(f"more than {announced}", announced)
+
+    def _check_room(self) -> None:
+        """Others may fill the disk meanwhile, and not every server says how much is to come."""
+        if self._size >= self._next_look:
+            self._limits.check_room(max((self._total or 0) - self._size, 0))
+            self._next_look = self._size + _LOOK_BYTES
 
     def _not_as_announced(self, found: str, announced: int) -> Unavailable:
         self._part.unlink(missing_ok=True)

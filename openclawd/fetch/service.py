@@ -10,7 +10,7 @@ import functools
 import hashlib
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -110,7 +110,8 @@ class Service:
         key = hashlib.sha256(f"{plan.target}\n{plan.source}".encode()).hexdigest()[:32]
         with store.staging(key) as staging:
             store.check_space(max((plan.size or 0) - _bytes_in(staging), 0))
-            records = self._download(plan, pull.max_bytes, staging / "new", transport)
+            limits = Limits(pull.max_bytes, store.check_space, self._settings.first_pause_s)
+            records = self._download(plan, limits, staging / "new", transport)
             check_absent(target, replaces=pull.replaces)  # somebody else may have been faster
             staged = staging / "new" if plan.is_folder else staging / "new" / plan.files[0].path
             store.publish(staged, plan.target, records, plan.source)
@@ -130,21 +131,21 @@ class Service:
         return True
 
     def _download(
-        self, plan: hub.Plan, max_bytes: int, folder: Path, transport: Transport
+        self, plan: hub.Plan, limits: Limits, folder: Path, transport: Transport
     ) -> dict[str, Record]:
-        records, left = {}, max_bytes
+        records = {}
         for number, file in enumerate(plan.files, 1):
             label = file.path if len(plan.files) == 1 else f"{number}/{len(plan.files)} {file.path}"
             download = Download(
                 file,
                 folder / file.path,
                 transport,
-                limits=Limits(left, self._settings.first_pause_s),
+                limits=limits,
                 progress=functools.partial(self._progress, label),
             )
             record = download.run()
             records[file.path if plan.is_folder else plan.target] = record
-            left -= record.size
+            limits = replace(limits, max_bytes=limits.max_bytes - record.size)
         return records
 
     def _result(

@@ -60,7 +60,9 @@ class Store:
         self._hidden = folder / HIDDEN
         self._checksums = self._hidden / "checksums"
         with disk_errors(folder):
-            self._checksums.mkdir(mode=0o700, parents=True, exist_ok=True)
+            folder.mkdir(mode=0o750, parents=True, exist_ok=True)
+            self._hidden.mkdir(mode=0o700, exist_ok=True)
+            self._checksums.mkdir(mode=0o700, exist_ok=True)
 
     def path_of(self, name: str) -> Path:
         """A model that is there. Raises `NotFound`."""

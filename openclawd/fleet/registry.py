@@ -186,7 +186,6 @@ class Fleet:
         limits = config.resource_limits
         self.residents.limit(limits.memory_bytes, group_wait_s=limits.group_wait_s)
         self._placer.adopt(limits.gpu_memory_per_model, _named_cpus(config))
-        self._placer.stager = Stager(self.fetcher, config.fetch.copy_to)
         removed = [name for name in old.models if name in self._models.keys() - config.models]
         added = [name for name in config.models if name not in self._models]
         changed = [name for name in self._models if name not in removed and self._change(name)]
@@ -359,6 +358,7 @@ class Fleet:
             ),
             num_cores=self._num_cpus(config),
             step_timeout_s=self._config.resource_limits.step_timeout_s,
+            cpus=config.cpus,
         )
 
     def _num_cpus(self, config: ModelConfig) -> int | None:

@@ -42,8 +42,9 @@ class ModelSpec:
     """What a model is made of. `load.path` may name a file that is not there (yet).
 
     `keep_alive_s` may be infinite; `num_cores` None leaves a worker the CPUs that nobody has to
-    himself. Where memory is short it has fewer sequences, down to `min_parallel`, and shorter ones,
-    down to `min_context`; None for what stays as it is.
+    himself; `cpus` are those of the model's own, if its configuration names any. Where memory is
+    short it has fewer sequences, down to `min_parallel`, and shorter ones, down to `min_context`;
+    None for what stays as it is.
     """
 
     load: Load
@@ -58,6 +59,7 @@ class ModelSpec:
     min_context: int | None = None
     gpu: GpuWish = field(default_factory=GpuWish)
     num_cores: int | None = None
+    cpus: frozenset[int] | None = None
     step_timeout_s: float = 120.0
 
     @property
@@ -87,7 +89,7 @@ class ModelSpec:
 
 
 def _of_worker(spec: ModelSpec) -> tuple[object, ...]:
-    return spec.load, spec.backend, spec.gpu, spec.num_cores
+    return spec.load, spec.backend, spec.gpu, spec.num_cores, spec.cpus
 
 
 def _signature(path: str) -> tuple[int, int, int] | None:

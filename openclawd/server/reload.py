@@ -38,6 +38,10 @@ _AT_START: Final[dict[str, Callable[[Config], object]]] = {
     "logging.file": lambda config: config.logging.file,
     "logging.syslog": lambda config: config.logging.syslog,
     "monitoring": lambda config: config.monitoring,
+    "fetch.directory": lambda config: config.fetch_directory,
+    "fetch.token_file": lambda config: config.fetch.token_file,
+    "fetch.allow_loopback_http": lambda config: config.fetch.allow_loopback_http,
+    "fetch.copy_to": lambda config: config.fetch.copy_to,
 }
 """What is looked at when the daemon starts, and not again."""
 

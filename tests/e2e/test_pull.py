@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -109,6 +111,34 @@ def test_a_caller_that_leaves_ends_the_download_and_the_next_goes_on(
         assert client.models() == []
         client.pull("org/model:noise")
     assert hub.requests[-1][1]["Range"].startswith("bytes=")
+
+
+AS_SYSTEMD_DOES = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1")
+os.execv(sys.executable, [sys.executable, "-m", "openclawd.fetch", *sys.argv[2:]])
+"""
+
+
+def test_a_helper_that_systemd_starts(fetching: Daemon, hub: Hub, folder: Path) -> None:
+    """One process for each connection to `fetch.sock`, with the folder of its own unit."""
+    options = ["--models-dir", str(folder / "of-unit"), "--allow-loopback-http"]
+    with (
+        socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener,
+        ThreadPoolExecutor() as pool,
+        Client(fetching.socket, retries=0) as client,
+    ):
+        listener.bind(str(folder / "fetch.sock"))
+        listener.listen()
+        pulled = pool.submit(client.pull, "org/model:noise")
+        connection, _ = listener.accept()
+        with connection:
+            command = [sys.executable, "-c", AS_SYSTEMD_DOES, str(connection.fileno()), *options]
+            helper = subprocess.Popen(command, pass_fds=[connection.fileno()])
+        assert pulled.result()["path"] == str(folder / "of-unit" / "noise.gguf")
+        assert helper.wait(20) == 0
+    assert "org/model" in hub.requests[0][0]
 
 
 def test_fast_storage(folder: Path, models: ModelLibrary) -> None:

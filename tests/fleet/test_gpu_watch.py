@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import pytest
+from fleet.placers import placer
 
 from openclawd.fleet.gpu_watch import GpuWatch
 from openclawd.fleet.gpus import GpuWish
-from openclawd.fleet.placement import CoreAllocator, NoPlace
-from openclawd.fleet.placer import GpuPlace, Placer
+from openclawd.fleet.placement import NoPlace
+from openclawd.fleet.placer import GpuPlace
 from openclawd.worker.messages import Load
 
 if TYPE_CHECKING:
@@ -62,10 +63,6 @@ def run(use: Callable[[GpuWatch], Awaitable[Result]], *, silence_s: float = 30.0
                 await task
 
     return asyncio.run(main())
-
-
-def placer(watch: GpuWatch, *, wait_s: float = 0.0, limit: int | None = None) -> Placer:
-    return Placer(CoreAllocator([]), watch, gpu_memory_bytes=limit, gpu_wait_s=wait_s)
 
 
 def ignore(progress: Loading) -> None:

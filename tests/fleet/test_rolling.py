@@ -9,11 +9,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from fleet.placers import placer
 
 from openclawctl.wire.errors import ModelFailed
 from openclawd.fleet.footprints import Footprints
 from openclawd.fleet.model import Model
-from openclawd.fleet.placement import CoreAllocator
 from openclawd.fleet.residents import Residents
 from openclawd.fleet.rolling import change, keep_scaled
 from openclawd.fleet.spec import ModelSpec, ModelState, Scale
@@ -60,7 +60,7 @@ async def running(spec: ModelSpec) -> AsyncIterator[Model]:
     )
     model = Model(
         spec,
-        cores=CoreAllocator([0]),
+        placer=placer(),
         residents=residents,
         on_change=lambda model: None,
         max_waiting=10,

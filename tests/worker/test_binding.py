@@ -13,8 +13,8 @@ from openclawd.worker.messages import EXIT_LOAD_FAILED_FOR_NOW
 IMPORTS = """
 import os, sys
 import openclawd.worker.__main__
-loaded = sorted({"numpy", "torch", "llama_cpp"} & set(sys.modules))
-print(len(os.listdir("/proc/self/task")), loaded)
+heavy = {"numpy", "torch", "llama_cpp"} & set(sys.modules)
+print(len(os.listdir("/proc/self/task")), sorted(heavy))
 """
 
 

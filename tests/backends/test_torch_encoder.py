@@ -30,6 +30,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import sentence_transformers
 
+torch.set_num_threads(1)  # two that wait for each other are slow on a busy machine
 tqdm.tqdm.monitor_interval = 0  # else its progress bars leave a thread behind
 
 LABELS = ["joy", "anger", "fear"]
@@ -44,7 +45,7 @@ def loaded(path: Path, **options: Any) -> Iterator[Backend]:
         context=512,
         kv_tokens=2048,
         batch_tokens=512,
-        threads=2,
+        threads=1,
         options=options,
     )
     backend = pytorch.load(spec, lambda _: True)

@@ -428,6 +428,24 @@ def test_who_can_never_fit_is_refused_with_both_numbers() -> None:
     assert several.add(embedding(1, 6)) is None
 
 
+def test_a_step_of_an_encoder_holds_texts_of_many_requests() -> None:
+    scheduler = make(
+        num_slots=64,
+        kv_tokens=64 * 8,
+        batch_tokens=64,
+        embedding_batch_tokens=64,
+        splits_prompts=False,
+        max_whole_tokens=8,
+    )
+    for rid in range(30):
+        scheduler.add(embedding(rid, 2 + rid % 2))
+    sizes = []
+    while not scheduler.is_idle:
+        batch, _ = step(scheduler)
+        sizes.append(len(batch.chunks))
+    assert sizes == [26, 4]  # the 26th does not fit into 64 tokens any more, the 27th does
+
+
 def test_capacity_is_waited_for_in_the_order_of_arrival() -> None:
     scheduler = make(num_slots=3, kv_tokens=20)
     scheduler.add(generation(1, 4, max_tokens=6))

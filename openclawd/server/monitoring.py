@@ -37,6 +37,28 @@ _INDEX: Final = b"openclawd: see /metrics and /health\n"
 logger = logging.getLogger(__name__)
 
 
+class HealthLog:
+    """Says in the log what became worse or better, once."""
+
+    def __init__(self) -> None:
+        self._told = Status.OK
+
+    def note(self, health: Health) -> None:
+        """Not that the daemon starts or drains: it says so itself."""
+        if health.server != "ready" or health.status is self._told:
+            return
+        if health.status is Status.OK:
+            logger.info("healthy again", extra=fields(message_id=message_ids.HEALTHY))
+        else:
+            logger.warning(
+                "health is %s: %s",
+                health.status.value,
+                health.story(),
+                extra=fields(message_id=message_ids.UNHEALTHY, status=health.status.value),
+            )
+        self._told = health.status
+
+
 class Monitoring:
     """`http` serves the metrics' socket; `keep` is the task that looks around."""
 
@@ -46,7 +68,7 @@ class Monitoring:
         self._metrics = Metrics(service, self._pressure, read_gpus=self._read_gpus)
         self._body = b""
         self._rendered_at = float("-inf")
-        self._told = Status.OK
+        self._health_log = HealthLog()
         self.http = HttpServer(
             {
                 "/": lambda: Response(200, _INDEX),
@@ -85,22 +107,7 @@ class Monitoring:
 
     def _look(self, *, elapsed_s: float) -> None:
         self._pressure.look(self._read_gpus(), elapsed_s=elapsed_s)
-        self._tell(self._service.health())
-
-    def _tell(self, health: Health) -> None:
-        """Log what became worse or better; not that the daemon starts or stops, which it says."""
-        if health.server != "ready" or health.status is self._told:
-            return
-        if health.status is Status.OK:
-            logger.info("healthy again", extra=fields(message_id=message_ids.HEALTHY))
-        else:
-            logger.warning(
-                "health is %s: %s",
-                health.status.value,
-                health.story(),
-                extra=fields(message_id=message_ids.UNHEALTHY, status=health.status.value),
-            )
-        self._told = health.status
+        self._health_log.note(self._service.health())
 
     def _answer_metrics(self) -> Response:
         now = time.monotonic()

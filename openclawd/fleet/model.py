@@ -62,6 +62,8 @@ _FURTHEST_FIRST: Final = (
 )
 """Which replica's state is the model's."""
 
+_FAILING: Final = (ModelState.BACKOFF, ModelState.FAILED)
+
 
 class Model:
     """A model of the fleet. `run()` is its one task, owned by the fleet."""
@@ -123,7 +125,11 @@ class Model:
 
     @property
     def reason(self) -> str:
-        return self._leading.reason or self.note
+        """Why it is in its state; of one that is ready, what is wrong all the same."""
+        if reason := self._leading.reason or self.note:
+            return reason
+        failing = (each for each in self.replicas if each.state in _FAILING)
+        return next((f"replica {each.index + 1}: {each.reason}" for each in failing), "")
 
     @property
     def since(self) -> float:

@@ -416,6 +416,8 @@ class Replica:
                 self._notify()
             case Loaded(info=info):
                 self.info = info
+                if self._link is not None:
+                    self._link.context = info.get("context")
                 self._policy.loaded()
                 self._owner.history.loaded(time.monotonic() - self._started_at)
                 if not self._unwanted.is_set():  # else it has been told to stop

@@ -100,6 +100,7 @@ class Submission:
         self._link: Link | None = None
         self._call: Call | None = None
         self._prompt_tokens = 0
+        self._longest = 0
         self._prefixes: Prefixes = ()
         self._demand = Demand()
         self._may_move = False
@@ -206,12 +207,14 @@ class Submission:
         prepared = await link.wait_prepared(self._call)
         if isinstance(prepared, Prepared):
             self._prompt_tokens = prepared.prompt_tokens
+            self._longest = prepared.longest
             self._prefixes = prepared.prefixes
         return prepared
 
     async def _start(self, start: Start) -> Ended:
         assert self._link is not None
         assert self._call is not None
+        self._check_context(self._link, start)
         self._was_started = True
         self._files_at_start = self._link.files
         told = [part.continuation(index) for index, part in self._parts.items()]
@@ -220,6 +223,15 @@ class Submission:
         self._link.beginnings.note(self._demand.domain, self._demand.prefixes)
         self._link.start(self._call, start, self._take)
         return await self._call.ended
+
+    def _check_context(self, link: Link, start: Start) -> None:
+        """The plan was made for another worker; this one may have been given less since."""
+        if link.context is not None and self._longest + start.max_tokens > link.context:
+            raise ModelFailed(
+                f"the settings of model {self._model.name} have been changed meanwhile: it has "
+                f"{link.context} tokens of context now",
+                hint="send the request again",
+            )
 
     def _take(self, output: Output) -> None:
         part = self._parts.setdefault(output.index, _Part(output.cached_tokens))

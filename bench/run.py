@@ -53,6 +53,7 @@ SCENARIOS: Final = (
     "batch_shapes",
     "ledger",
     "admission",
+    "torch_batch",
 )
 ROUNDS: Final = 5
 QUICK_ROUNDS: Final = 3

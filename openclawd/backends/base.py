@@ -49,7 +49,8 @@ class LoadSpec:
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
     """What a loaded model is. `context` is the length that really applies to a sequence; it is
-    smaller than the one asked for where the model cannot do more."""
+    smaller than the one asked for where the model cannot do more. `attention` is how that is
+    computed, where there is a choice."""
 
     description: str
     architecture: str
@@ -68,6 +69,7 @@ class ModelInfo:
     gpu_layers: int
     devices: tuple[str, ...]
     warnings: tuple[str, ...] = ()
+    attention: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +146,10 @@ ForwardResult = Outputs | NoFreeCells | DecodeFailed | Stopped
 def go_on() -> bool:
     """Nothing is to be done between the parts of a batch."""
     return True
+
+
+class NotNumbers(Exception):
+    """Among the logits is one that is no number, or the highest is infinite."""
 
 
 class GrammarFailed(Exception):

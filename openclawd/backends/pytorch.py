@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from openclawd.backends.base import Backend, CannotLoad
 from openclawd.backends.pytorch_load import load_config
+from openclawd.backends.pytorch_load_causal import is_causal, load_causal
 from openclawd.backends.pytorch_options import read_options
 from openclawd.backends.safetensors_folder import check_folder
 
@@ -23,6 +24,8 @@ def load(spec: LoadSpec, on_progress: Callable[[float], bool]) -> Backend:
     check_folder(spec.path)
     options = read_options(spec.options)
     config = load_config(spec, options)
+    if is_causal(config, options):
+        return load_causal(spec, options, config, on_progress)
     raise CannotLoad(
         f"{spec.path} holds a model of type {config.model_type}, which openclawd cannot run",
         hint="use a model that generates text",

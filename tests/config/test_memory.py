@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,6 +11,8 @@ from openclawd.config import load_config
 from openclawd.config.errors import ConfigError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from openclawd.config import Config
 
 

@@ -22,6 +22,7 @@ from openclawd.backends.base import (
     GrammarFailed,
     NoFreeCells,
     NotNumbers,
+    PairFormat,
     go_on,
 )
 from openclawd.backends.cells import Cells
@@ -95,6 +96,7 @@ class CausalBackend:
         self.piece = vocab.piece
         self.is_end = vocab.is_end
         self.check_grammar = self._grammars.check
+        self.pair_format: PairFormat | None = None
 
     @property
     def chat_format(self) -> ChatFormat:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Final
 
 from openclawctl.wire.completion import ChatParams, GenerateParams
 from openclawctl.wire.errors import Internal, PromptTooLong
-from openclawctl.wire.operations import ClassifyParams, EmbedParams, EncodingParams, RerankParams
+from openclawctl.wire.operations import EmbedParams, EncodingParams
+from openclawctl.wire.scoring import ClassifyParams, RerankParams
 from openclawd.admission.limit_rules import Situation, applying
 from openclawd.admission.limits import (
     Asked,

@@ -15,11 +15,11 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final
 
 from openclawctl.wire.errors import LimitExceeded, ModelFailed, Unsupported
-from openclawctl.wire.operations import ClassifyParams, EncodingParams, RerankParams
-from openclawctl.wire.scoring import MAX_SCORES, LabelScore, Ranked
+from openclawctl.wire.scoring import MAX_SCORES, ClassifyParams, LabelScore, Ranked, RerankParams
 
 if TYPE_CHECKING:
     from openclawctl.wire.completion import ChatParams, GenerateParams
+    from openclawctl.wire.operations import EncodingParams
 
 _FLOAT_BYTES: Final = 4
 _SIGMOID: Final = "sigmoid"

@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from openclawctl.wire.errors import Unsupported
-from openclawctl.wire.operations import ClassifyParams, EmbedParams
+from openclawctl.wire.operations import EmbedParams
+from openclawctl.wire.scoring import ClassifyParams
 
 if TYPE_CHECKING:
     from openclawd.backends.base import Backend, ModelInfo, PairFormat

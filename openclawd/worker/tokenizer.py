@@ -23,14 +23,13 @@ from openclawctl.wire.errors import (
     Unsupported,
 )
 from openclawctl.wire.operations import (
-    ClassifyParams,
     DetokenizeParams,
     EmbedParams,
     Op,
-    RerankParams,
     TokenizeParams,
     decode_params,
 )
+from openclawctl.wire.scoring import ClassifyParams, RerankParams
 from openclawd.backends.base import GrammarFailed
 from openclawd.engine.batch import BatchKind
 from openclawd.engine.prefixes import num_same

@@ -188,7 +188,8 @@ def test_rerank(daemon, ctl):
     assert ctl("rerank", "q", "a", "b").out == "0.7500\t1\tb\n-3.0000\t0\ta\n"
     value = json.loads(ctl("rerank", "q", "--top-n", "2", "--json", stdin="a\nb\n").out)
     assert value["ranking"] == [{"index": 1, "score": 0.75}, {"index": 0, "score": -3.0}]
-    assert daemon.requests[1].params == {"query": "q", "documents": ["a", "b"], "top_n": 2}
+    asked = {"query": "q", "documents": ["a", "b"], "top_n": 2, "return_documents": False}
+    assert daemon.requests[1].params == asked
 
 
 def test_embed_tokenize_detokenize(daemon, ctl):

@@ -300,7 +300,7 @@ class Model:
         current = [each for each in self.replicas if each.spec.is_same_worker(self.spec)]
         link = _best_of(current, demand) or _best_of(self.replicas, demand)
         must_wait = link is not None and demand.has_begun and self._is_full(link, demand)
-        return None if must_wait and any(each.is_coming for each in current) else link
+        return None if must_wait and any(each.will_be_ready for each in current) else link
 
     def _is_full(self, link: Link, demand: Demand) -> bool:
         return link.num_sequences + demand.num_sequences > self.spec.load.parallel

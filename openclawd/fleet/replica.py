@@ -154,7 +154,7 @@ class Replica:
         return is_over or not self.is_wanted
 
     @property
-    def is_coming(self) -> bool:
+    def will_be_ready(self) -> bool:
         """Will there be a worker soon, as far as is known?"""
         is_on_its_way = self.state in (ModelState.LOADING, ModelState.BACKOFF, ModelState.READY)
         return is_on_its_way and self.ready_link is None and not self.is_retired

@@ -77,8 +77,10 @@ class Exposition:
         samples: Iterable[Sample],
     ) -> None:
         """A family without samples is left out."""
+        # Nearly all are integers, which need no looking at.
         lines = [
-            f"{name}{_label_text(label_names, labels)} {_number(value)}\n"
+            f"{name}{_label_text(label_names, labels)} "
+            f"{value if type(value) is int else _number(value)}\n"
             for labels, value in samples
         ]
         if lines:

@@ -9,6 +9,7 @@ as the middle of its bucket is off by 5.2 % at most. Prometheus is given the 1-2
 
 from __future__ import annotations
 
+import functools
 import math
 from bisect import bisect_left
 from collections import deque
@@ -81,10 +82,16 @@ class Histogram:
     def snapshot(self) -> Snapshot:
         return Snapshot(tuple(self._counts), self.sum_s)
 
-    def cumulative(self, bounds: Sequence[float]) -> list[int]:
+    def cumulative(self, bounds: tuple[float, ...]) -> list[int]:
         """How many took no longer than each of `bounds`, which are some of `BOUNDS`; then all."""
         sums = list(accumulate(self._counts))
-        return [sums[bisect_left(BOUNDS, bound)] for bound in bounds] + [sums[-1]]
+        return [*map(sums.__getitem__, _positions(bounds)), sums[-1]]
+
+
+@functools.lru_cache
+def _positions(bounds: tuple[float, ...]) -> list[int]:
+    """The buckets that end at these bounds: a scrape asks for the same few again and again."""
+    return [bisect_left(BOUNDS, bound) for bound in bounds]
 
 
 def summary(now: Snapshot, before: Snapshot = NOTHING) -> dict[str, Any]:

@@ -70,16 +70,16 @@ async def answer(service: Service, exchange: Exchange) -> None:
             raise
         _fail(service, exchange, exchange.cancel_problem)
     except LocalProtocolError as error:
-        problem = LimitExceeded(
+        too_large = LimitExceeded(
             f"the result cannot be sent: {error}",
             hint="ask for less at once, or raise resource_limits.max_frame_bytes",
         )
-        _fail(service, exchange, problem)
+        _fail(service, exchange, too_large)
     except Exception:
         extra = fields(message_id=message_ids.BUG)
         logger.exception("request %r failed on a bug", exchange.request.op, extra=extra)
-        problem = Internal("the daemon failed on a bug", hint="see the log of the daemon")
-        _fail(service, exchange, problem)
+        bug = Internal("the daemon failed on a bug", hint="see the log of the daemon")
+        _fail(service, exchange, bug)
 
 
 def _fail(service: Service, exchange: Exchange, problem: Problem) -> None:

@@ -21,10 +21,12 @@ def _machine(text: Exposition, memory: Memory | None, throttled_s: float | None)
     text.gauge(
         "openclawd_memory_available_bytes",
         "Memory that can still be had, of the machine or of the service's own limit.",
-        memory and memory.available_bytes,
+        memory.available_bytes if memory else None,
     )
     text.gauge(
-        "openclawd_memory_limit_bytes", "How much there is of it.", memory and memory.limit_bytes
+        "openclawd_memory_limit_bytes",
+        "How much there is of it.",
+        memory.limit_bytes if memory else None,
     )
     text.counter(
         "openclawd_cpu_throttled_seconds_total",

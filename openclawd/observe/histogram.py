@@ -1,6 +1,6 @@
 """How long things took: counts in narrow buckets, for Prometheus and for percentiles of our own.
 
-Pure. A histogram is told of one duration in about 0.3 µs (measured 2026-11-29), so that the time
+Pure. A histogram is told of one duration in about 0.4 µs (measured 2026-11-29), so that the time
 between two tokens can be told for each of them.
 
 The buckets divide 1-2-5 steps into pieces of equal ratio, 1.107 at most: a percentile that is given
@@ -9,6 +9,7 @@ as the middle of its bucket is off by 5.2 % at most. Prometheus is given the 1-2
 
 from __future__ import annotations
 
+import functools
 import math
 from bisect import bisect_left
 from collections import deque
@@ -81,10 +82,16 @@ class Histogram:
     def snapshot(self) -> Snapshot:
         return Snapshot(tuple(self._counts), self.sum_s)
 
-    def cumulative(self, bounds: Sequence[float]) -> list[int]:
+    def cumulative(self, bounds: tuple[float, ...]) -> list[int]:
         """How many took no longer than each of `bounds`, which are some of `BOUNDS`; then all."""
         sums = list(accumulate(self._counts))
-        return [sums[bisect_left(BOUNDS, bound)] for bound in bounds] + [sums[-1]]
+        return [*map(sums.__getitem__, _positions(bounds)), sums[-1]]
+
+
+@functools.lru_cache
+def _positions(bounds: tuple[float, ...]) -> list[int]:
+    """The buckets that end at these bounds: a scrape asks for the same few again and again."""
+    return [bisect_left(BOUNDS, bound) for bound in bounds]
 
 
 def summary(now: Snapshot, before: Snapshot = NOTHING) -> dict[str, Any]:

@@ -59,7 +59,7 @@ def one(client: Client, number: int) -> None:
     """One request of eight kinds."""
     match number % 8:
         case 0:
-            client.generate(LONG, max_tokens=3)
+            client.generate(LONG, max_tokens=12, temperature=0, ignore_eos=True)  # guesses itself
         case 1:
             with client.generate("Count:", max_tokens=100, ignore_eos=True, stream=True) as stream:
                 for _ in zip(range(3), stream, strict=False):

@@ -115,6 +115,8 @@ class Link(asyncio.BufferedProtocol):
         self.is_closed = False
         self.has_delivered = False
         self.files = files
+        self.context: int | None = None
+        """Tokens that a sequence may have, once the worker is ready and says so."""
         self.beginnings = Beginnings()
         self._calls: dict[int, Call] = {}
         self._is_idle = asyncio.Event()

@@ -61,6 +61,8 @@ _FURTHEST_FIRST: Final = (
 )
 """Which replica's state is the model's."""
 
+_FAILING: Final = (ModelState.BACKOFF, ModelState.FAILED)
+
 
 class Model:
     """A model of the fleet. `run()` is its one task, owned by the fleet."""
@@ -121,7 +123,11 @@ class Model:
 
     @property
     def reason(self) -> str:
-        return self._leading.reason or self.note
+        """Why it is in its state; of one that is ready, what is wrong all the same."""
+        if reason := self._leading.reason or self.note:
+            return reason
+        failing = (each for each in self.replicas if each.state in _FAILING)
+        return next((f"replica {each.index + 1}: {each.reason}" for each in failing), "")
 
     @property
     def since(self) -> float:
@@ -180,7 +186,7 @@ class Model:
     @property
     def is_backing_off(self) -> bool:
         """Did a load fail, and is the next one not due?"""
-        is_coming = any(replica.is_coming for replica in self.replicas)
+        is_coming = any(replica.holds_room for replica in self.replicas)
         return self.state is ModelState.BACKOFF and not is_coming
 
     @property
@@ -274,7 +280,12 @@ class Model:
     def _best_link(self, demand: Demand) -> Link | None:
         """None while no worker is ready. Those with other settings are on their way out."""
         current = [each for each in self.replicas if each.spec.is_same_worker(self.spec)]
-        return _best_of(current, demand) or _best_of(self.replicas, demand)
+        link = _best_of(current, demand) or _best_of(self.replicas, demand)
+        must_wait = link is not None and demand.has_begun and self._is_full(link, demand)
+        return None if must_wait and any(each.is_coming for each in current) else link
+
+    def _is_full(self, link: Link, demand: Demand) -> bool:
+        return link.num_sequences + demand.num_sequences > self.spec.load.parallel
 
     def _check_hope(self, patience_s: float) -> None:
         """Raise when waiting for the model is pointless: what the first to be tried again says."""

@@ -122,6 +122,12 @@ class Replica:
         return is_over or not self.is_wanted
 
     @property
+    def is_coming(self) -> bool:
+        """Will there be a worker soon, as far as is known?"""
+        is_on_its_way = self.state in (ModelState.LOADING, ModelState.BACKOFF, ModelState.READY)
+        return is_on_its_way and self.ready_link is None and not self.is_retired
+
+    @property
     def has_old_files(self) -> bool:
         """Have the model's files changed since its worker was started?"""
         return self._link is not None and self._link.files != self.spec.files()
@@ -150,7 +156,7 @@ class Replica:
         return None
 
     @property
-    def is_coming(self) -> bool:
+    def holds_room(self) -> bool:
         """Is its worker there, or about to be, and not about to go?"""
         return self._wanted.is_set() and not self.is_retired
 
@@ -359,6 +365,8 @@ class Replica:
                 self._notify()
             case Loaded(info=info):
                 self.info = info
+                if self._link is not None:
+                    self._link.context = info.get("context")
                 self._policy.loaded()
                 if not self._unwanted.is_set():  # else it has been told to stop
                     self._set_state(ModelState.READY, "")

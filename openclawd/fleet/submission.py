@@ -6,7 +6,9 @@ clients, nor what a token means.
 
 Rules (design, "Failure rules"): a request that was in flight when two workers in a row died, with
 nothing delivered in between, is suspected of killing them, and ends with `worker-died`. If there
-are several, they come back one at a time, and the one whose worker dies a third time ends.
+are several, they come back one at a time, and the one whose worker dies a third time ends. So does
+one alone if its model has several workers: that two of these die one after the other says less,
+since it came to the second one in the middle of others' requests.
 
 Invariants: nothing is delivered twice; a token is computed again only if nobody was told of it.
 """
@@ -98,6 +100,7 @@ class Submission:
         self._link: Link | None = None
         self._call: Call | None = None
         self._prompt_tokens = 0
+        self._longest = 0
         self._prefixes: Prefixes = ()
         self._demand = Demand()
         self._may_move = False
@@ -201,15 +204,19 @@ class Submission:
         self._link = link
         self._call = link.prepare(self._op, self._params, **self._cut)
         self._call.is_survivor = self._num_deaths > 0
+        if self._demand.has_begun:  # others that come back see that the slot is taken
+            self._call.num_sequences = self._demand.num_sequences
         prepared = await link.wait_prepared(self._call)
         if isinstance(prepared, Prepared):
             self._prompt_tokens = prepared.prompt_tokens
+            self._longest = prepared.longest
             self._prefixes = prepared.prefixes
         return prepared
 
     async def _start(self, start: Start) -> Ended:
         assert self._link is not None
         assert self._call is not None
+        self._check_context(self._link, start)
         self._was_started = True
         self._files_at_start = self._link.files
         told = [part.continuation(index) for index, part in self._parts.items()]
@@ -218,6 +225,15 @@ class Submission:
         self._link.beginnings.note(self._demand.domain, self._demand.prefixes)
         self._link.start(self._call, start, self._take)
         return await self._call.ended
+
+    def _check_context(self, link: Link, start: Start) -> None:
+        """The plan was made for another worker; this one may have been given less since."""
+        if link.context is not None and self._longest + start.max_tokens > link.context:
+            raise ModelFailed(
+                f"the settings of model {self._model.name} have been changed meanwhile: it has "
+                f"{link.context} tokens of context now",
+                hint="send the request again",
+            )
 
     def _take(self, output: Output) -> None:
         part = self._parts.setdefault(output.index, _Part(output.cached_tokens))
@@ -236,7 +252,8 @@ class Submission:
             return
         self._num_deaths += 1
         self.num_outlived += 1
-        if self._num_deaths > _SUSPICIOUS or self._call.is_only_suspect:
+        is_sure = self._call.is_only_suspect and len(self._model.replicas) == 1
+        if self._num_deaths > _SUSPICIOUS or is_sure:
             raise self._suspected(death)
 
     async def _is_ready(self) -> bool:
@@ -268,6 +285,7 @@ class Submission:
 
     async def _come_back(self) -> None:
         """Have the next worker prepare it, and wait until it may start there."""
+        self._demand = replace(self._demand, has_begun=True)
         with contextlib.suppress(WorkerDied):  # not its doing: it has been prepared before
             await self._prepare(lambda progress: None, patience_s=COMEBACK_PATIENCE_S)
             await self._go_alone_if_suspected()

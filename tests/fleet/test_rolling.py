@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from openclawctl.wire.errors import ModelFailed
+from openclawctl.wire.errors import ModelFailed, WorkerDied
 from openclawd.fleet.footprints import Footprints
 from openclawd.fleet.model import Model
 from openclawd.fleet.placement import CoreAllocator
@@ -122,6 +122,20 @@ def test_the_old_worker_answers_what_it_has_and_the_new_one_what_comes(spec: Mod
     asyncio.run(run())
 
 
+def test_what_does_not_fit_the_new_worker_is_told_so_if_the_old_one_dies(spec: ModelSpec) -> None:
+    async def run() -> None:
+        async with running(spec) as model, asked(model) as first:
+            changing = asyncio.create_task(change(model, with_load(spec, context=32)))
+            while model.spec.load.context != 32:
+                await model.wait_change()
+            model.replicas[0].kill()
+            with pytest.raises((ModelFailed, WorkerDied), match="has 32 tokens of context now"):
+                await compute(first)
+            await changing
+
+    asyncio.run(run())
+
+
 def test_without_room_the_old_one_goes_first_and_who_comes_meanwhile_waits(
     spec: ModelSpec,
 ) -> None:
@@ -225,6 +239,24 @@ def test_a_model_that_nobody_uses_changes_without_being_loaded(spec: ModelSpec) 
             assert (model.spec.load.parallel, model.turns.num_places) == (4, 4)
             async with asked(model) as submission:
                 assert (await compute(submission, max_tokens=3)).completion_tokens == 3
+
+    asyncio.run(run())
+
+
+def test_a_model_that_is_ready_says_which_of_its_workers_is_not(spec: ModelSpec) -> None:
+    async def run() -> None:
+        async with running(replace(spec, scale=Scale(2, 2))) as model:
+            await model.load(print)
+            for _ in range(2):  # after the first death it is started again at once
+                while model.turns.num_places < 4:
+                    await model.wait_change()
+                model.replicas[1].kill()
+                while model.turns.num_places == 4:
+                    await model.wait_change()
+            while not model.reason:
+                await model.wait_change()
+            assert model.reason.startswith("replica 2: its worker was killed by SIGKILL; next try")
+            assert model.state is ModelState.READY
 
     asyncio.run(run())
 

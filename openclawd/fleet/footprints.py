@@ -7,7 +7,6 @@ damaged is begun anew: all that is lost is that estimates are computed again.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
@@ -106,20 +105,21 @@ def _private(path: str, flags: int) -> int:
 
 
 def _read(path: Path) -> dict[str, Measured]:
-    with contextlib.suppress(FileNotFoundError):
-        try:
-            if path.stat().st_size > _MAX_FILE_BYTES:
-                raise ValueError("too large")
-            entries = json.loads(path.read_text())
-            return {
-                str(key): Measured(
-                    int(entry["own_bytes"]),
-                    int(entry["pss_bytes"]),
-                    bool(entry["is_used"]),
-                    float(entry["at"]),
-                )
-                for key, entry in entries.items()
-            }
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            logger.warning("the models' footprints in %s are begun anew: %s", path, error)
-    return {}
+    if not path.exists():
+        return {}
+    try:
+        if path.stat().st_size > _MAX_FILE_BYTES:
+            raise ValueError("too large")
+        entries = json.loads(path.read_text())
+        return {
+            str(key): Measured(
+                int(entry["own_bytes"]),
+                int(entry["pss_bytes"]),
+                bool(entry["is_used"]),
+                float(entry["at"]),
+            )
+            for key, entry in entries.items()
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        logger.warning("the models' footprints in %s are begun anew: %s", path, error)
+        return {}

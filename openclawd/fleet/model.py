@@ -204,7 +204,7 @@ class Model:
     @property
     def is_backing_off(self) -> bool:
         """Did a load fail, and is the next one not due?"""
-        is_coming = any(replica.is_coming for replica in self.replicas)
+        is_coming = any(replica.holds_room for replica in self.replicas)
         return self.state is ModelState.BACKOFF and not is_coming
 
     @property

@@ -188,7 +188,7 @@ class Replica:
         return None
 
     @property
-    def is_coming(self) -> bool:
+    def holds_room(self) -> bool:
         """Is its worker there, or about to be, and not about to go?"""
         return self._wanted.is_set() and not self.is_retired
 

@@ -372,7 +372,7 @@ def _smaller(spec: ModelSpec) -> list[Load]:
 def _presence(model: Model) -> Presence:
     if model.state is ModelState.READY:
         return Presence.HERE
-    if any(replica.is_coming for replica in model.replicas):
+    if any(replica.holds_room for replica in model.replicas):
         return Presence.COMING
     if any(replica.link is not None for replica in model.replicas):
         return Presence.LEAVING

@@ -36,6 +36,13 @@ def test_a_damaged_file_is_begun_anew(tmp_path: Path, text: str) -> None:
     assert Footprints(path).find("k") is None
 
 
+def test_the_first_start_is_nothing_to_complain_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert Footprints(tmp_path / "footprints.json").find("k") is None
+    assert not caplog.records
+
+
 def test_there_are_never_too_many(tmp_path: Path) -> None:
     footprints = Footprints(tmp_path / "f")
     for number in range(MAX_ENTRIES + 5):

@@ -54,7 +54,7 @@ def both() -> Iterator[Daemon]:
 
 
 def ask(daemon: Daemon, model: str, prompt: str, **params: Any) -> Any:
-    with Client(socket=daemon.socket) as client:
+    with Client(daemon.socket) as client:
         return client.generate(
             prompt,
             model=model,
@@ -86,7 +86,7 @@ def test_both_say_what_they_say_alone_while_both_are_busy(both: Daemon) -> None:
 
 
 def test_what_models_shows_of_each(both: Daemon) -> None:
-    with Client(socket=both.socket) as client:
+    with Client(both.socket) as client:
         rows = {row["name"]: row for row in client.models()}
     assert rows["torch"]["backend"] == "torch"
     assert rows["gguf"]["backend"] == "llama"
@@ -97,7 +97,7 @@ def test_what_models_shows_of_each(both: Daemon) -> None:
 
 def test_a_chat_with_a_schema_and_exact_usage(both: Daemon) -> None:
     schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
-    with Client(socket=both.socket) as client:
+    with Client(both.socket) as client:
         chat = client.chat(
             [{"role": "user", "content": "Say <|im_end|> and a number"}],
             model="torch",
@@ -143,7 +143,7 @@ def test_an_option_that_cannot_be_kept_is_a_failure_with_its_reason(
         daemon = stack.enter_context(
             running_daemon("--config", str(folder / "c.yaml"), folder=folder)
         )
-        client = stack.enter_context(Client(socket=daemon.wait_ready().socket))
+        client = stack.enter_context(Client(daemon.wait_ready().socket))
         with pytest.raises(ModelFailed) as failure:
             client.generate("x", max_tokens=1)
         assert said in failure.value.message

@@ -54,6 +54,7 @@ SCENARIOS: Final = (
     "ledger",
     "admission",
     "encoders",
+    "torch_batch",
 )
 ROUNDS: Final = 5
 QUICK_ROUNDS: Final = 3

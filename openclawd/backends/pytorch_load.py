@@ -128,14 +128,14 @@ class _Bar:
     def __init__(
         self,
         on_progress: Callable[[float], bool],
-        items: Any = None,
+        iterable: Any = None,
         *,
         total: float | None = None,
         **_: Any,
     ) -> None:
         self._on_progress = on_progress
-        self._items = items
-        self._total = total or (len(items) if hasattr(items, "__len__") else 0)
+        self._items = iterable
+        self._total = total or (len(iterable) if hasattr(iterable, "__len__") else 0)
         self._num_done = 0.0
 
     def __iter__(self) -> Iterator[Any]:

@@ -208,5 +208,15 @@ def test_the_identity_of_a_file_is_that_of_its_content(tmp_path: Path) -> None:
         assert file_identity(first) != identity
 
 
+def test_the_identity_of_a_folder_is_that_of_what_a_model_is_read_from(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    (tmp_path / "config.json").write_text("{}")
+    identity = file_identity(tmp_path)
+    (tmp_path / "README.md").write_text("read me")
+    assert file_identity(tmp_path) == identity
+    (tmp_path / "config.json").write_text("{ }")
+    assert file_identity(tmp_path) != identity
+
+
 def rewrite(file: Path, content: bytes) -> None:
     file.write_bytes(content + hashlib.sha256(content).digest())

@@ -63,8 +63,9 @@ class ModelInfo:
     A model that classifies has `labels`, and its vectors are their scores, as `label_scores` makes
     them; the number of one with a single label comes raw. `rank_scores` makes that of how well two
     texts go together, where it can tell. Of a model that embeds, `pooling` says how its vectors
-    come from those of the tokens, and whether their length is 1 (`is_normalised`). `attention` is
-    how that is computed, where there is a choice."""
+    come from those of the tokens, and whether their length is 1 (`is_normalised`).
+
+    `attention` is how that is computed, where there is a choice."""
 
     description: str
     architecture: str

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from openclawd.backends.base import BatchLimits, ModelInfo
+    from openclawd.backends.base import BatchLimits, ModelInfo, PairFormat
     from openclawd.backends.pytorch_attention import KvPool, Part
     from openclawd.backends.pytorch_vocab import TorchVocab
     from openclawd.engine.batch import Batch, CacheOp, Chunk, Opening
@@ -90,6 +90,7 @@ class CausalBackend:
 
         self.control_texts = vocab.control_texts
         self.infill_tokens = vocab.infill_tokens
+        self.pair_format: PairFormat | None = None
         self.max_token_bytes = vocab.max_token_bytes
         self.tokenize = vocab.tokenize
         self.detokenize = vocab.detokenize

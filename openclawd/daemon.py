@@ -78,7 +78,7 @@ class Settings:
         """Where the configuration came from, and the SHA-256 of what it came to, defaults and the
         command line's overrides included."""
         file = self.places.config_file
-        whole = self.config.model_dump_json(warnings=False).encode()
+        whole = self.config.model_dump_json().encode()
         return {"file": str(file or ""), "sha256": hashlib.sha256(whole).hexdigest()}
 
 

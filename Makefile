@@ -10,13 +10,18 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 CXX_FLAGS := $(shell requirements/cxxflags.sh)
 INSTALL_LLAMA := $(if $(CXX_FLAGS),CXXFLAGS="$(CXX_FLAGS) $$CXXFLAGS" )$(PIP_INSTALL)$(if $(CXX_FLAGS), --no-cache-dir)
 
-.PHONY: demo test check format bench clean lock
+.PHONY: demo test check format bench deb system-test clean lock
 
 demo: $(VENV)/.runtime
 	$(BIN)/python bench/demo.py
 
+# Of tests that start nothing, several at once; of those that start daemons, which need all there is
+# and look at time, one after the other.
+PURE_TESTS := $(addprefix tests/,admission config engine ledger server wire)
+
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical $(PURE_TESTS)
+	$(BIN)/python -m pytest $(addprefix --ignore=,$(PURE_TESTS))
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -34,6 +39,15 @@ format: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/python bench/run.py
 
+# The two Debian packages, in build/deb. Compiles llama.cpp for every machine, once (ten minutes).
+deb:
+	packaging/debian/build
+
+# On a Debian 12 with a real systemd, in a container: needs root, debootstrap and systemd-container.
+system-test: $(VENV)/.dev
+	packaging/debian/build
+	OPENCLAWD_DEBS=$(CURDIR)/build/deb $(BIN)/python -m pytest tests/system
+
 clean:
 	rm -rf $(VENV) build dist .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -50,15 +64,26 @@ $(VENV)/.runtime: $(VENV)/bin/python pyproject.toml requirements/build.lock requ
 	$(PIP_INSTALL) --no-deps --no-build-isolation --editable .
 	touch $@
 
-$(VENV)/.dev: $(VENV)/.runtime requirements/dev.lock
+# torch comes after what it needs, which is locked. Of a CUDA build pip fetches NVIDIA's libraries, too.
+$(VENV)/.torch: $(VENV)/.runtime requirements/torch.lock requirements/torch.txt
+	$(PIP_INSTALL) --require-hashes -r requirements/torch.lock
+	$(PIP_INSTALL) -r requirements/torch.txt
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.torch requirements/dev.lock
 	$(PIP_INSTALL) --require-hashes -r requirements/dev.lock
 	touch $@
 
 # Renew the lock files; needs uv. torch is pinned outside them, because its builds differ by platform.
 LOCK := uv pip compile --generate-hashes --universal --python-version 3.11 --no-emit-index-url --no-header --no-strip-extras --quiet
+WITHOUT_TORCH := --override requirements/without-torch.txt --no-emit-package torch
+# What torch itself needs on every platform, since its own requirements are not looked at.
+TORCH_NEEDS := filelock fsspec jinja2 networkx setuptools sympy typing-extensions
 lock:
 	$(LOCK) pyproject.toml --extra daemon --output-file requirements/runtime.lock
-	$(LOCK) pyproject.toml --extra dev --constraint requirements/runtime.lock --output-file requirements/dev.lock
+	printf '%s\n' $(TORCH_NEEDS) | $(LOCK) pyproject.toml - --extra torch $(WITHOUT_TORCH) \
+		--constraint requirements/runtime.lock --output-file requirements/torch.lock
+	$(LOCK) pyproject.toml --extra dev $(WITHOUT_TORCH) --constraint requirements/torch.lock --output-file requirements/dev.lock
 	printf 'hatchling\neditables\n' | $(LOCK) - --output-file requirements/build.lock
 	printf 'llama-cpp-python[server]\n' | $(LOCK) - --constraint requirements/runtime.lock \
 		--no-emit-package llama-cpp-python --output-file requirements/peers.lock

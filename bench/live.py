@@ -19,7 +19,7 @@ ROOT: Final = BENCH.parent
 
 sys.path.append(str(ROOT / "tests"))  # the one place that knows how to start a daemon and wait
 
-from harness import Daemon, running_daemon, short_folder, smollm2_path  # noqa: E402
+from harness import Daemon, minilm_path, running_daemon, short_folder, smollm2_path  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,6 +29,7 @@ __all__ = [
     "MODEL",
     "ROOT",
     "Daemon",
+    "minilm_path",
     "running_daemon",
     "serving",
     "short_folder",

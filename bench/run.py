@@ -44,6 +44,8 @@ SCENARIOS: Final = (
     "schema",
     "speculation",
     "open_loop",
+    "footprint",
+    "residency",
     "status_latency",
     "cli_startup",
     "idle",
@@ -53,6 +55,8 @@ SCENARIOS: Final = (
     "batch_shapes",
     "ledger",
     "admission",
+    "encoders",
+    "scrape",
 )
 ROUNDS: Final = 5
 QUICK_ROUNDS: Final = 3

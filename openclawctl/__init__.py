@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from openclawctl.calls import ConnectionLost
     from openclawctl.client import Client, Stream
     from openclawctl.paths import ConfigError
-    from openclawctl.results import Choice, Completion, Embeddings
+    from openclawctl.results import Choice, Classifications, Completion, Embeddings, Ranking
     from openclawctl.wire.errors import (
         BudgetExceeded,
         BugProblem,
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     )
     from openclawctl.wire.messages import Delta, Event
     from openclawctl.wire.results import Timings, Usage
+    from openclawctl.wire.scoring import LabelScore, Ranked
     from openclawctl.wire.tokens import TokenLogprob
     from openclawctl.wire.tools import ToolCall
 
@@ -67,6 +68,7 @@ _HOME: Final = {
     "AsyncClient": "openclawctl.aio",
     "AsyncStream": "openclawctl.aio",
     "Choice": "openclawctl.results",
+    "Classifications": "openclawctl.results",
     "Client": "openclawctl.client",
     "Completion": "openclawctl.results",
     "ConfigError": "openclawctl.paths",
@@ -74,6 +76,9 @@ _HOME: Final = {
     "Delta": "openclawctl.wire.messages",
     "Embeddings": "openclawctl.results",
     "Event": "openclawctl.wire.messages",
+    "LabelScore": "openclawctl.wire.scoring",
+    "Ranked": "openclawctl.wire.scoring",
+    "Ranking": "openclawctl.results",
     "Stream": "openclawctl.client",
     "Timings": "openclawctl.wire.results",
     "ToolCall": "openclawctl.wire.tools",
@@ -92,6 +97,7 @@ __all__ = [
     "Cancelled",
     "CancelledProblem",
     "Choice",
+    "Classifications",
     "Client",
     "Completion",
     "ConfigError",
@@ -106,6 +112,7 @@ __all__ = [
     "FailedProblem",
     "Internal",
     "InvalidRequest",
+    "LabelScore",
     "LimitExceeded",
     "LimitProblem",
     "ModelFailed",
@@ -117,6 +124,8 @@ __all__ = [
     "Problem",
     "PromptTooLong",
     "ProtocolError",
+    "Ranked",
+    "Ranking",
     "RateLimited",
     "RequestProblem",
     "ShuttingDown",

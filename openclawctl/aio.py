@@ -24,8 +24,14 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self, Unpack
 
-    from openclawctl.options import ChatOptions, EmbedOptions, GenerateOptions, Prompt
-    from openclawctl.results import Completion, Embeddings
+    from openclawctl.options import (
+        ChatOptions,
+        EmbedOptions,
+        GenerateOptions,
+        Prompt,
+        ScoringOptions,
+    )
+    from openclawctl.results import Classifications, Completion, Embeddings, Ranking
     from openclawctl.wire.messages import Delta, Event, Hello
 
 
@@ -332,6 +338,32 @@ class AsyncClient:
         result, deltas = await self._runner("embed", params).drain()
         return results.embeddings(result, deltas, len(params["input"]))
 
+    async def classify(
+        self,
+        texts: str | Iterable[str],
+        *,
+        top_k: int | None = None,
+        **kwargs: Unpack[ScoringOptions],
+    ) -> Classifications:
+        self._target.set_default_model(kwargs)
+        params = options.classify_params(texts, top_k, kwargs)
+        return results.classifications(await self._ask("classify", params), len(params["input"]))
+
+    async def rerank(
+        self,
+        query: str,
+        documents: Iterable[str],
+        *,
+        top_n: int | None = None,
+        return_documents: bool = False,
+        **kwargs: Unpack[ScoringOptions],
+    ) -> Ranking:
+        self._target.set_default_model(kwargs)
+        params = options.rerank_params(
+            query, documents, kwargs, top_n=top_n, return_documents=return_documents
+        )
+        return results.ranking(await self._ask("rerank", params), len(params["documents"]))
+
     async def tokenize(
         self, text: str, *, model: str | None = None, add_special: bool = False
     ) -> list[int]:
@@ -346,8 +378,8 @@ class AsyncClient:
     async def ping(self) -> dict[str, Any]:
         return await self._ask("ping", {})
 
-    async def status(self) -> dict[str, Any]:
-        return await self._ask("status", {})
+    async def status(self, *, latency: bool = False) -> dict[str, Any]:
+        return await self._ask("status", {"latency": True} if latency else {})
 
     async def models(self) -> list[dict[str, Any]]:
         return calls.rows_of(await self._ask("models", {}), "models")
@@ -363,6 +395,54 @@ class AsyncClient:
 
     async def unload(self, model: str | None = None) -> dict[str, Any]:
         return await self._ask("unload", self._target.model_params(model))
+
+    async def show(self, model: str | None = None) -> dict[str, Any]:
+        return await self._ask("show", self._target.model_params(model))
+
+    async def watch(
+        self,
+        on_models: Callable[[list[dict[str, Any]]], object],
+        *,
+        num_updates: int | None = None,
+    ) -> None:
+        params = {} if num_updates is None else {"num_updates": num_updates}
+        await self._ask("watch", params, on_event=calls.models_handler(on_models))
+
+    async def pull(
+        self,
+        source: str,
+        *,
+        name: str | None = None,
+        revision: str | None = None,
+        sha256: str | None = None,
+        replace: bool = False,
+        unverified: bool = False,
+        on_progress: Callable[[str, int, int | None], object] | None = None,
+    ) -> dict[str, Any]:
+        params = options.pull_params(
+            source,
+            name=name,
+            revision=revision,
+            sha256=sha256,
+            replace=replace,
+            unverified=unverified,
+        )
+        return await self._ask("pull", params, on_event=calls.pull_handler(on_progress))
+
+    async def remove_model(self, model: str) -> dict[str, Any]:
+        return await self._ask("models.remove", options.model_file_params("models.remove", model))
+
+    async def verify_model(
+        self,
+        model: str,
+        *,
+        on_progress: Callable[[str, int, int | None], object] | None = None,
+    ) -> dict[str, Any]:
+        params = options.model_file_params("models.verify", model)
+        return await self._ask("models.verify", params, on_event=calls.pull_handler(on_progress))
+
+    async def reload(self) -> dict[str, Any]:
+        return await self._ask("reload", {})
 
     async def usage(
         self,

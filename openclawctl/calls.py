@@ -48,9 +48,10 @@ if TYPE_CHECKING:
     from openclawctl.results import Completion
     from openclawctl.wire.tokens import TokenLogprob
 
-GREETING_TIMEOUT_S: Final = 10.0
-"""Longest wait for `welcome`. The daemon answers it at once whatever its models do; one that does
-not is stopped or stuck, and even `timeout_s=None` should not wait for that."""
+GREETING_TIMEOUT_S: Final = 60.0
+"""Longest wait for `welcome`. The daemon answers it at once whatever its models do. One that does
+not is stopped or stuck, and even `timeout_s=None` should not wait for that; or it restarts, and
+systemd holds the connection meanwhile: a drain (30 s by default) and a start fit in."""
 
 QUICK_TIMEOUT_S: Final = 30.0
 """Default `timeout_s` of the operations that no model takes part in."""
@@ -66,6 +67,7 @@ QUICK_OPS: Final = frozenset(
         "whoami",
         "budgets",
         "audit",
+        "show",
     }
 )
 
@@ -271,6 +273,33 @@ def progress_handler(
     def on_event(event: Event) -> None:
         if event.kind == "loading":
             on_progress(str(event.data.get("phase", "")), event.data.get("fraction"))
+
+    return on_event
+
+
+def models_handler(
+    on_models: Callable[[list[dict[str, Any]]], object],
+) -> Callable[[Event], None]:
+    """An `on_event` that passes the models on which `watch` sends."""
+
+    def on_event(event: Event) -> None:
+        if event.kind == "models":
+            on_models(rows_of(event.data, "models"))
+
+    return on_event
+
+
+def pull_handler(
+    on_progress: Callable[[str, int, int | None], object] | None,
+) -> Callable[[Event], None] | None:
+    """An `on_event` that passes the progress of a download on."""
+    if on_progress is None:
+        return None
+
+    def on_event(event: Event) -> None:
+        if event.kind == "pulling":
+            data = event.data
+            on_progress(str(data.get("file", "")), data.get("bytes", 0), data.get("total_bytes"))
 
     return on_event
 

@@ -22,8 +22,14 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self, Unpack
 
-    from openclawctl.options import ChatOptions, EmbedOptions, GenerateOptions, Prompt
-    from openclawctl.results import Completion, Embeddings
+    from openclawctl.options import (
+        ChatOptions,
+        EmbedOptions,
+        GenerateOptions,
+        Prompt,
+        ScoringOptions,
+    )
+    from openclawctl.results import Classifications, Completion, Embeddings, Ranking
     from openclawctl.wire.messages import Delta, Event
 
 
@@ -277,6 +283,42 @@ class Client:
         result, deltas = self._runner("embed", params).drain()
         return results.embeddings(result, deltas, len(params["input"]))
 
+    def classify(
+        self,
+        texts: str | Iterable[str],
+        *,
+        top_k: int | None = None,
+        **options: Unpack[ScoringOptions],
+    ) -> Classifications:
+        """The labels of each text with their scores, the best first; `top_k` of them, all by
+        default. For `options` see `ScoringOptions`."""
+        from openclawctl import results
+        from openclawctl.options import classify_params
+
+        self._target.set_default_model(options)
+        params = classify_params(texts, top_k, options)
+        return results.classifications(self._ask("classify", params), len(params["input"]))
+
+    def rerank(
+        self,
+        query: str,
+        documents: Iterable[str],
+        *,
+        top_n: int | None = None,
+        return_documents: bool = False,
+        **options: Unpack[ScoringOptions],
+    ) -> Ranking:
+        """How well each document answers the query, the best first; `top_n` of them, all by
+        default, with their texts if `return_documents`."""
+        from openclawctl import results
+        from openclawctl.options import rerank_params
+
+        self._target.set_default_model(options)
+        params = rerank_params(
+            query, documents, options, top_n=top_n, return_documents=return_documents
+        )
+        return results.ranking(self._ask("rerank", params), len(params["documents"]))
+
     def tokenize(
         self, text: str, *, model: str | None = None, add_special: bool = False
     ) -> list[int]:
@@ -298,9 +340,10 @@ class Client:
         """`{"server": "openclawd X.Y.Z"}`, if the daemon answers at all."""
         return self._ask("ping", {})
 
-    def status(self) -> dict[str, Any]:
-        """The daemon's state: its version, uptime, requests, token rate and models."""
-        return self._ask("status", {})
+    def status(self, *, latency: bool = False) -> dict[str, Any]:
+        """The daemon's state: its version, uptime, requests, token rate, health and models; with
+        `latency` also how long each model's requests take."""
+        return self._ask("status", {"latency": True} if latency else {})
 
     def models(self) -> list[dict[str, Any]]:
         """Every model that the daemon knows, loaded or not."""
@@ -320,6 +363,72 @@ class Client:
     def unload(self, model: str | None = None) -> dict[str, Any]:
         """Give a model's memory back. It is loaded again when it is next asked."""
         return self._ask("unload", self._target.model_params(model))
+
+    def show(self, model: str | None = None) -> dict[str, Any]:
+        """One `model`, and the sum of the `memory` that it takes or would take: its `parts`, the
+        `budget_bytes` of all models, and whether it `fits`. Loads nothing."""
+        return self._ask("show", self._target.model_params(model))
+
+    def watch(
+        self,
+        on_models: Callable[[list[dict[str, Any]]], object],
+        *,
+        num_updates: int | None = None,
+    ) -> None:
+        """Call `on_models` with the models, now and whenever one changes, so many times; without
+        `num_updates` until the daemon stops."""
+        params = {} if num_updates is None else {"num_updates": num_updates}
+        self._ask("watch", params, on_event=calls.models_handler(on_models))
+
+    def pull(
+        self,
+        source: str,
+        *,
+        name: str | None = None,
+        revision: str | None = None,
+        sha256: str | None = None,
+        replace: bool = False,
+        unverified: bool = False,
+        on_progress: Callable[[str, int, int | None], object] | None = None,
+    ) -> dict[str, Any]:
+        """Have the daemon get a model: `source` is REPO or REPO:FILE of its hub, or an https
+        address, which needs `sha256` (or `unverified`). `on_progress(file, bytes, total_bytes)` is
+        called as it advances. Asked again, it goes on where it broke off."""
+        from openclawctl.options import pull_params
+
+        params = pull_params(
+            source,
+            name=name,
+            revision=revision,
+            sha256=sha256,
+            replace=replace,
+            unverified=unverified,
+        )
+        return self._ask("pull", params, on_event=calls.pull_handler(on_progress))
+
+    def remove_model(self, model: str) -> dict[str, Any]:
+        """Delete a model's file from the folder that `pull` puts them into."""
+        from openclawctl.options import model_file_params
+
+        return self._ask("models.remove", model_file_params("models.remove", model))
+
+    def verify_model(
+        self,
+        model: str,
+        *,
+        on_progress: Callable[[str, int, int | None], object] | None = None,
+    ) -> dict[str, Any]:
+        """Read a model's files and compare them with the checksums they had (`damaged`)."""
+        from openclawctl.options import model_file_params
+
+        params = model_file_params("models.verify", model)
+        return self._ask("models.verify", params, on_event=calls.pull_handler(on_progress))
+
+    def reload(self) -> dict[str, Any]:
+        """Have the daemon read its configuration again: the names of models that were `added`,
+        `changed` and `removed`, and `warnings` about what takes effect at the next start. Raises
+        `InvalidRequest`, with every mistake, for one that is wrong; nothing has changed then."""
+        return self._ask("reload", {})
 
     def usage(
         self,

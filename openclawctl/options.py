@@ -38,7 +38,8 @@ class CompletionOptions(TypedDict, total=False):
     `normal` or `interactive`; after `deadline_s` seconds the request ends with `DeadlineExceeded`.
     `format` is what shape the answer must have, such as `{"type": "json_schema", "schema": {…}}`;
     docs/protocol.md has the others. `adapter` names one of the model's LoRAs. `app` and `session`
-    are names for limits and reports; `app` is the client's unless it is given here.
+    are names for limits and reports; `app` is the client's unless it is given here. The model stays
+    loaded for `keep_alive_s` seconds after the request, -1 is for ever; else as it is configured.
     """
 
     model: str | None
@@ -75,6 +76,7 @@ class CompletionOptions(TypedDict, total=False):
     adapter: str | None
     app: str | None
     session: str | None
+    keep_alive_s: float | None
     on_event: Callable[[Event], object] | None
 
 
@@ -124,11 +126,41 @@ class EmbedOptions(TypedDict, total=False):
     adapter: str | None
     app: str | None
     session: str | None
+    keep_alive_s: float | None
 
 
 def embed_params(texts: str | Iterable[str], options: EmbedOptions) -> dict[str, Any]:
     values = [texts] if isinstance(texts, str) else list(texts)
     return _checked(Op.EMBED, {"input": values, **options})
+
+
+class ScoringOptions(TypedDict, total=False):
+    """Keywords of `classify` and `rerank`: those of `generate` that have a meaning for scores."""
+
+    model: str | None
+    priority: str | None
+    deadline_s: float | None
+    app: str | None
+    session: str | None
+
+
+def classify_params(
+    texts: str | Iterable[str], top_k: int | None, options: ScoringOptions
+) -> dict[str, Any]:
+    values = [texts] if isinstance(texts, str) else list(texts)
+    return _checked(Op.CLASSIFY, {"input": values, "top_k": top_k, **options})
+
+
+def rerank_params(
+    query: str,
+    documents: Iterable[str],
+    options: ScoringOptions,
+    *,
+    top_n: int | None,
+    return_documents: bool,
+) -> dict[str, Any]:
+    asked = {"query": query, "documents": list(documents), "top_n": top_n}
+    return _checked(Op.RERANK, {**asked, "return_documents": return_documents, **options})
 
 
 def tokenize_params(text: str, model: str | None, *, add_special: bool) -> dict[str, Any]:
@@ -213,6 +245,24 @@ def rotation_params(
 
 def key_name_params(op: str, name: str) -> dict[str, Any]:
     return _checked(Op(op), {"name": name})
+
+
+def pull_params(
+    source: str,
+    *,
+    name: str | None,
+    revision: str | None,
+    sha256: str | None,
+    replace: bool,
+    unverified: bool,
+) -> dict[str, Any]:
+    raw = {"name": name, "revision": revision, "sha256": sha256}
+    switches = {"replace": replace, "unverified": unverified}
+    return _checked(Op.PULL, {"source": source, **raw, **switches})
+
+
+def model_file_params(op: str, model: str) -> dict[str, Any]:
+    return _checked(Op(op), {"model": model})
 
 
 def _duration_s(what: str, value: str | float | None) -> float | None:

@@ -18,7 +18,7 @@ from openclawctl.wire.errors import DaemonUnreachable, Kind, OpenclawError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from openclawctl.options import CompletionOptions, EmbedOptions
+    from openclawctl.options import CompletionOptions, EmbedOptions, ScoringOptions
 
 SYSTEM_SOCKET: Final = "/run/openclawd/openclawd.sock"
 SOCKET_VARIABLE: Final = "OPENCLAWD_SOCKET"
@@ -204,7 +204,7 @@ class Target:
     def default_model(self) -> str | None:
         return self._loaded_config().default_model
 
-    def set_default_model(self, options: CompletionOptions | EmbedOptions) -> None:
+    def set_default_model(self, options: CompletionOptions | EmbedOptions | ScoringOptions) -> None:
         if options.get("model") is None:
             options["model"] = self.default_model()
 

@@ -16,6 +16,12 @@ from openclawctl.wire.errors import ProtocolError
 from openclawctl.wire.fields import Fields
 from openclawctl.wire.framing import MAX_ITEMS
 from openclawctl.wire.results import InferenceResult, Timings, Usage
+from openclawctl.wire.scoring import (
+    LabelScore,
+    Ranked,
+    decode_classifications,
+    decode_ranking,
+)
 from openclawctl.wire.tokens import MAX_TOKEN_ID, TokenLogprob, encode_logprobs
 from openclawctl.wire.tools import ToolCall, decode_tool_calls
 
@@ -133,6 +139,62 @@ class Embeddings(list[list[float]]):
         }
 
 
+class Classifications(list[list[LabelScore]]):
+    """Of each text its labels with their scores, the best first, with what they cost. `context`
+    says what became of the texts."""
+
+    def __init__(self, texts: Iterable[list[LabelScore]], result: InferenceResult) -> None:
+        super().__init__(texts)
+        self.request_id = result.request_id
+        self.model = result.model
+        self.usage = result.usage
+        self.timings = result.timings
+        self.context = result.context
+
+    @property
+    def labels(self) -> list[str]:
+        """The best label of each text."""
+        return [text[0].label for text in self]
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "request_id": self.request_id,
+            "model": self.model,
+            "classifications": [[asdict(each) for each in text] for text in self],
+            "usage": usage_dict(self.usage),
+            "timings": asdict(self.timings),
+            "context": self.context,
+        }
+
+
+class Ranking(list[Ranked]):
+    """Documents by how well they answer the query, the best first, with what that cost. `context`
+    says what became of the texts."""
+
+    def __init__(self, documents: Iterable[Ranked], result: InferenceResult) -> None:
+        super().__init__(documents)
+        self.request_id = result.request_id
+        self.model = result.model
+        self.usage = result.usage
+        self.timings = result.timings
+        self.context = result.context
+
+    @property
+    def indexes(self) -> list[int]:
+        """The numbers of the documents, the best first."""
+        return [each.index for each in self]
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "request_id": self.request_id,
+            "model": self.model,
+            "ranking": [each.encode() for each in self],
+            "usage": usage_dict(self.usage),
+            "timings": asdict(self.timings),
+            "context": self.context,
+        }
+
+
 def _choice(choice: wire.Choice, logprobs: list[TokenLogprob] | None) -> Choice:
     known = {field.name: getattr(choice, field.name) for field in fields(choice)}
     return Choice(**known, logprobs=logprobs)
@@ -189,6 +251,23 @@ def embeddings(result: dict[str, Any], deltas: Iterable[Delta], num_inputs: int)
         timings=decoded.timings,
         context=decoded.context,
     )
+
+
+def classifications(result: dict[str, Any], num_texts: int) -> Classifications:
+    """Raises `ProtocolError` where a text has no labels."""
+    texts = decode_classifications(_fields(result))
+    if len(texts) != num_texts or not all(texts):
+        raise ProtocolError(f"the daemon classified {len(texts)} of {num_texts} texts")
+    return Classifications(texts, _decoded(result))
+
+
+def ranking(result: dict[str, Any], num_documents: int) -> Ranking:
+    """Raises `ProtocolError` for a ranking of other documents."""
+    documents = decode_ranking(_fields(result))
+    indexes = {each.index for each in documents}
+    if len(indexes) != len(documents) or not indexes <= set(range(num_documents)):
+        raise ProtocolError("the daemon ranked documents that were not sent")
+    return Ranking(documents, _decoded(result))
 
 
 def tokens_of(result: dict[str, Any]) -> list[int]:

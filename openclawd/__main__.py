@@ -68,7 +68,10 @@ def _run(arguments: argparse.Namespace, config: Config, places: Places) -> int:
                     "--user NAME drops root's rights"
                 )
             logger.info("openclawd %s, pid %d", __version__, os.getpid())
-            daemon.run(daemon.Settings(config, places, __version__), Notifier())
+            settings = daemon.Settings(
+                config, places, __version__, read_config=lambda: _config(arguments, places)
+            )
+            daemon.run(settings, Notifier())
     except (StartError, OpenclawError, OSError) as error:
         print(f"openclawd: error: {error}", file=sys.stderr)  # noqa: T201
         return EXIT_FAILED
@@ -90,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
         help="serve these models with default settings, without a configuration file; a NAME alone "
         "is NAME.gguf in the state directory's models/",
     )
-    add("--workers", type=int, metavar="N", help="worker processes per model (only 1 is built yet)")
+    add("--workers", type=int, metavar="N", help="workers that have each model")
     add("--socket", type=Path, metavar="PATH", help="the Unix socket to listen on")
     add("--state-dir", type=Path, metavar="DIR", help="where the ledger and models/ are")
     add("--log-level", choices=["debug", "info", "warning", "error"], help="least severe to log")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import dataclasses
 import grp
 import hashlib
 import logging
@@ -18,35 +19,51 @@ import platform
 import resource
 import signal
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from openclawctl.wire.errors import ShuttingDown, Unavailable
+from openclawctl.wire.errors import Problem, ShuttingDown, Unavailable
 from openclawctl.wire.units import format_duration
+from openclawd.fleet.fetcher import Fetcher
 from openclawd.fleet.kept_files import sweep
-from openclawd.fleet.model import Model, ModelState
 from openclawd.fleet.registry import Fleet
+from openclawd.fleet.spec import ModelState
 from openclawd.ledger import Ledger
 from openclawd.ledger.audit_key import load_audit_key
 from openclawd.ledger.keys import read_keys
 from openclawd.ledger.prefix_key import read_or_create_key
-from openclawd.observe import logs
-from openclawd.observe.alerts import AlertSender, AlertTarget
+from openclawd.observe import logs, message_ids
+from openclawd.observe.alerts import AlertSender
+from openclawd.observe.beats import START_PATIENCE_S, Beats
+from openclawd.observe.logs import fields
+from openclawd.observe.systemd import take_passed_sockets
 from openclawd.server.auditing import tell_head, tell_mismatch
 from openclawd.server.dispatch import answer
 from openclawd.server.identities import Identities
-from openclawd.server.listener import StartError, hold_lock, open_socket
+from openclawd.server.listener import (
+    SERVER_OPTIONS,
+    StartError,
+    hold_lock,
+    only_listener,
+    open_socket,
+    raise_descriptor_limit,
+)
+from openclawd.server.monitoring import Monitoring
 from openclawd.server.names import Names
 from openclawd.server.peer import Peer
+from openclawd.server.reload import Reloader, alert_target
 from openclawd.server.service import Service
+from openclawd.server.summary import summary
 from openclawd.server.upkeep import keep_pruned
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
 
     from openclawd.config import Config
     from openclawd.config.places import Places
     from openclawd.config.security import SecurityConfig
+    from openclawd.fleet.model import Model
     from openclawd.observe.systemd import Notifier
 
 logger = logging.getLogger(__name__)
@@ -56,14 +73,12 @@ CANCEL_GRACE_S = 5.0
 
 FLUSH_GRACE_S = 1.0
 STATUS_INTERVAL_S = 0.5
-LOAD_PATIENCE_S = 60.0
-"""How long systemd is asked to wait for the next sign of progress of a load."""
+STOP_SPARE_S = 45.0
+"""What a stop may take beside the drain: two graces for what is cancelled, workers that save what
+is kept of prefixes, the ledger."""
 
 _PR_SET_DUMPABLE = 4
 """linux/include/uapi/linux/prctl.h"""
-
-_SPARE_DESCRIPTORS = 256
-"""Beside one a connection: workers' pipes, the ledger, logs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +88,13 @@ class Settings:
     config: Config
     places: Places
     version: str
+    read_config: Callable[[], Config]
+    """Reads and checks it again. Blocks on the disk; raises `ConfigError`."""
+
+    @property
+    def metrics_socket(self) -> Path:
+        chosen = self.config.monitoring.socket
+        return Path(chosen) if chosen else self.places.metrics_socket
 
     def config_origin(self) -> dict[str, str]:
         """Where the configuration came from, and the SHA-256 of what it came to, defaults and the
@@ -85,15 +107,28 @@ class Settings:
 def run(settings: Settings, notifier: Notifier) -> None:
     """Run until a signal ends it. Raises `StartError` with what stood in the way."""
     _keep_memory_private()
-    _raise_descriptor_limit(settings.config.resource_limits.max_connections)
-    socket_gid = _socket_gid(settings.config.security)
+    raise_descriptor_limit(settings.config.resource_limits.max_connections)
     with contextlib.ExitStack() as stack:
         state_dir = settings.places.state_dir
         stack.enter_context(
             hold_lock(state_dir / "openclawd.lock", what=f"the state directory {state_dir}")
         )
-        sock = stack.enter_context(open_socket(settings.places.socket, gid=socket_gid))
-        asyncio.run(_Daemon(settings, notifier).run(sock))
+        sock = stack.enter_context(_listening_socket(settings))
+        places = dataclasses.replace(settings.places, socket=Path(sock.getsockname()).absolute())
+        settings = dataclasses.replace(settings, places=places)
+        metrics_sock = None
+        if settings.config.monitoring.metrics:
+            gid = _socket_gid(settings.config.security)
+            metrics_sock = stack.enter_context(open_socket(settings.metrics_socket, gid=gid))
+        asyncio.run(_Daemon(settings, notifier).run(sock, metrics_sock))
+
+
+def _listening_socket(settings: Settings) -> contextlib.AbstractContextManager[socket.socket]:
+    """The one that systemd passed on, or one of our own. Raises `StartError`."""
+    passed = take_passed_sockets(os.environ)
+    if passed:
+        return only_listener(passed)
+    return open_socket(settings.places.socket, gid=_socket_gid(settings.config.security))
 
 
 class _Daemon:
@@ -106,28 +141,39 @@ class _Daemon:
         self._failure: StartError | None = None
         self._drain_limit: asyncio.Timeout | None = None
         self._status_timer: asyncio.TimerHandle | None = None
+        self._beats = Beats(
+            notifier, status=self._summary, trouble=self._trouble, is_starting=self._is_starting
+        )
+        self._tasks: asyncio.TaskGroup | None = None
+        self._reloader: Reloader
         self._service: Service
         self._fleet: Fleet
 
-    async def run(self, sock: socket.socket) -> None:
+    async def run(self, sock: socket.socket, metrics_sock: socket.socket | None) -> None:
+        """Serve on `sock`, and metrics on the other one, if there is one."""
         settings = self._settings
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._ask_to_stop)
-        loop.add_signal_handler(signal.SIGHUP, logs.reopen)
+        loop.add_signal_handler(signal.SIGHUP, self._hang_up)
         prefix_dir = settings.places.prefix_dir
         await asyncio.to_thread(sweep, prefix_dir, settings.config.models)
         names = Names(loop.call_soon_threadsafe)
         with (
             contextlib.closing(names),
             self._open_ledger() as ledger,
-            contextlib.closing(_alert_sender(settings)) as alerts,
+            contextlib.closing(
+                AlertSender(alert_target(settings.config.notify), settings.places.notify_socket)
+            ) as alerts,
         ):
             self._fleet = Fleet(
                 settings.config,
                 prefix_dir=prefix_dir,
                 on_change=self._note_change,
+                fetcher=_fetcher(settings),
                 prefix_key=self._read_prefix_key(),
+                footprints_file=settings.places.footprints_file,
+                version=settings.version,
             )
             self._service = Service(
                 settings.config,
@@ -140,7 +186,15 @@ class _Daemon:
                 names=names,
                 alerts=alerts,
             )
-            await self._serve(sock)
+            self._reloader = Reloader(
+                self._service,
+                settings.config,
+                read=settings.read_config,
+                origin=lambda config: dataclasses.replace(settings, config=config).config_origin(),
+            )
+            self._service.reload = self._reloader.reload
+            async with self._monitored(metrics_sock):
+                await self._serve(sock)
         if self._failure is not None:
             raise self._failure
         logger.info("stopped")
@@ -164,6 +218,7 @@ class _Daemon:
                 "%d requests were open when the daemon was killed; the ledger has them as failed, "
                 "with estimated usage",
                 ledger.recovered,
+                extra=fields(message_id=message_ids.RECOVERED),
             )
         if ledger.audit.mismatch:
             tell_mismatch(ledger.audit.mismatch)
@@ -179,27 +234,48 @@ class _Daemon:
     async def _serve(self, sock: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         async with asyncio.TaskGroup() as tasks:
+            self._tasks = tasks
             self._fleet.start(tasks)
             self._service.start(tasks)
             self._audit_start()
             self._service.budgets.say_due_alerts()
-            listener = await loop.create_unix_server(lambda: Peer(self._service), sock=sock)
+            listener = await loop.create_unix_server(
+                lambda: Peer(self._service), sock=sock, **SERVER_OPTIONS
+            )
             logger.info("listening on %s", self._settings.places.socket)
             readiness = tasks.create_task(self._become_ready())
             pruning = tasks.create_task(
-                keep_pruned(self._service.ledger, self._settings.config.ledger.keep_usage_s)
+                keep_pruned(self._service.ledger, lambda: self._reloader.config.ledger.keep_usage_s)
             )
             statistics = tasks.create_task(self._service.statistics.keep())
+            beats = tasks.create_task(self._beats.run())
             await self._stop.wait()
             readiness.cancel()
             pruning.cancel()
             listener.close()
             await self._drain()
             await self._fleet.stop()
+            beats.cancel()
             statistics.cancel()
             await self._service.statistics.write()
             self._service.audit.stop()
             self._service.audit.note(action="stop")
+
+    @contextlib.asynccontextmanager
+    async def _monitored(self, sock: socket.socket | None) -> AsyncIterator[None]:
+        """Look around and answer scrapes, from the start to the end of the drain."""
+        monitoring = Monitoring(self._service, self._settings.config.monitoring)
+        loop = asyncio.get_running_loop()
+        server = await loop.create_unix_server(monitoring.http.connect, sock=sock) if sock else None
+        async with asyncio.TaskGroup() as tasks:
+            keeping = tasks.create_task(monitoring.keep())
+            try:
+                yield
+            finally:
+                keeping.cancel()
+                if server is not None:
+                    server.close()
+                monitoring.http.close()
 
     # ---- start ----
 
@@ -226,31 +302,65 @@ class _Daemon:
                 self._stop.set()
                 return
         self._service.is_ready = True
+        paths = self._settings.config.model_paths
         self._notifier.ready()
         self._show_status()
-        logger.info("ready: %s", self._summary())
+        told = summary(list(self._fleet.models), model_paths=paths)
+        logger.info("ready: %s", told, extra=fields(message_id=message_ids.READY))
 
     def _note_change(self, model: Model) -> None:
         """A model's state or load progress changed."""
-        if model.state is ModelState.LOADING and not self._service.is_ready:
-            self._notifier.extend_timeout(LOAD_PATIENCE_S)
+        del model  # the line is about all of them
         if self._status_timer is None:
             loop = asyncio.get_running_loop()
             self._status_timer = loop.call_later(STATUS_INTERVAL_S, self._show_status)
 
     def _show_status(self) -> None:
         self._status_timer = None
-        if not self._stop.is_set():
-            self._notifier.status(self._summary())
+        self._beats.show_status()
 
     def _summary(self) -> str:
         """What an administrator wants to know in one line."""
-        models = list(self._fleet.models)
-        if not models:
-            return "no model configured; put a GGUF file into " + " or ".join(
-                self._settings.config.model_paths
-            )
-        return ", ".join(_describe(model) for model in models)
+        if self._stop.is_set():
+            limit_s = self._reloader.config.resource_limits.drain_timeout_s
+            return f"draining, at most {format_duration(limit_s)}; {self._service.load_summary()}"
+        paths = self._reloader.config.model_paths
+        line = summary(list(self._fleet.models), model_paths=paths)
+        return f"{line}; {self._service.load_summary()}" if self._service.is_ready else line
+
+    def _trouble(self) -> str:
+        """Why a restart of the whole daemon is the last thing that may help; empty if it is not."""
+        stuck = [model.name for model in self._fleet.models if model.is_beyond_help]
+        return f"workers that were killed do not end: {', '.join(stuck)}" if stuck else ""
+
+    def _is_starting(self) -> bool:
+        """Is it starting, and do the models that are loading get on?"""
+        loading = [model for model in self._fleet.models if model.state is ModelState.LOADING]
+        return not self._service.is_ready and all(
+            model.stalled_s < START_PATIENCE_S for model in loading
+        )
+
+    # ---- reload ----
+
+    def _hang_up(self) -> None:
+        """SIGHUP: as the operation `reload`, but that what is wrong is told the log."""
+        if self._tasks is None or self._stop.is_set():
+            logs.reopen()
+        else:
+            self._tasks.create_task(self._reload())
+
+    async def _reload(self) -> None:
+        if self._service.is_ready:  # else `ready` comes when the start is over
+            self._notifier.reloading()
+        try:
+            await self._reloader.reload(None)
+        except Problem as problem:
+            for line in problem.message.splitlines():
+                logger.error("%s", line)
+        finally:
+            if self._service.is_ready:
+                self._notifier.ready()
+                self._show_status()
 
     # ---- stop ----
 
@@ -261,10 +371,15 @@ class _Daemon:
 
     async def _drain(self) -> None:
         """Let requests finish, within the limit; then end them."""
-        limit_s = self._settings.config.resource_limits.drain_timeout_s
+        limit_s = self._reloader.config.resource_limits.drain_timeout_s
         self._notifier.stopping()
-        self._notifier.status(f"draining, at most {format_duration(limit_s)}")
-        logger.info("stopping: requests get up to %s to finish", format_duration(limit_s))
+        self._notifier.extend_timeout(limit_s + STOP_SPARE_S)
+        self._show_status()
+        logger.info(
+            "stopping: requests get up to %s to finish",
+            format_duration(limit_s),
+            extra=fields(message_id=message_ids.STOPPING),
+        )
         self._service.drain("the daemon is stopping")
         if not await self._wait_idle(limit_s):
             await self._cancel_rest()
@@ -285,7 +400,11 @@ class _Daemon:
     async def _cancel_rest(self) -> None:
         problem = ShuttingDown("the daemon stopped before this request was finished")
         num_open = self._service.cancel_all(problem)
-        logger.warning("%d requests did not finish in time and are cancelled", num_open)
+        logger.warning(
+            "%d requests did not finish in time and are cancelled",
+            num_open,
+            extra=fields(message_id=message_ids.REQUESTS_CUT),
+        )
         if not await self._wait_idle(CANCEL_GRACE_S):
             logger.warning("some workers do not answer and are killed")
             for model in self._fleet.models:
@@ -293,31 +412,17 @@ class _Daemon:
             await self._wait_idle(CANCEL_GRACE_S)  # what they computed still ends with a word
 
 
-def _alert_sender(settings: Settings) -> AlertSender:
-    notify = settings.config.notify
-    target = AlertTarget(
-        tuple(notify.command), notify.webhook, timeout_s=notify.timeout_s, retries=notify.retries
-    )
-    return AlertSender(target, settings.places.notify_socket)
-
-
-def _describe(model: Model) -> str:
-    if model.state is ModelState.LOADING:
-        return f"{model.name} loading {model.progress.fraction:.0%}"
-    return f"{model.name} {model.state.value}"
-
-
-def _raise_descriptor_limit(max_connections: int) -> None:
-    """Connections take descriptors; the soft limit is often 1024. Raises `StartError`."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = max_connections + _SPARE_DESCRIPTORS
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        if hard != resource.RLIM_INFINITY and hard < wanted:
-            raise StartError(
-                f"resource_limits.max_connections is {max_connections}, but this process may open "
-                f"only {hard} files; lower it, or raise LimitNOFILE= in the unit"
-            )
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+def _fetcher(settings: Settings) -> Fetcher:
+    """What a helper that we start ourselves may do; systemd's unit says it of another."""
+    config = settings.config
+    arguments = ["--models-dir", config.fetch_directory or str(settings.places.models_dir)]
+    if config.fetch.copy_to is not None:
+        arguments += ["--copy-dir", config.fetch.copy_to]
+    if config.fetch.token_file is not None:
+        arguments += ["--token-file", config.fetch.token_file]
+    if config.fetch.allow_loopback_http:
+        arguments.append("--allow-loopback-http")
+    return Fetcher(settings.places.fetch_socket, arguments)
 
 
 def _keep_memory_private() -> None:

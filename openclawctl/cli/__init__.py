@@ -26,11 +26,13 @@ COMMANDS: Final = {
     "audit": "audit",
     "budgets": "budgets",
     "chat": "chat",
+    "classify": "scores",
     "config": "config",
     "daemon": "daemon",
     "detokenize": "texts",
     "embed": "texts",
     "generate": "generate",
+    "health": "health",
     "insights": "insights",
     "keys": "keys",
     "ledger": "ledger",
@@ -38,7 +40,11 @@ COMMANDS: Final = {
     "ls": "models",
     "models": "models",
     "ping": "server",
-    "ps": "models",
+    "ps": "residents",
+    "pull": "models",
+    "reload": "config",
+    "rerank": "scores",
+    "show": "residents",
     "status": "server",
     "tokenize": "texts",
     "unload": "models",
@@ -111,7 +117,7 @@ class _LazyGroup(click.Group):
     metavar="SECONDS",
     type=click.FloatRange(min=0, min_open=True),
     help="Give up after this long without any news. Default: 30 for ping, status, models, "
-    "usage, insights, budgets, whoami and audit, else none.",
+    "show, usage, insights, budgets, whoami and audit, else none.",
 )
 @click.version_option(__version__, prog_name="openclawctl", message="%(prog)s %(version)s")
 @click.pass_context

@@ -42,13 +42,14 @@ class Progress:
             self.stop()
             say(f"openclawctl: warning: {data.get('message', data.get('code', ''))}")
         elif event.kind == "queued":
-            self._show(_queued_text(data), None)
+            self.show(_queued_text(data), None)
         elif event.kind == "loading":
-            self._show(f"loading: {data.get('phase', '')}", data.get("fraction"))
+            self.show(f"loading: {data.get('phase', '')}", data.get("fraction"))
         elif event.kind == "started":
             self.stop()
 
-    def _show(self, text: str, fraction: float | None) -> None:
+    def show(self, text: str, fraction: float | None) -> None:
+        """Tell how far something is; `fraction` None when nobody knows."""
         if not self._is_shown or time.monotonic() - self._start < _PATIENCE_S:
             return
         if self._line is None:

@@ -1,4 +1,5 @@
-"""`openclawctl config check`: asks the daemon's own program, which alone knows the schema."""
+"""`openclawctl config check`, which asks the daemon's own program, since that alone knows the
+schema; and `reload`."""
 
 from __future__ import annotations
 
@@ -34,3 +35,33 @@ def check_command(shell: Shell, /, file: str | None) -> int:
     else:
         say(report)
     return 0 if is_valid else 1
+
+
+@click.command("reload")
+@json_option
+@click.pass_obj
+def reload_command(shell: Shell, /) -> None:
+    """Have the daemon read its configuration again, without ending a request.
+
+    New models appear, removed ones go once their requests have ended, changed ones are replaced
+    when the new one is ready. A configuration that is wrong changes nothing: its mistakes are told,
+    and the exit status is 2. The log file is opened anew.
+
+    \b
+    Examples:
+      openclawctl config check && openclawctl reload
+      openclawctl reload && openclawctl ps
+    """
+    with shell.client() as client:
+        result = client.reload()
+    for warning in result.get("warnings") or []:
+        say(f"openclawctl: warning: {warning}")
+    if shell.is_json:
+        print_json(result)
+        return
+    told = [
+        f"{what} {', '.join(result[what])}"
+        for what in ("added", "changed", "removed")
+        if result.get(what)
+    ]
+    print_line("the configuration is applied; models: " + ("; ".join(told) or "as before"))

@@ -50,7 +50,7 @@ _OPTIONS: Final = (
         "--workers",
         type=click.IntRange(min=1),
         metavar="N",
-        help="Workers per model (only 1 is built yet).",
+        help="Workers that have each model.",
     ),
     click.option("--config", metavar="FILE", type=click.Path(), help="The daemon's configuration."),
     click.option("--socket", metavar="PATH", type=click.Path(), help="The socket to listen on."),

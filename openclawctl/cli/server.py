@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from openclawctl import __version__
+from openclawctl.cli.latency import print_latency
 from openclawctl.cli.shell import Shell, json_option, print_json, print_line, print_table
 from openclawctl.wire.errors import DaemonUnreachable
 from openclawctl.wire.units import format_duration, format_size
@@ -16,12 +17,20 @@ _NO_MODEL = "no model is configured: see `models:` in openclawd.yaml, or `opencl
 
 
 @click.command("status")
+@click.option("--latency", is_flag=True, help="Show how long each model's requests take.")
 @json_option
 @click.pass_obj
-def status_command(shell: Shell, /) -> None:
-    """Show the daemon's state: requests, tokens, memory and models."""
+def status_command(shell: Shell, /, *, latency: bool) -> None:
+    """Show the daemon's state: requests, tokens, memory and models.
+
+    \b
+    Examples:
+      openclawctl status
+      openclawctl status --latency
+      openclawctl status --json | jq .health
+    """
     with shell.client() as client:
-        status = client.status()
+        status = client.status(latency=latency)
     if shell.is_json:
         print_json(status)
         return
@@ -32,6 +41,9 @@ def status_command(shell: Shell, /) -> None:
         print_table(_HEADER, rows, right=_NUMBERS)
     else:
         print_line(_NO_MODEL)
+    if latency:
+        print_line()
+        print_latency(status.get("models", []))
 
 
 _HEADER = ["MODEL", "STATE", "RUNNING", "QUEUED", "WAIT", "MEMORY", "NOTE"]
@@ -62,8 +74,16 @@ def _facts(status: dict[str, Any], server: dict[str, Any]) -> list[tuple[str, st
         ("tokens", f"{processed}, {tokens.get('per_s', 0):.1f}/s now"),
         ("connections", f"{connections.get('open', 0)} of {connections.get('max', 0)}"),
         ("memory", format_size(status.get("memory_bytes", 0))),
+        ("health", _health(status.get("health", {}))),
         ("you are", str(status.get("principal", "?"))),
     ]
+
+
+def _health(health: dict[str, Any]) -> str:
+    """The worst of what is wrong, if anything is."""
+    reasons = [str(reason.get("message")) for reason in health.get("reasons", [])]
+    more = f" (and {len(reasons) - 1} more: `openclawctl health`)" if len(reasons) > 1 else ""
+    return ": ".join([str(health.get("status", "?")), *reasons[:1]]) + more
 
 
 def _model_row(model: dict[str, Any]) -> list[str]:

@@ -89,8 +89,19 @@ def _duration_s(ctx: click.Context, param: click.Parameter, value: str | None) -
         raise click.BadParameter(str(error), ctx, param) from None
 
 
+def _keep_alive_s(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
+    return -1.0 if value in ("forever", "-1") else _duration_s(ctx, param, value)
+
+
 def scheduling_options(function: _F) -> _F:
-    """Adds `--priority` and `--deadline`, which everything that computes has."""
+    """Adds `--priority`, `--deadline` and `--keep-alive`, which everything that computes has."""
+    function = click.option(
+        "--keep-alive",
+        "keep_alive_s",
+        metavar="DURATION",
+        callback=_keep_alive_s,
+        help="Keep the model loaded for 10m … after this, or forever. 0 unloads it.",
+    )(function)
     function = click.option(
         "--deadline",
         "deadline_s",
@@ -186,6 +197,27 @@ def read_stdin() -> str:
         return sys.stdin.buffer.read().decode()
     except UnicodeDecodeError as error:
         raise click.UsageError(f"standard input is not UTF-8 text (byte {error.start})") from None
+
+
+def piped() -> str:
+    """All of standard input as text. Raises a usage error when nothing is piped in, too."""
+    if not is_stdin_piped():
+        raise click.UsageError("nothing to read: give it as an argument, or pipe it in")
+    return read_stdin()
+
+
+def lines_of_stdin() -> list[str]:
+    """The lines of standard input that are not empty."""
+    return [line for line in piped().splitlines() if line.strip()]
+
+
+def warn_of_context(context: dict[str, Any]) -> None:
+    """Say on stderr what became of the texts, if anything did."""
+    if context.get("dropped"):
+        policy, dropped, came = (context[n] for n in ("policy", "dropped", "prompt_tokens_in"))
+        say(f"openclawctl: warning: {dropped} of {came} tokens were dropped ({policy})")
+    if name := context.get("fallback_from"):
+        say(f"openclawctl: warning: another model answers instead of {name}")
 
 
 def is_stdin_piped() -> bool:

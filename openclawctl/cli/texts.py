@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from openclawctl.cli.shell import (
     Shell,
     adapter_option,
-    is_stdin_piped,
     json_option,
     label_options,
+    lines_of_stdin,
     model_option,
+    piped,
     print_json,
     print_line,
-    read_stdin,
-    say,
     scheduling_options,
+    warn_of_context,
     write,
 )
 
@@ -50,12 +50,12 @@ def embed_command(
       openclawctl embed "a cat" "a dog"
       openclawctl embed --json < sentences.txt | jq '.embeddings | length'
     """
-    values = list(texts) or [line for line in _piped().splitlines() if line.strip()]
+    values = list(texts) or lines_of_stdin()
     if not values:
         raise click.UsageError("no text to embed")
     with shell.client() as client:
         result = client.embed(values, **options)
-    _warn_of(result.context)
+    warn_of_context(result.context)
     if shell.is_json:
         print_json(result.as_dict())
         return
@@ -85,7 +85,7 @@ def tokenize_command(
       openclawctl tokenize "Hello world"
       openclawctl tokenize --count < prompt.txt
     """
-    value = _piped() if text in (None, "-") else text
+    value = piped() if text in (None, "-") else text
     assert value is not None
     with shell.client() as client:
         tokens = client.tokenize(value, model=model, add_special=add_special)
@@ -108,7 +108,7 @@ def detokenize_command(shell: Shell, /, ids: tuple[str, ...], model: str | None)
       openclawctl tokenize "Hello world" | openclawctl detokenize
     """
     try:
-        tokens = [int(word) for word in (ids or _piped().split())]
+        tokens = [int(word) for word in (ids or piped().split())]
     except ValueError:
         raise click.UsageError("token ids are integers, with spaces between") from None
     with shell.client() as client:
@@ -117,18 +117,3 @@ def detokenize_command(shell: Shell, /, ids: tuple[str, ...], model: str | None)
         print_json({"text": text})
     else:
         write(text + "\n")
-
-
-def _warn_of(context: dict[str, Any]) -> None:
-    """Say on stderr what became of the texts, if anything did."""
-    if context.get("dropped"):
-        policy, dropped, came = (context[n] for n in ("policy", "dropped", "prompt_tokens_in"))
-        say(f"openclawctl: warning: {dropped} of {came} tokens were dropped ({policy})")
-    if name := context.get("fallback_from"):
-        say(f"openclawctl: warning: another model answers instead of {name}")
-
-
-def _piped() -> str:
-    if not is_stdin_piped():
-        raise click.UsageError("nothing to read: give it as an argument, or pipe it in")
-    return read_stdin()

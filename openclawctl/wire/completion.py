@@ -15,7 +15,7 @@ from openclawctl.wire.fields import suggestion
 from openclawctl.wire.formats import OutputFormat, decode_format
 from openclawctl.wire.labels import decode_labels
 from openclawctl.wire.sampling import Sampling
-from openclawctl.wire.scheduling import decode_scheduling
+from openclawctl.wire.scheduling import decode_keep_alive_s, decode_scheduling
 from openclawctl.wire.tokens import MAX_TOKEN_ID
 from openclawctl.wire.tools import Tool, ToolChoice, decode_tools
 
@@ -39,6 +39,11 @@ MAX_MODEL_NAME_CHARS: Final = 256
 REASONING_MODES: Final = ("split", "raw", "off")
 
 
+_OPTIONAL: Final = (
+    "model", "max_tokens", "priority", "deadline_s", "adapter", "app", "session", "keep_alive_s",
+)  # fmt: skip
+
+
 @dataclass(frozen=True, slots=True)
 class GenerateParams:
     """`generate`: continue a prompt as it stands, without a chat template. Token ids are taken as
@@ -60,6 +65,7 @@ class GenerateParams:
     suffix: str | None = None
     app: str | None = None
     session: str | None = None
+    keep_alive_s: float | None = None
 
     @classmethod
     def decode(cls, source: Fields) -> GenerateParams:
@@ -102,6 +108,7 @@ class ChatParams:
     tool_choice: ToolChoice = field(default_factory=ToolChoice)
     app: str | None = None
     session: str | None = None
+    keep_alive_s: float | None = None
 
     @classmethod
     def decode(cls, source: Fields) -> ChatParams:
@@ -159,6 +166,7 @@ def _decode_completion(source: Fields) -> dict[str, Any]:
         "sampling": Sampling.decode(source),
         "format": decode_format(source),
         "adapter": source.text_or_none("adapter", max_chars=MAX_MODEL_NAME_CHARS),
+        "keep_alive_s": decode_keep_alive_s(source),
         **decode_scheduling(source),
         **decode_labels(source),
     }
@@ -166,7 +174,7 @@ def _decode_completion(source: Fields) -> dict[str, Any]:
 
 def _encode_completion(params: GenerateParams | ChatParams) -> dict[str, Any]:
     encoded = {"stream": params.stream, **params.sampling.encode()}
-    for name in ("model", "max_tokens", "priority", "deadline_s", "adapter", "app", "session"):
+    for name in _OPTIONAL:
         if (value := getattr(params, name)) is not None:
             encoded[name] = value
     if params.n != 1:

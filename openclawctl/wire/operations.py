@@ -16,13 +16,15 @@ from typing import Any, Final
 
 from openclawctl.wire.completion import MAX_MODEL_NAME_CHARS, ChatParams, GenerateParams
 from openclawctl.wire.errors import InvalidRequest
+from openclawctl.wire.fetching import ModelFileParams, PullParams
 from openclawctl.wire.fields import Fields, present, suggestion
 from openclawctl.wire.framing import MAX_ITEMS
 from openclawctl.wire.keys import KeyCreateParams, KeyParams, KeyRotateParams
 from openclawctl.wire.labels import decode_labels
 from openclawctl.wire.messages import LONGEST_S
 from openclawctl.wire.sampling import Sampling
-from openclawctl.wire.scheduling import decode_scheduling
+from openclawctl.wire.scheduling import decode_keep_alive_s, decode_scheduling
+from openclawctl.wire.scoring import ClassifyParams, RerankParams
 from openclawctl.wire.tokens import MAX_TOKEN_ID
 
 MAX_EMBED_INPUTS: Final = 2048
@@ -57,9 +59,12 @@ class Op(enum.Enum):
     MODELS = "models"
     LOAD = "load"
     UNLOAD = "unload"
+    RELOAD = "reload"
     GENERATE = "generate"
     CHAT = "chat"
     EMBED = "embed"
+    CLASSIFY = "classify"
+    RERANK = "rerank"
     TOKENIZE = "tokenize"
     DETOKENIZE = "detokenize"
     USAGE = "usage"
@@ -77,6 +82,11 @@ class Op(enum.Enum):
     LEDGER_PRUNE = "ledger.prune"
     LEDGER_BACKUP = "ledger.backup"
     INSIGHTS = "insights"
+    SHOW = "show"
+    WATCH = "watch"
+    PULL = "pull"
+    MODELS_REMOVE = "models.remove"
+    MODELS_VERIFY = "models.verify"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +100,7 @@ class EmbedParams:
     adapter: str | None = None
     app: str | None = None
     session: str | None = None
+    keep_alive_s: float | None = None
 
     @classmethod
     def decode(cls, source: Fields) -> EmbedParams:
@@ -99,7 +110,8 @@ class EmbedParams:
         model = source.text_or_none("model", max_chars=MAX_MODEL_NAME_CHARS)
         adapter = source.text_or_none("adapter", max_chars=MAX_MODEL_NAME_CHARS)
         others = {**decode_scheduling(source), **decode_labels(source)}
-        return cls(texts, model, adapter=adapter, **others)
+        keep_alive_s = decode_keep_alive_s(source)
+        return cls(texts, model, adapter=adapter, keep_alive_s=keep_alive_s, **others)
 
     def encode(self) -> dict[str, Any]:
         return present(self)
@@ -145,13 +157,27 @@ class DetokenizeParams:
 
 @dataclass(frozen=True, slots=True)
 class ModelParams:
-    """`load` and `unload`: a model's name, never a path."""
+    """`load`, `unload` and `show`: a model's name, never a path."""
 
     model: str | None = None
 
     @classmethod
     def decode(cls, source: Fields) -> ModelParams:
         return cls(source.text_or_none("model", max_chars=MAX_MODEL_NAME_CHARS))
+
+    def encode(self) -> dict[str, Any]:
+        return present(self)
+
+
+@dataclass(frozen=True, slots=True)
+class WatchParams:
+    """`watch`: the models, whenever one changes, for so many times; None until it is cancelled."""
+
+    num_updates: int | None = None
+
+    @classmethod
+    def decode(cls, source: Fields) -> WatchParams:
+        return cls(source.integer_or_none("num_updates", low=1))
 
     def encode(self) -> dict[str, Any]:
         return present(self)
@@ -308,8 +334,22 @@ class PruneParams:
 
 
 @dataclass(frozen=True, slots=True)
+class StatusParams:
+    """`status`: `latency` asks for the times of each model's requests, too."""
+
+    latency: bool = False
+
+    @classmethod
+    def decode(cls, source: Fields) -> StatusParams:
+        return cls(latency=source.boolean("latency", default=False))
+
+    def encode(self) -> dict[str, Any]:
+        return present(self)
+
+
+@dataclass(frozen=True, slots=True)
 class NoParams:
-    """What takes no parameters: `ping`, `status`, `models`, `whoami`, and others."""
+    """What takes no parameters: `ping`, `models`, `whoami`, and others."""
 
     @classmethod
     def decode(cls, source: Fields) -> NoParams:
@@ -320,12 +360,18 @@ class NoParams:
         return {}
 
 
+EncodingParams = EmbedParams | ClassifyParams | RerankParams
+"""What asks for vectors or scores of texts, and makes no text."""
+
 Params = (
     NoParams
+    | StatusParams
     | ModelParams
     | GenerateParams
     | ChatParams
     | EmbedParams
+    | ClassifyParams
+    | RerankParams
     | TokenizeParams
     | DetokenizeParams
     | UsageParams
@@ -337,17 +383,23 @@ Params = (
     | UsageRowsParams
     | PruneParams
     | InsightsParams
+    | WatchParams
+    | PullParams
+    | ModelFileParams
 )
 
 PARAMS: Final[dict[Op, type[Params]]] = {
     Op.PING: NoParams,
-    Op.STATUS: NoParams,
+    Op.STATUS: StatusParams,
     Op.MODELS: NoParams,
     Op.LOAD: ModelParams,
     Op.UNLOAD: ModelParams,
+    Op.RELOAD: NoParams,
     Op.GENERATE: GenerateParams,
     Op.CHAT: ChatParams,
     Op.EMBED: EmbedParams,
+    Op.CLASSIFY: ClassifyParams,
+    Op.RERANK: RerankParams,
     Op.TOKENIZE: TokenizeParams,
     Op.DETOKENIZE: DetokenizeParams,
     Op.USAGE: UsageParams,
@@ -365,6 +417,11 @@ PARAMS: Final[dict[Op, type[Params]]] = {
     Op.LEDGER_PRUNE: PruneParams,
     Op.LEDGER_BACKUP: NoParams,
     Op.INSIGHTS: InsightsParams,
+    Op.SHOW: ModelParams,
+    Op.WATCH: WatchParams,
+    Op.PULL: PullParams,
+    Op.MODELS_REMOVE: ModelFileParams,
+    Op.MODELS_VERIFY: ModelFileParams,
 }
 
 

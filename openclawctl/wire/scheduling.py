@@ -20,6 +20,18 @@ MIN_DEADLINE_S: Final = 0.001
 """A deadline of nothing would be a mistake for none."""
 
 
+KEEP_FOR_EVER: Final = -1.0
+"""As `keep_alive_s`: the model stays until somebody else needs its memory."""
+
+
+def decode_keep_alive_s(source: Fields) -> float | None:
+    """How long the model is to stay loaded after this request; None where it does not say."""
+    value = source.number_or_none("keep_alive_s", low=KEEP_FOR_EVER, high=LONGEST_S)
+    if value is not None and KEEP_FOR_EVER < value < 0:
+        raise source.fail(f"'keep_alive_s' is {value}; allowed: seconds from 0, or -1 for ever")
+    return value
+
+
 def decode_scheduling(source: Fields) -> dict[str, Any]:
     """`priority` and `deadline_s`; None where the request does not say."""
     has_priority = source.has("priority")

@@ -42,6 +42,7 @@ from openclawd.admission.budget_rules import (
     OnShort,
     budget_title,
 )
+from openclawd.admission.budget_standings import Standing, standings
 from openclawd.admission.subjects import MAX_KNOWN, Per
 from openclawd.admission.windows import local_time
 
@@ -142,6 +143,23 @@ class Budgets:
                 account = self._account(rule, charge.bucket)
                 account.restore(charge.slot, counter.used, alerted=counter.alerted)
 
+    def replace_rules(self, rules: Sequence[BudgetRule], counters: Iterable[Counter]) -> None:
+        """Other budgets from now on, `advance` comes next. Those that count as before go on with
+        what was used; for the others, `counters` are what the ledger has. What is open or waits in
+        a budget that is no more, ends or is decided there."""
+        known = {(rule.name, rule.shape) for rule in self._rules}
+        new = {(rule.name, rule.shape): rule for rule in rules}
+        for key, account in list(self._accounts.items()):
+            if rule := new.get((account.rule.name, account.rule.shape)):
+                account.rule = rule
+            else:
+                del self._accounts[key]
+        self._rules = rules
+        self._fitting.cache_clear()
+        self.restore(
+            each for each in counters if (each.charge.budget, each.charge.shape) not in known
+        )
+
     # ---- questions ----
 
     @property
@@ -167,6 +185,10 @@ class Budgets:
                 accounts = nsmallest(MAX_ROWS, accounts, key=lambda each: each.share_left(now))
                 rows += (each.row(now) for each in sorted(accounts, key=lambda each: each.bucket))
         return rows
+
+    def standings(self, now: int) -> list[Standing]:
+        """How full each budget is, for `/metrics`."""
+        return list(standings(self._rules, self._accounts.values(), now))
 
     def check(self, now: int) -> None:
         """The invariants, for tests."""

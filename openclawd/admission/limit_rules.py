@@ -142,14 +142,14 @@ class FittingRules:
 
 
 class LimitRules:
-    """All of them. `of` gives those of a subject."""
+    """`each` of them, in the order of the configuration. `of` gives those of a subject."""
 
     def __init__(self, rules: Iterable[LimitRule] = ()) -> None:
-        self._rules = tuple(rules)
+        self.each = tuple(rules)
         self.of = lru_cache(MAX_KNOWN)(self._fitting)
 
     def _fitting(self, subject: Subject) -> FittingRules:
-        return FittingRules(self._rules, subject)
+        return FittingRules(self.each, subject)
 
 
 def strictest(rules: Iterable[LimitRule], name: str) -> tuple[LimitRule, int] | None:

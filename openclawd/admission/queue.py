@@ -27,6 +27,10 @@ How long anybody waits: between two starts of a priority, higher ones start at m
 times, and as many more as while the one that went before everybody runs, once for each priority
 below the highest. Within a priority see `fairness.py`.
 
+The places may become more or fewer (`resize`), as workers of the model come and go. Who was let in
+stays, and one that needs more places than there are left can still be let in: there are as many as
+the largest ticket needs.
+
 Invariants: nobody waits who could run by these rules; a ticket is in the queue at most once, and
 whoever was let in stays until it leaves.
 """
@@ -95,10 +99,10 @@ class RequestQueue(Generic[Ticket]):
 
     def __init__(self, *, model: str, max_running: int, max_waiting: int, max_skips: int) -> None:
         self._model = model
+        self._num_places = max_running
         self._max_running = max_running
         self._max_waiting = max_waiting
         self._max_skips = max_skips
-        self._max_aside = max(1, max_running // 2)
         self._entries: dict[Ticket, Entry[Ticket]] = {}
         self._running: dict[Ticket, Entry[Ticket]] = {}
         self._lines: dict[Priority, FairLine[Ticket]] = {p: FairLine() for p in Priority}
@@ -126,6 +130,11 @@ class RequestQueue(Generic[Ticket]):
         return sum(self._num_waiting.values())
 
     @property
+    def max_running(self) -> int:
+        """The places there are."""
+        return self._max_running
+
+    @property
     def num_principals(self) -> int:
         """Those of whom something is kept, once for each priority and tier."""
         return sum(line.num_principals for line in self._lines.values())
@@ -133,6 +142,11 @@ class RequestQueue(Generic[Ticket]):
     def line(self) -> Iterator[Ticket]:
         """Those who wait, the next in line first, as far as can be foreseen."""
         return (entry.ticket for entry in self._in_line() if entry.state is State.WAITING)
+
+    def oldest(self) -> Ticket | None:
+        """Who has waited longest."""
+        waiting = (each.ticket for each in self._entries.values() if each.state is State.WAITING)
+        return next(waiting, None)
 
     def place(self, ticket: Ticket) -> Place:
         """Where one who waits stands."""
@@ -180,7 +194,7 @@ class RequestQueue(Generic[Ticket]):
 
         Raises `Overloaded` when it would have to wait and the queue is full.
         """
-        weight = min(weight, self._max_running)
+        weight = min(weight, self._num_places)
         account = self._lines[priority].open(tier, principal)
         number = next(self._next_number)
         entry = Entry(ticket, number, weight, priority, priority, account, tokens)
@@ -220,10 +234,28 @@ class RequestQueue(Generic[Ticket]):
         if entry is self._raised:
             self._raised = None
             self._is_anybody_overdue = True
+        if self._max_running > self._num_places:
+            self._fit_places()
         self._raise_overdue()
         started = self._start_all(now)
         self._forgive_skips()
         return started
+
+    def resize(self, num_places: int, *, now: float) -> list[Ticket]:
+        """There are so many places from now on."""
+        self._num_places = num_places
+        self._fit_places()
+        started = self._start_all(now)
+        self._forgive_skips()
+        return started
+
+    def limit(self, *, max_waiting: int, max_skips: int) -> None:
+        """The limits are these from now on; whoever waits already goes on waiting."""
+        self._max_waiting, self._max_skips = max_waiting, max_skips
+
+    def _fit_places(self) -> None:
+        widest = max((entry.weight for entry in self._entries.values()), default=1)
+        self._max_running = max(self._num_places, widest)
 
     def _forget(self, entry: Entry[Ticket]) -> None:
         line = self._lines[entry.priority]
@@ -279,7 +311,7 @@ class RequestQueue(Generic[Ticket]):
             self._lines[level],
             num_places=self._room(level) + self._load[level],
             num_needed=entry.weight - self._room(level),
-            max_places=self._max_aside - self._num_places_aside,
+            max_places=max(1, self._max_running // 2) - self._num_places_aside,
         )
 
     def _room(self, level: Priority) -> int:

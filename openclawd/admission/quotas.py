@@ -9,6 +9,7 @@ that is over it, is `rates.py`'s. Pure: times come in as arguments.
 - `charge` never refuses: what is over the limit is *debt*. A debt is taken out of the room of the
   windows that follow, as it becomes free, before anything else is granted. So the long run keeps
   the rate as well, however far running requests went over it.
+- The limit may become another one: what was taken goes on to count, and what is over it is debt.
 - The log is exact while it has at most `MAX_ENTRIES` entries. Once it has had more it is *coarse*:
   all that was taken within the same `2 / MAX_ENTRIES` of the window counts as taken with the last
   of it, up to 0.4 % of the window later than it was, never earlier. It is so until it is empty, for
@@ -28,7 +29,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
 MAX_ENTRIES: Final = 512
 """8 KiB for a window that is used all the time."""
@@ -78,6 +79,10 @@ class Window:
 
     # ---- questions ----
 
+    @property
+    def limit(self) -> int:
+        return self._limit
+
     def used(self, now_us: int) -> int:
         """What counts now, debt included: so it may be more than the limit."""
         self._forget(now_us)
@@ -126,6 +131,17 @@ class Window:
         self._amounts[index] -= amount
         self._taken -= amount
         self._pay(now_us)
+
+    def change_limit(self, limit: int, now_us: int) -> None:
+        """From now on so much may be taken. What counts is taken anew, each at its time."""
+        self._forget(now_us)
+        taken = list(zip(self._times, self._amounts, strict=True))
+        debt, self._debt, self._taken, self._limit = self._debt, 0, 0, limit
+        del self._times[:], self._amounts[:]
+        for at_us, amount in taken:
+            self._debt += amount
+            self._pay(at_us)
+        self.charge(debt, now_us)
 
     def check(self) -> None:
         """Raise `AssertionError` if an invariant is broken."""
@@ -205,6 +221,9 @@ class Window:
 # ---- all of them ----
 
 
+Key = tuple[str, str, str, int]
+
+
 class Meter(NamedTuple):
     """One count: what it is of (`unit`, for example tokens), of which rule, whose (`bucket`). A
     tuple, for it is looked up by with every token."""
@@ -214,6 +233,11 @@ class Meter(NamedTuple):
     unit: str
     limit: int
     window_us: int
+
+    @property
+    def key(self) -> Key:
+        """It is the same count with another limit."""
+        return self.rule, self.bucket, self.unit, self.window_us
 
 
 class Need(NamedTuple):
@@ -252,13 +276,16 @@ class QuotaStore(Protocol):
     def give_back(self, lease: Lease, meter: Meter, *, now: float) -> None:
         """Untake what a lease took of one count."""
 
+    def change_limits(self, meters: Iterable[Meter], *, now: float) -> None:
+        """All counts of these rules, units and windows, whosever they are, have these limits."""
+
 
 class WindowStore:
     """The counts of one daemon, in its memory: a restart begins with empty windows."""
 
     def __init__(self, *, max_windows: int = MAX_WINDOWS) -> None:
         self._max_windows = max_windows
-        self._windows: OrderedDict[Meter, Window] = OrderedDict()
+        self._windows: OrderedDict[Key, Window] = OrderedDict()
         self._num_new = 0
 
     def __len__(self) -> int:
@@ -269,7 +296,9 @@ class WindowStore:
         now_us = _microseconds(now)
         self._sweep(now_us)
         windows = [(self._window(need.meter), need.amount) for need in needs]
-        if any(window.due_us(amount, now_us) > now_us for window, amount in windows):
+        if any(
+            window.due_us(min(amount, window.limit), now_us) > now_us for window, amount in windows
+        ):
             return None
         for window, amount in windows:
             window.charge(amount, now_us)
@@ -278,7 +307,7 @@ class WindowStore:
     def due(self, meter: Meter, amounts: Sequence[int], *, now: float) -> float:
         now_us = _microseconds(now)
         window = self._find(meter) or Window(meter.limit, meter.window_us)
-        due_us = window.last_due_us(amounts, now_us)
+        due_us = _due_us(window, amounts, now_us)
         return now if due_us <= now_us else due_us / _US
 
     def used(self, meter: Meter, *, now: float) -> int:
@@ -289,35 +318,48 @@ class WindowStore:
         self._window(meter).charge(amount, _microseconds(now))
 
     def give_back(self, lease: Lease, meter: Meter, *, now: float) -> None:
-        amount = sum(need.amount for need in lease.needs if need.meter == meter)
+        amount = sum(need.amount for need in lease.needs if need.meter.key == meter.key)
         if window := self._find(meter):
             window.give_back(amount, taken_at_us=lease.at_us, now_us=_microseconds(now))
 
+    def change_limits(self, meters: Iterable[Meter], *, now: float) -> None:
+        limits = {(each.rule, each.unit, each.window_us): each.limit for each in meters}
+        for (rule, _, unit, window_us), window in self._windows.items():
+            limit = limits.get((rule, unit, window_us), window.limit)
+            if limit != window.limit:
+                window.change_limit(limit, _microseconds(now))
+
     def _window(self, meter: Meter) -> Window:
-        window = self._windows.get(meter) or self._find(meter)
+        window = self._find(meter)
         if window is None:
             is_full = len(self._windows) >= self._max_windows
-            key = meter._replace(bucket=_OTHERS) if is_full else meter
+            key = (meter._replace(bucket=_OTHERS) if is_full else meter).key
             window = self._windows[key] = Window(meter.limit, meter.window_us)
             self._num_new += 1
         return window
 
     def _find(self, meter: Meter) -> Window | None:
         """Questions make no windows."""
-        window = self._windows.get(meter)
+        window = self._windows.get(meter.key)
         if window is None and len(self._windows) >= self._max_windows:
-            window = self._windows.get(meter._replace(bucket=_OTHERS))
+            window = self._windows.get(meter._replace(bucket=_OTHERS).key)
         return window
 
     def _sweep(self, now_us: int) -> None:
         num_wanted = max(self._num_new, len(self._windows) > self._max_windows)
         self._num_new = 0
         for _ in range(min(num_wanted * _SWEPT_AT_ONCE, len(self._windows))):
-            meter, window = next(iter(self._windows.items()))
+            key, window = next(iter(self._windows.items()))
             if window.used(now_us):
-                self._windows.move_to_end(meter)
+                self._windows.move_to_end(key)
             else:
-                del self._windows[meter]
+                del self._windows[key]
+
+
+def _due_us(window: Window, amounts: Sequence[int], now_us: int) -> int:
+    """One that came while the limit was higher may need more than the whole of it, and takes all
+    there is."""
+    return window.last_due_us([min(each, window.limit) for each in amounts], now_us)
 
 
 def _microseconds(now: float) -> int:

@@ -251,6 +251,18 @@ class RateLimiter(Generic[Ticket]):
         self._changed[line.bucket.key] = None
         self._look_again(line, now)
 
+    def replace_rules(self, rules: Sequence[RateRule], *, now: float) -> None:
+        """Other rules from now on. Who waits goes on to wait by the rules under which it came, but
+        for their limits; `wake` is to be called. What was used of a rule with the same name and
+        window counts on."""
+        self._rules = tuple(rules)
+        self._buckets_of.cache_clear()
+        nobody = Subject("")
+        meters = [meter for rule in rules for meter in _bucket(rule, nobody).meters]
+        self._store.change_limits(meters, now=now)
+        for line in list(self._lines.values()):
+            self._look_again(line, now)
+
     def charge(self, grant: Grant, num_tokens: int, *, now: float) -> None:
         """Completion tokens have come."""
         for meter in grant.buckets.token_meters:

@@ -7,7 +7,7 @@ Owns the `Backend` protocol and its result types. Knows no ML library;
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from openclawd.engine.batch import Outputs
 
@@ -31,7 +31,9 @@ class LoadSpec:
     per sequence, `kv_tokens` for all together, `batch_tokens` at most in one step. A batch may name
     one of `adapters`. With `shares_cells` False every slot has `context` cells of its own, and none
     can be kept for others. `computes_aside`: where prompts disturb running streams, be ready to
-    compute them aside, which takes memory for one more sequence."""
+    compute them aside, which takes memory for one more sequence. `gpu_budgets` are bytes on
+    each GPU for automatic `gpu_layers` (none: all there is); one that `needs_gpu` does not load
+    without."""
 
     path: str
     parallel: int
@@ -44,12 +46,24 @@ class LoadSpec:
     adapters: dict[str, AdapterSpec] = field(default_factory=dict)
     shares_cells: bool = True
     computes_aside: bool = False
+    gpu_budgets: tuple[int, ...] = ()
+    needs_gpu: bool = False
+
+
+Scoring = Literal["softmax", "sigmoid", "raw"]
+"""How a model's numbers become scores."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
     """What a loaded model is. `context` is the length that really applies to a sequence; it is
-    smaller than the one asked for where the model cannot do more."""
+    smaller than the one asked for where the model cannot do more. `parallel` is more than was asked
+    for where sequences need no memory between steps.
+
+    A model that classifies has `labels`, and its vectors are their scores, as `label_scores` makes
+    them; the number of one with a single label comes raw. `rank_scores` makes that of how well two
+    texts go together, where it can tell. Of a model that embeds, `pooling` says how its vectors
+    come from those of the tokens, and whether their length is 1 (`is_normalised`)."""
 
     description: str
     architecture: str
@@ -68,6 +82,21 @@ class ModelInfo:
     gpu_layers: int
     devices: tuple[str, ...]
     warnings: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+    label_scores: Scoring | None = None
+    rank_scores: Scoring | None = None
+    pooling: str = ""
+    is_normalised: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class PairFormat:
+    """The tokens that a model wants before the first of two texts, between them and after the
+    second."""
+
+    before: tuple[int, ...]
+    between: tuple[int, ...]
+    after: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +217,11 @@ class Backend(Protocol):
         ...
 
     @property
+    def pair_format(self) -> PairFormat | None:
+        """None for models that take one text at a time."""
+        ...
+
+    @property
     def control_texts(self) -> tuple[str, ...]:
         """The texts that `tokenize(parse_special=True)` makes into control tokens."""
         ...
@@ -220,7 +254,7 @@ class Backend(Protocol):
 
     def forward(self, batch: Batch, between: Callable[[], bool] = go_on) -> ForwardResult:
         """Do the batch's cache operations, set up its opened slots, compute its chunks, sample or
-        average. Blocks. A batch without chunks ends with the first of these.
+        pool. Blocks. A batch without chunks ends with the first of these.
 
         While a batch is computed that `is_aside`, `between` is called after every few operations of
         the model. It may call `forward` for other slots, with batches that are not aside, and says

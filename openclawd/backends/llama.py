@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import llama_cpp
 import numpy as np
 
-from openclawd.backends import llama_log
+from openclawd.backends import llama_load, llama_log
 from openclawd.backends.base import (
     BatchLimits,
     ChatFormat,
@@ -25,6 +25,7 @@ from openclawd.backends.base import (
     LoadSpec,
     ModelInfo,
     NoFreeCells,
+    PairFormat,
     Stopped,
     go_on,
 )
@@ -88,6 +89,7 @@ class LlamaBackend:
         self._is_embedding = False
         self._waits = Waits(loaded.info.threads)
 
+        self.pair_format: PairFormat | None = None
         self.control_texts = self._vocab.control_texts
         self.infill_tokens = self._vocab.infill_tokens
         self.max_token_bytes = self._vocab.max_token_bytes
@@ -135,7 +137,7 @@ class LlamaBackend:
         if status != _COMPUTED:
             return DecodeFailed(_failure(f"status {status}"))
         if batch.kind is BatchKind.EMBEDDING:
-            return self._average(batch)
+            return self._pool(batch)
         return self._sample(batch.chunks, outputs, self._context)
 
     def copy_cells_out(self, slot: int) -> bytes:
@@ -277,21 +279,32 @@ class LlamaBackend:
                 break
         return sampled
 
-    def _average(self, batch: Batch) -> Outputs:
-        """Add the hidden states of the step to each sum; finish those that are complete."""
+    def _pool(self, batch: Batch) -> Outputs:
+        """Add the hidden states of the step that count to each sum; finish those that are
+        complete."""
         shape = (batch.num_tokens, self.info.embedding_length)
         states = np.ctypeslib.as_array(llama_cpp.llama_get_embeddings(self._context), shape=shape)
         result, start = Outputs(), 0
         for chunk in sorted(batch.chunks, key=slot_of):
             end = start + len(chunk.tokens)
             total = self._sums[chunk.slot]
-            total += states[start:end].sum(axis=0, dtype=np.float64)
+            total += self._counting(chunk, states[start:end]).sum(axis=0, dtype=np.float64)
             if chunk.num_outputs and np.isfinite(total).all():
                 result.vectors[chunk.slot] = _normalised(total)
             elif chunk.num_outputs:
                 result.garbage.add(chunk.slot)
             start = end
         return result
+
+    def _counting(self, chunk: Chunk, states: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Of a chunk's hidden states, those that its text's vector is made of."""
+        match self.info.pooling:
+            case llama_load.FIRST:
+                return states[:1] if chunk.position == 0 else states[:0]
+            case llama_load.LAST:
+                return states[-1:] if chunk.num_outputs else states[:0]
+            case _:
+                return states
 
 
 def _normalised(total: npt.NDArray[np.float64]) -> bytes:

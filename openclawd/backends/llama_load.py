@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import llama_cpp
@@ -18,6 +18,8 @@ from openclawd.backends.base import BatchLimits, CannotLoad, LoadAborted, LoadSp
 from openclawd.backends.gguf_file import check_gguf_file
 from openclawd.backends.llama_adapters import Adapters
 from openclawd.backends.llama_aside import Aside
+from openclawd.backends.llama_libraries import load_backends
+from openclawd.backends.llama_offload import fitted_to_gpus
 from openclawd.backends.llama_options import apply_options
 
 if TYPE_CHECKING:
@@ -30,6 +32,10 @@ of them, and their buffer stays: 128 tokens of a vocabulary of 128k are 64 MiB."
 MAX_PREFIX_TAGS: Final = 128
 """Most kept prefixes: far more than a cache of today's sizes can hold of useful length."""
 
+MAX_ENCODER_SLOTS: Final = 256
+"""Texts in one step of an encoder: as many as llama.cpp has sequence ids (LLAMA_MAX_SEQ). They take
+no memory between steps, so they are not counted by `parallel`."""
+
 UBATCH_TOKENS: Final = 512
 """llama.cpp's own default for what it computes at once."""
 
@@ -40,6 +46,17 @@ ASIDE_TOKENS: Final = 256
 """In parts of so many a prompt of 2,000 tokens takes 1.06 times as long as in parts of 512, in half
 as many 1.17 times; and the longest operation takes half as long as in parts of 512 (SmolLM2 on two
 cores, 2026-11-24)."""
+
+MEAN: Final = "mean"
+FIRST: Final = "cls"
+LAST: Final = "lasttoken"
+_RANK: Final = "rank"
+_POOLING: Final = {
+    str(llama_cpp.LLAMA_POOLING_TYPE_CLS): FIRST,
+    str(llama_cpp.LLAMA_POOLING_TYPE_LAST): LAST,
+    str(llama_cpp.LLAMA_POOLING_TYPE_RANK): _RANK,
+}
+"""By what a file holds under `pooling_type`."""
 
 _ALL_LAYERS: Final = -1
 _TEXT_BYTES: Final = 1024
@@ -68,8 +85,10 @@ def load_model(spec: LoadSpec, on_progress: Callable[[float], bool]) -> Loaded:
     """Read the file and make a context. Raises `CannotLoad` and `LoadAborted`."""
     check_gguf_file(spec.path)
     llama_log.install()
+    load_backends()
     llama_log.take_errors()
     _check_parallel(spec)
+    spec = fitted_to_gpus(spec)
     model_params, context_params = _params(spec)
     model = _read_model(spec, model_params, on_progress)
     try:
@@ -165,11 +184,13 @@ def _with_context(spec: LoadSpec, model: Any, params: Any, adapters: Adapters) -
     if is_encoder:  # it must see a whole input at once: make room for that
         llama_cpp.llama_free(context)
         length = min(length, llama_cpp.llama_model_n_ctx_train(model))
+        budget = max(length, spec.batch_tokens, spec.parallel)
         limits = BatchLimits(
-            batch_tokens=max(length, spec.parallel),
-            embedding_batch_tokens=length,
-            splits_prompts=False,
+            batch_tokens=budget, embedding_batch_tokens=budget, splits_prompts=False
         )
+        slots = max(spec.parallel, min(MAX_ENCODER_SLOTS, budget))
+        spec = replace(spec, parallel=slots, kv_tokens=slots * length)  # cells there are none
+        params.n_seq_max, params.kv_unified = slots, True
         context = _make_context(spec, model, params, limits)
     info = _describe(spec, model, params, length=length, is_encoder=is_encoder)
     aside = _make_aside(spec, model, params, context, adapters, limits)
@@ -280,21 +301,43 @@ def _describe(
         embedding_length=llama_cpp.llama_model_n_embd_out(model),
         vocab_size=llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model)),
         can_generate=not is_encoder,
-        can_embed=True,
+        can_embed=_pooling(model) != _RANK,
         threads=params.n_threads,
         gpu_layers=_num_gpu_layers(spec, model),
         devices=("gpu",) if llama_cpp.llama_supports_gpu_offload() else ("cpu",),
         warnings=_warnings(spec, context_train, length=length),
+        pooling=_pooling(model),
     )
 
 
 def _warnings(spec: LoadSpec, context_train: int, *, length: int) -> tuple[str, ...]:
+    if not llama_cpp.llama_supports_gpu_offload() and spec.gpu_layers:
+        return (*_length_warnings(spec, context_train, length=length), _NO_OFFLOAD)
+    return _length_warnings(spec, context_train, length=length)
+
+
+_NO_OFFLOAD: Final = (
+    "gpu_layers has no effect: this llama.cpp was built without GPU support (CUDA in the README)"
+)
+
+
+def _length_warnings(spec: LoadSpec, context_train: int, *, length: int) -> tuple[str, ...]:
     if length < spec.context:
         return (f"context {spec.context} is cut to {length}, the most there is for a sequence",)
     if length <= context_train:
         return ()
     trained = f"the {context_train} tokens the model was trained for"
     return (f"context {spec.context} is longer than {trained}; answers get worse beyond those",)
+
+
+def _pooling(model: Any) -> str:
+    """How vectors of texts come from those of their tokens, as the file says; by default `mean`."""
+    key = f"{_architecture(model)}.pooling_type".encode()
+    found = _text(
+        lambda model, buffer, size: llama_cpp.llama_model_meta_val_str(model, key, buffer, size),
+        model,
+    )
+    return _POOLING.get(found, MEAN)
 
 
 def _num_gpu_layers(spec: LoadSpec, model: Any) -> int:

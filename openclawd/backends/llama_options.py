@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import llama_cpp
 
 from openclawd.backends.base import CannotLoad
+from openclawd.backends.llama_offload import set_tensor_split
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -33,6 +34,11 @@ _CACHE_TYPES: Final = {
     "q4_1": llama_cpp.GGML_TYPE_Q4_1,
     "q4_0": llama_cpp.GGML_TYPE_Q4_0,
 }
+_SPLIT_MODES: Final = {
+    "layer": llama_cpp.LLAMA_SPLIT_MODE_LAYER,
+    "row": llama_cpp.LLAMA_SPLIT_MODE_ROW,
+    "none": llama_cpp.LLAMA_SPLIT_MODE_NONE,
+}
 _SWITCH: Final = {True: True, False: False}
 
 
@@ -51,12 +57,18 @@ def _cache_type_v(model: Any, context: Any, value: Any) -> None:
     context.type_v = value
 
 
+def _split_mode(model: Any, context: Any, value: Any) -> None:
+    del context
+    model.split_mode = value
+
+
 _OPTIONS: Final[dict[str, tuple[dict[Any, Any], Callable[[Any, Any, Any], None]]]] = {
     "flash_attn": (_FLASH_ATTN, _flash_attn),
     "cache_type_k": (_CACHE_TYPES, _cache_type_k),
     "cache_type_v": (_CACHE_TYPES, _cache_type_v),
+    "split_mode": (_SPLIT_MODES, _split_mode),
 }
-_LOAD_OPTIONS: Final = ("mmap", "mlock")
+_LOAD_OPTIONS: Final = ("mmap", "mlock", "tensor_split")
 
 _LOAD_MODES: Final = {  # (mmap, mlock)
     (False, False): llama_cpp.LLAMA_LOAD_MODE_NONE,
@@ -69,6 +81,8 @@ _LOAD_MODES: Final = {  # (mmap, mlock)
 def apply_options(options: Mapping[str, Any], model: Any, context: Any) -> None:
     """Set llama.cpp's parameter structs. Raises `CannotLoad` for an unknown name or value."""
     _apply_load_mode(options, model)
+    if "tensor_split" in options:
+        set_tensor_split(model, _checked_shares(options["tensor_split"]))
     for name, value in options.items():
         if name in _LOAD_OPTIONS:
             continue
@@ -83,6 +97,13 @@ def _apply_load_mode(options: Mapping[str, Any], model: Any) -> None:
     mlock = _checked("mlock", options.get("mlock", False), _SWITCH)
     if "mmap" in options or "mlock" in options:
         model.load_mode = _LOAD_MODES[mmap, mlock]
+
+
+def _checked_shares(value: Any) -> list[float]:
+    most = llama_cpp.llama_max_devices()
+    if not isinstance(value, list) or len(value) > most:
+        raise _refused("option 'tensor_split'", [f"a list of at most {most} numbers"])
+    return value
 
 
 def _checked(name: str, value: Any, values: Mapping[Any, Any]) -> Any:

@@ -8,26 +8,34 @@ refused, never accepted and ignored; every mistake in a file is reported at once
 
 from openclawd.config.errors import ConfigError, Finding
 from openclawd.config.loading import config_from_models, load_config
-from openclawd.config.model_files import find_model_file, is_model_file, model_files_by_stem
+from openclawd.config.model_files import (
+    backend_of,
+    find_model_by_name,
+    find_model_file,
+    is_model_file,
+    model_files_by_stem,
+)
 from openclawd.config.schema import (
+    BackendOptions,
     Config,
     InferenceSettings,
-    LlamaOptions,
     LoggingConfig,
     ModelConfig,
     ResourceLimits,
 )
 
 __all__ = [
+    "BackendOptions",
     "Config",
     "ConfigError",
     "Finding",
     "InferenceSettings",
-    "LlamaOptions",
     "LoggingConfig",
     "ModelConfig",
     "ResourceLimits",
+    "backend_of",
     "config_from_models",
+    "find_model_by_name",
     "find_model_file",
     "is_model_file",
     "load_config",

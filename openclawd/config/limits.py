@@ -55,7 +55,7 @@ class WhenConfig(Section):
     )
     operation: Patterns = key(
         [],
-        meaning="The operation: generate, chat or embed.",
+        meaning="The operation: generate, chat, embed, classify or rerank.",
         allowed="a pattern, or a list of patterns",
         default_text="any",
     )

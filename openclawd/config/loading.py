@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from pydantic import ValidationError
 
 from openclawctl.wire.fields import suggestion
-from openclawd.config import budgets, rates, reference
+from openclawd.config import budgets, placement, rates, reference
 from openclawd.config import limits as limit_rules
 from openclawd.config.errors import ConfigError, Finding, shown
 from openclawd.config.model_files import model_files_by_stem
@@ -30,7 +30,8 @@ _KEY_ITSELF: Final = "[key]"
 def load_config(
     path: Path, *, workers: int | None = None, state_dir: Path = DEFAULT_STATE_DIR
 ) -> Config:
-    """The configuration in a YAML or JSON file. `workers` overrides every model's.
+    """The configuration in a YAML or JSON file. `workers` overrides every model's, and what it
+    says of autoscaling.
 
     Raises `ConfigError` with all findings. Blocks on the disk.
     """
@@ -75,8 +76,8 @@ def _file_of(name: str, state_dir: Path) -> Path:
     if name not in files:
         known = ", ".join(sorted(files)) or "none"
         raise ValueError(
-            f"no file {name}.gguf in {folder} (there: {known}); write {name}=PATH"
-            + suggestion(name, files)
+            f"no file {name}.gguf and no model folder {name} in {folder} (there: {known});"
+            f" write {name}=PATH" + suggestion(name, files)
         )
     return files[name]
 
@@ -86,7 +87,7 @@ def _set_workers(data: dict[str, Any], workers: int | None) -> None:
     if workers is None or not isinstance(models, dict):
         return
     data["models"] = {
-        name: {**model, "workers": workers} if isinstance(model, dict) else model
+        name: {**model, "workers": workers, "autoscale": {}} if isinstance(model, dict) else model
         for name, model in models.items()
     }
 
@@ -107,6 +108,7 @@ def _validated(source: Source, state_dir: Path) -> Config:
 def _contradictions(config: Config) -> Iterator[tuple[KeyPath, str]]:
     """What single keys cannot show: settings that do not fit each other."""
     yield from _wrong_names(config)
+    yield from placement.contradictions(config.models)
     for name, model in config.models.items():
         for key, message in _contradictions_of_model(model):
             yield ("models", name, key), message
@@ -156,8 +158,14 @@ def _contradictions_of_model(model: ModelConfig) -> Iterator[tuple[str, str]]:
     has_draft = model.speculation.draft_model is not None
     if has_draft != (model.speculation.method == "draft"):
         yield "speculation", "draft_model and method: draft need each other; set both or neither"
+    for message in model.autoscale.contradictions(model.workers):
+        yield "autoscale", message
     if model.pinned and model.keep_alive_s != math.inf:
         yield "pinned", "found true, beside a keep_alive that ends; remove one of them"
+    for name in ("parallel", "context"):
+        least, usual = getattr(model, f"min_{name}"), getattr(model, name)
+        if least is not None and least > usual:
+            yield f"min_{name}", f"found {least}, which is more than {name} ({usual})"
 
 
 def _not_without_sharing(model: ModelConfig) -> Iterator[tuple[str, str]]:

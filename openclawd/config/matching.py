@@ -43,7 +43,7 @@ class MatchConfig(Section):
     app: Patterns = _patterns("What the client calls itself (`app`).")
     session: Patterns = _patterns("The session that the client names.")
     model: Patterns = _patterns("The model.")
-    operation: Patterns = _patterns("The operation: generate, chat or embed.")
+    operation: Patterns = _patterns("The operation: generate, chat, embed, classify or rerank.")
 
     def patterns(self) -> dict[str, tuple[str, ...]]:
         """As the arguments of `admission.subjects.Match`."""

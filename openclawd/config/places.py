@@ -42,9 +42,29 @@ class Places:
         return self.socket.with_name("notify.sock")
 
     @property
+    def fetch_socket(self) -> Path:
+        """Where systemd listens for `openclawd-fetch`, if it does."""
+        return self.socket.with_name("fetch.sock")
+
+    @property
+    def models_dir(self) -> Path:
+        """Where models are put if the configuration says nothing."""
+        return self.state_dir / "models"
+
+    @property
+    def metrics_socket(self) -> Path:
+        """Where `/metrics` is offered, unless `monitoring.socket` says otherwise."""
+        return self.socket.with_name(f"{self.socket.stem}-metrics.sock")
+
+    @property
     def prefix_key_file(self) -> Path:
         """The key of prompts' hashes (`openclawd.ledger.prefix_key`)."""
         return self.state_dir / "prefix.key"
+
+    @property
+    def footprints_file(self) -> Path:
+        """What models took in memory (`openclawd.fleet.footprints`)."""
+        return self.state_dir / "footprints.json"
 
     @property
     def ledger_file(self) -> Path:

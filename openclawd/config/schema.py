@@ -23,14 +23,32 @@ from pydantic import (
 from openclawctl.wire.framing import MAX_FRAME_BYTES
 from openclawctl.wire.sampling import SAMPLING_INTEGERS, SAMPLING_RANGES, Sampling
 from openclawd.config import values
+from openclawd.config.autoscale import MAX_WORKERS, AutoscaleConfig
 from openclawd.config.budgets import BudgetConfig  # noqa: TC001 - pydantic reads the annotations
+from openclawd.config.fetch import FetchConfig
 from openclawd.config.keys import Section, count, key
 from openclawd.config.limits import ON_TOO_LONG_ALLOWED, LimitConfig, OnTooLongText
+from openclawd.config.monitoring import MonitoringConfig
 from openclawd.config.notify import NotifyConfig
+from openclawd.config.placement import (
+    CPUS,
+    GPU_MEMORY_PER_MODEL,
+    GPU_WAIT,
+    SPLIT_MODE,
+    TENSOR_SPLIT,
+    WITHOUT_GPU,
+    Cpus,
+    GpuMemory,
+    GpuWait,
+    Shares,
+    SplitMode,
+    WithoutGpu,
+)
 from openclawd.config.prices import CURRENCY_ALLOWED, Currency, LedgerConfig, PriceConfig
 from openclawd.config.rates import RateLimitConfig  # noqa: TC001 - pydantic reads the annotations
 from openclawd.config.security import SecurityConfig
 from openclawd.config.tiers import DEFAULT_TIER_NAME, TIER_NAME_TEXT, TierConfig, Tiers
+from openclawd.config.torch_options import TorchOptions
 
 MODEL_NAME_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._:-]*$"
 DEFAULT_KEEP_ALIVE_S: Final = 300.0
@@ -199,16 +217,24 @@ class LlamaOptions(Section):
         meaning="Map the model file instead of reading it: starts faster, shares the page cache.",
         allowed="true or false",
     )
+
+
+class BackendOptions(TorchOptions, LlamaOptions):
+    """Which backend serves a model may depend on what is at its path: each refuses those of the
+    other."""
+
     batch_tokens: int = count(
         512,
         low=8,
         high=65_536,
         meaning="Token budget of one step. Smaller keeps streams even while long prompts are read.",
     )
+    tensor_split: Shares = TENSOR_SPLIT
+    split_mode: SplitMode = SPLIT_MODE
 
     def for_backend(self) -> dict[str, Any]:
-        """The options the backend is to be told; those left to llama.cpp are absent."""
-        return self.model_dump(exclude_none=True, exclude={"batch_tokens"})
+        """The options the backend is to be told; those left to it are absent."""
+        return self.model_dump(exclude_unset=True, exclude_none=True, exclude={"batch_tokens"})
 
 
 class Speculation(Section):
@@ -254,14 +280,15 @@ class ModelConfig(Section):
 
     path: Annotated[str, AfterValidator(values.file_path)] = key(
         ...,
-        meaning="The model file: absolute, or a name looked up in `model_paths`.",
-        allowed="the path of a GGUF file",
+        meaning="The model's file, or its folder with config.json and safetensors: absolute, or a"
+        " name looked up in `model_paths`.",
+        allowed="the path of a GGUF file or of a folder",
         default_text="(required)",
     )
-    backend: Annotated[Literal["auto", "llama", "torch"], AfterValidator(values.no_torch)] = key(
+    backend: Literal["auto", "llama", "torch"] = key(
         "auto",
-        meaning="What runs the model. `auto` goes by the file.",
-        allowed="auto or llama (torch is not built yet)",
+        meaning="What runs the model. `auto` is torch for a folder, llama for a file.",
+        allowed="auto, llama or torch",
     )
     preload: bool = key(
         default=False,
@@ -273,10 +300,26 @@ class ModelConfig(Section):
         meaning="Fail the daemon's start when this model cannot be preloaded; needs `preload`.",
         allowed="true or false",
     )
-    workers: Annotated[int, AfterValidator(values.one_worker)] = count(
-        1, low=1, high=64, meaning="Replicas of the model (more than 1 is not built yet)."
+    workers: int = count(
+        1,
+        low=1,
+        high=MAX_WORKERS,
+        meaning="Workers that have the model. Each computes `parallel` sequences at once and has KV"
+        " cells of its own; on a CPU they share the weights. Requests go where their beginning is"
+        " known, and go on elsewhere when a worker dies.",
     )
-    parallel: int = count(8, low=1, high=_MAX_SEQUENCES, meaning="Sequences computed in one batch.")
+    autoscale: Annotated[AutoscaleConfig, BeforeValidator(values.empty_if_nil)] = key(
+        AutoscaleConfig(),
+        meaning="Have as many workers as the load asks for, instead of `workers`.",
+        allowed="a map with min and max",
+        default_text="off",
+    )
+    parallel: int = count(
+        8,
+        low=1,
+        high=_MAX_SEQUENCES,
+        meaning="Sequences computed in one batch. Of encoders, `batch_tokens` bounds that.",
+    )
     context: int = count(
         2048, low=16, high=_MAX_CONTEXT, meaning="Tokens per sequence, prompt and completion."
     )
@@ -291,14 +334,39 @@ class ModelConfig(Section):
     configured_keep_alive_s: Annotated[float | None, PlainValidator(values.keep_alive_s)] = key(
         None,
         alias="keep_alive",
-        meaning="How long the model stays loaded after its last use.",
+        meaning="How long the model stays loaded after its last use; a request may say otherwise"
+        " for itself. Another model that needs the memory may end it sooner.",
         allowed="a duration such as 5m, or forever (-1)",
         default_text="5m; forever with `preload` or `pinned`",
     )
     pinned: bool = key(
         default=False,
-        meaning="Stay loaded for good once loaded; `keep_alive` cannot be set beside it.",
+        meaning="Stay loaded for good once loaded, also when others need the memory; `keep_alive`"
+        " cannot be set beside it.",
         allowed="true or false",
+    )
+    min_residency_s: Duration = key(
+        0.0,
+        alias="min_residency",
+        meaning="How long it stays, once loaded, before it must make way for another model while it"
+        " is in use.",
+        allowed="a duration such as 10s",
+        default_text="0s",
+    )
+    min_parallel: int | None = count(
+        None,
+        low=1,
+        high=_MAX_SEQUENCES,
+        meaning="Where memory is short, load it with fewer sequences than `parallel`, down to"
+        " this.",
+        default_text="`parallel`: never fewer",
+    )
+    min_context: int | None = count(
+        None,
+        low=16,
+        high=_MAX_CONTEXT,
+        meaning="Where memory is still short then, load it with a shorter `context`, down to this.",
+        default_text="`context`: never shorter",
     )
     devices: list[Annotated[str, PlainValidator(values.device)]] = key(
         [],
@@ -307,7 +375,8 @@ class ModelConfig(Section):
     )
     gpu_layers: Annotated[int | None, PlainValidator(values.auto_or_count)] = key(
         None,
-        meaning="Layers computed on the GPU; 0 keeps the model on the CPU.",
+        meaning="Layers computed on the GPU; 0 keeps the model on the CPU. `auto`: as many as fit"
+        " into `gpu_memory_per_model` and into what is free.",
         allowed="auto, or a whole number from 0 to 1024",
         default_text="auto",
     )
@@ -315,8 +384,10 @@ class ModelConfig(Section):
         None,
         meaning="CPU threads of the model.",
         allowed="auto, or a whole number from 1 to 1024",
-        default_text="auto: `cpu_cores_per_worker`, or every core the daemon may use",
+        default_text="auto: one for each CPU that the worker is bound to",
     )
+    cpus: Cpus = CPUS
+    without_gpu: WithoutGpu = WITHOUT_GPU
     speculation: Annotated[Speculation, BeforeValidator(values.empty_if_nil)] = key(
         Speculation(),
         meaning="Guess tokens ahead and check several in one step. Changes no answer, up to near"
@@ -376,11 +447,17 @@ class ModelConfig(Section):
         meaning="Overrides of the daemon's `inference_settings` for this model.",
         allowed="a map with the keys of inference_settings",
     )
-    options: Annotated[LlamaOptions, BeforeValidator(values.empty_if_nil)] = key(
-        LlamaOptions(),
+    options: Annotated[BackendOptions, BeforeValidator(values.empty_if_nil)] = key(
+        BackendOptions(),
         meaning="Options of the backend.",
         allowed="a map",
     )
+
+    @property
+    def scale(self) -> tuple[int, int]:
+        """The fewest and the most workers."""
+        low, high = self.autoscale.min, self.autoscale.max
+        return (self.workers, self.workers) if low is None or high is None else (low, high)
 
     @property
     def kv_tokens(self) -> int:
@@ -398,18 +475,33 @@ class ModelConfig(Section):
 class ResourceLimits(Section):
     """What one daemon hands out at most."""
 
-    gpu_memory_per_model: Annotated[None, PlainValidator(values.refuse_unbuilt)] = key(
+    gpu_memory_per_model: GpuMemory = GPU_MEMORY_PER_MODEL
+    gpu_wait_s: GpuWait = GPU_WAIT
+    memory_bytes: Annotated[int | None, PlainValidator(values.auto_or_size)] = key(
         None,
-        meaning="GPU memory a model may take (not built yet).",
-        allowed="nothing yet",
-        default_text="no limit",
+        alias="memory",
+        meaning="The host's memory that all models together may take. Models that were not used for"
+        " longest leave when others need room; what cannot fit is not loaded.",
+        allowed="auto, or a size such as 8GiB",
+        default_text="auto: nine tenths of what is to be had, within the control group's limit",
+    )
+    group_wait_s: Duration = key(
+        2.0,
+        alias="group_wait",
+        meaning="How long requests for a model that is not loaded wait while the models that would"
+        " have to make way are in use. Requests that alternate between models that do not fit"
+        " together are so served in groups, each of which costs one load.",
+        allowed="a duration such as 2s",
+        default_text="2s",
     )
     cpu_cores_per_worker: int | None = count(
         None,
         low=1,
         high=4096,
-        meaning="CPU cores a model's worker is bound to, and its threads unless it says otherwise.",
-        default_text="all cores",
+        meaning="CPUs that each worker of a model without `cpus` has to itself: it is bound to"
+        " them, no other worker is, and it has as many threads unless `threads` says otherwise. A"
+        " model for which too few are free does not load.",
+        default_text="all CPUs, shared with other models",
     )
     max_connections: int = count(
         512,
@@ -457,6 +549,14 @@ class ResourceLimits(Section):
         allowed="a duration such as 30s",
         default_text="30s",
     )
+    step_timeout_s: Annotated[float, PlainValidator(values.step_timeout_s)] = key(
+        120.0,
+        alias="step_timeout",
+        meaning="How long a model's worker that has something to compute may go without finishing"
+        " a step; then it is killed and replaced, and its requests go on in the new one.",
+        allowed="a duration from 1s to 1h",
+        default_text="2m",
+    )
     max_frame_bytes: Annotated[int, PlainValidator(values.frame_bytes)] = key(
         MAX_FRAME_BYTES,
         meaning="Largest message in either direction.",
@@ -478,7 +578,8 @@ class LoggingConfig(Section):
     )
     file: Annotated[str, AfterValidator(values.absolute)] | None = key(
         None,
-        meaning="Also log to this file, one JSON object a line; reopened on SIGHUP.",
+        meaning="Also log to this file, one JSON object a line; opened anew on SIGHUP and by"
+        " `openclawctl reload`.",
         allowed="an absolute path",
         default_text="none",
     )
@@ -553,6 +654,9 @@ class Config(Section):
     ledger: Annotated[LedgerConfig, BeforeValidator(values.empty_if_nil)] = key(
         LedgerConfig(), meaning="How long the ledger keeps what was used.", allowed="a map"
     )
+    fetch: Annotated[FetchConfig, BeforeValidator(values.empty_if_nil)] = key(
+        FetchConfig(), meaning="Where models come from and are put (`pull`).", allowed="a map"
+    )
     notify: Annotated[NotifyConfig, BeforeValidator(values.empty_if_nil)] = key(
         NotifyConfig(),
         meaning="Who is told when a budget reaches one of its `alerts`.",
@@ -561,8 +665,15 @@ class Config(Section):
     logging: Annotated[LoggingConfig, BeforeValidator(values.empty_if_nil)] = key(
         LoggingConfig(), meaning="What is logged, how and where.", allowed="a map"
     )
-    monitoring: Unbuilt = key({}, meaning="Metrics (not built yet).", allowed="an empty map")
+    monitoring: Annotated[MonitoringConfig, BeforeValidator(values.empty_if_nil)] = key(
+        MonitoringConfig(), meaning="Metrics, health and warnings.", allowed="a map"
+    )
     caching: Unbuilt = key({}, meaning="Response caches (not built yet).", allowed="an empty map")
+
+    @property
+    def fetch_directory(self) -> str:
+        """The folder that models are put into; empty if there is none."""
+        return self.fetch.directory or next(iter(self.model_paths), "")
 
     def default_name(self) -> str | None:
         """The model of a request that names none: the default, or the only one."""

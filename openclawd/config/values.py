@@ -39,20 +39,9 @@ def nothing_yet(value: object) -> dict[str, Any]:
     return value
 
 
-def refuse_unbuilt(value: object) -> None:
-    if value is not None:
-        raise NotBuiltError("this setting is not built yet; remove it")
-
-
 def one_worker(value: int) -> int:
     if value != 1:
         raise NotBuiltError("more than one worker per model is not built yet; write 1")
-    return value
-
-
-def no_torch(value: str) -> str:
-    if value == "torch":
-        raise NotBuiltError("the torch backend is not built yet; write auto or llama")
     return value
 
 
@@ -91,6 +80,20 @@ def alert_timeout_s(value: object) -> float:
     return seconds
 
 
+def step_timeout_s(value: object) -> float:
+    seconds = duration_s(value)
+    if not 1 <= seconds <= 3600:
+        raise ValueError("out of range")
+    return seconds
+
+
+def gpu_wait_s(value: object) -> float:
+    seconds = duration_s(value)
+    if not 0 <= seconds <= 600:
+        raise ValueError("out of range")
+    return seconds
+
+
 def duration_or_none_s(value: object) -> float | None:
     return None if value is None else duration_s(value)
 
@@ -123,6 +126,15 @@ def size_bytes(value: object) -> int:
     if isinstance(value, str | int):
         return parse_size_bytes(value)
     raise ValueError("not a size")
+
+
+def auto_or_size(value: object) -> int | None:
+    if value == "auto" or value is None:
+        return None
+    size = size_bytes(value)
+    if size < 2**20:
+        raise ValueError("less than any model takes")
+    return size
 
 
 def frame_bytes(value: object) -> int:

@@ -13,7 +13,8 @@ from openclawd.engine.batch import BatchKind
 @dataclass(frozen=True, slots=True)
 class Limits:
     """`batch_tokens` and `embedding_batch_tokens` bound one step of each kind. Models that need a
-    whole prompt at once have `splits_prompts` False; then a step's bound is a prompt's, too.
+    whole prompt at once have `splits_prompts` False; then a step's bound is a prompt's, too, and
+    `max_whole_tokens` is another where a step holds several prompts.
     `num_prefix_tags` is how many prefixes can be kept; 0 for models that cannot share cells.
     Batches of `tile_tokens` or more, if there is such a number, hold decodes or parts of prompts
     and not both, in turns; the parts of prompts fill whole tiles as far as they can. Beside running
@@ -37,6 +38,7 @@ class Limits:
     batch_tokens: int
     embedding_batch_tokens: int
     splits_prompts: bool = True
+    max_whole_tokens: int | None = None
     num_prefix_tags: int = 0
     min_kept_tokens: int = 256
     kept_share: float = 0.25

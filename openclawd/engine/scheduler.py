@@ -68,6 +68,8 @@ class Scheduler:
         self._next_admitted = BatchKind.GENERATION
         self._is_admission_paused = False
         self._num_begun = 0
+        self.num_preemptions = 0
+        """Slots that were taken from sequences that were not done."""
         self._aside: Sequence | None = None  # is being computed
         self._num_aside_tokens = 0
         self._is_aside_wanted = True
@@ -147,6 +149,7 @@ class Scheduler:
         allowed = self._kv.num_cells_for(sequence)
         if not self._limits.splits_prompts:
             allowed = min(allowed, self._limits.budget(sequence.kind))
+            allowed = min(allowed, self._limits.max_whole_tokens or allowed)
         if sequence.num_cells_needed > allowed:
             return NeverFits(sequence.num_cells_needed, allowed)
         sequence.arrived = self._num_begun
@@ -337,6 +340,7 @@ class Scheduler:
 
     def _take_back(self, sequence: Sequence) -> None:
         """Preempt a sequence: it waits, and goes on where it was."""
+        self.num_preemptions += 1
         slot = self._vacate(sequence)
         self._kv.park(slot)
         sequence.state = State.WAITING
@@ -367,6 +371,8 @@ class Scheduler:
         return leader.num_prompt_tokens >= self._kv.min_kept_tokens
 
     def _has_waiting_sibling(self, sequence: Sequence) -> bool:
+        if not sequence.shares_prefix:
+            return False
         return any(_are_siblings(waiting, sequence) for waiting in self._waiting)
 
     def _open(self, sequence: Sequence) -> list[Opening]:

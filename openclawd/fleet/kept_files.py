@@ -29,7 +29,8 @@ def sweep(prefix_dir: Path, models: Mapping[str, ModelConfig]) -> None:
     try:
         for folder in prefix_dir.glob("*"):
             if folder.is_dir() and not folder.is_symlink():
-                _sweep_folder(folder, models.get(folder.name))
+                # Those of a model's second worker are in a folder `NAME+1`, and so on.
+                _sweep_folder(folder, models.get(folder.name.partition("+")[0]))
     except OSError as error:
         logger.warning("old saved prefixes in %s may be left: %s", prefix_dir, error)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, assert_never
 
@@ -23,6 +24,10 @@ from openclawctl.wire.errors import (
     WorkerDied,
 )
 from openclawctl.wire.framing import MAX_RESULT_ITEMS, FrameReader, encode_frame
+from openclawd.fleet.router import Beginnings
+from openclawd.fleet.tempo import Tempo
+from openclawd.observe import message_ids
+from openclawd.observe.logs import fields
 from openclawd.worker.messages import (
     FROM_WORKER_FRAME_BYTES,
     TO_WORKER_FRAME_BYTES,
@@ -49,6 +54,8 @@ from openclawd.worker.messages import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from openclawd.fleet.spec import Files
+
 logger = logging.getLogger(__name__)
 
 PREPARE_TIMEOUT_S = 120.0
@@ -65,11 +72,15 @@ class Call:
     rid: int
     prepared: asyncio.Future[Prepared | Answer]
     ended: asyncio.Future[Ended]
+    asked_at: float
+    """When the worker was last asked for something, by the monotonic clock."""
     on_output: Callable[[Output], None] | None = None
     is_started: bool = field(default=False)
     has_output: bool = field(default=False)
     is_survivor: bool = field(default=False)
     """It was in flight when the worker before this one died, too."""
+    num_sequences: int = field(default=0)
+    """Slots it takes from its start on."""
     is_only_suspect: bool = field(default=False)
     """When this worker died, it was the one survivor that had got nothing here, either."""
 
@@ -89,7 +100,8 @@ class Call:
 
 class Link(asyncio.BufferedProtocol):
     """A connected worker. `on_load_message` gets what is about the model and not about a request;
-    `on_lost` is called once when the pipe has closed, `on_step` with the gauges of each step."""
+    `on_lost` is called once when the pipe has closed, `on_step` with the gauges of each step.
+    `files` tells what the model's files were when the worker was started."""
 
     def __init__(
         self,
@@ -97,6 +109,7 @@ class Link(asyncio.BufferedProtocol):
         on_load_message: Callable[[Loading | Loaded | LoadFailed], None],
         on_lost: Callable[[], None],
         on_step: Callable[[dict[str, int]], None] = lambda gauges: None,
+        files: Files = (),
     ) -> None:
         self._on_load_message = on_load_message
         self._on_lost = on_lost
@@ -106,16 +119,46 @@ class Link(asyncio.BufferedProtocol):
         self._transport: asyncio.WriteTransport | None = None
         self.is_closed = False
         self.has_delivered = False
+        self.files = files
+        self.context: int | None = None
+        """Tokens that a sequence may have, once the worker is ready and says so."""
+        self.beginnings = Beginnings()
         self._calls: dict[int, Call] = {}
+        self._is_idle = asyncio.Event()
+        self._is_idle.set()
         self._next_rid = 1
         self.gauges: dict[str, int] = {}
         self.num_steps = 0
+        self.tempo = Tempo()
+        self.is_loaded = False
+        self.load_at = self._step_at = self._read_at = time.monotonic()
 
     # ---- what the daemon asks ----
 
     @property
     def num_calls(self) -> int:
         return len(self._calls)
+
+    def stalled_s(self, now: float) -> float:
+        """How long the worker has owed a sign of progress: of its load, then a step while it has
+        something to compute, or a prompt read while there is one to read. 0 when it is idle. What
+        counts are the frames of the threads that do the work. `now` is `time.monotonic()`."""
+        if not self.is_loaded:
+            return now - self.load_at
+        calls = self._calls.values()
+        computed = min((call.asked_at for call in calls if call.is_started), default=now)
+        read = min((call.asked_at for call in calls if not call.prepared.done()), default=now)
+        since = min(max(computed, self._step_at), max(read, self._read_at))
+        return max(0.0, now - since)
+
+    @property
+    def num_sequences(self) -> int:
+        """What it computes, or is to compute as soon as it has a slot."""
+        return sum(call.num_sequences for call in self._calls.values())
+
+    async def wait_idle(self) -> None:
+        """Until the worker has no call."""
+        await self._is_idle.wait()
 
     def send(self, message: ToWorker) -> None:
         """Queue a message for the worker; nothing happens when the link is closed already."""
@@ -137,9 +180,15 @@ class Link(asyncio.BufferedProtocol):
         larger than its own, and a frame that is too large ends the worker.
         """
         loop = asyncio.get_running_loop()
-        call = Call(self._next_rid, loop.create_future(), loop.create_future())
+        call = Call(
+            self._next_rid,
+            loop.create_future(),
+            loop.create_future(),
+            asked_at=time.monotonic(),
+        )
         self._next_rid += 1
         self._calls[call.rid] = call
+        self._is_idle.clear()
         self.send(Prepare(call.rid, op, params, max_prompt_tokens, truncation))
         return call
 
@@ -160,7 +209,11 @@ class Link(asyncio.BufferedProtocol):
                 "is replaced",
                 hint="see the log of the daemon; if it happens again, try another model file",
             )
-            logger.error("a worker is stuck and is killed: %s", problem.message)
+            logger.error(
+                "a worker is stuck and is killed: %s",
+                problem.message,
+                extra=fields(message_id=message_ids.WORKER_STUCK),
+            )
             self.close(WorkerDied("the model's worker was stuck and is replaced"))
             raise problem from None
 
@@ -169,6 +222,8 @@ class Link(asyncio.BufferedProtocol):
         must neither wait nor raise."""
         call.on_output = on_output
         call.is_started = True
+        call.asked_at = time.monotonic()
+        call.num_sequences = start.n
         self.send(start)
 
     def reprioritize(self, call: Call, priority: int) -> None:
@@ -183,13 +238,14 @@ class Link(asyncio.BufferedProtocol):
 
     def drop(self, call: Call) -> None:
         """Forget a call that will not be started (or was answered). Harmless after its end."""
-        if self._calls.pop(call.rid, None) is not None and not call.is_started:
+        if self._pop(call.rid) is not None and not call.is_started:
             self.send(Drop(call.rid))
 
     def close(self, problem: Problem) -> None:
         """End every open call with `problem` and close the pipe."""
         self.is_closed = True
         calls, self._calls = self._calls, {}
+        self._is_idle.set()
         suspects = [call for call in calls.values() if call.is_suspect]
         for call in calls.values():
             call.is_only_suspect = suspects == [call]
@@ -228,26 +284,40 @@ class Link(asyncio.BufferedProtocol):
             case Step():
                 self._take_step(message)
             case Prepared(rid=rid) | Answer(rid=rid):
+                self._read_at = time.monotonic()
                 if (call := self._calls.get(rid)) and not call.prepared.done():
                     call.prepared.set_result(message)
             case Refused(rid=rid):
-                if call := self._calls.pop(rid, None):
+                self._read_at = time.monotonic()
+                if call := self._pop(rid):
                     call.fail(message.to_problem())
             case Loading() | Loaded() | LoadFailed():
+                self.load_at = time.monotonic()
+                self.is_loaded = isinstance(message, Loaded)
                 self._on_load_message(message)
             case _:
                 assert_never(message)
 
     def _take_step(self, step: Step) -> None:
         self.num_steps += 1
+        self._step_at = time.monotonic()
         self.gauges = step.gauges
+        num_tokens = sum(len(output.token_ids) for output in step.outputs)
+        self.tempo.note(num_tokens, asyncio.get_running_loop().time())
         self._on_step(step.gauges)
         for output in step.outputs:
             if call := self._calls.get(output.rid):
                 self._deliver(call, output)
         for ended in step.ended:
-            if (call := self._calls.pop(ended.rid, None)) and not call.ended.done():
+            if (call := self._pop(ended.rid)) and not call.ended.done():
                 call.ended.set_result(ended)
+
+    def _pop(self, rid: int) -> Call | None:
+        """The worker has it no more."""
+        call = self._calls.pop(rid, None)
+        if not self._calls:
+            self._is_idle.set()
+        return call
 
     def _deliver(self, call: Call, output: Output) -> None:
         """Hand over one output. A bug in one request's delivery ends that request alone."""

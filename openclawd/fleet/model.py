@@ -1,86 +1,68 @@
-"""One model: its state, its worker, and who is using it.
+"""One model as its users see it: its state, who uses it, who waits for it, and its replicas.
 
-Owns the state machine `unloaded → loading → ready → draining → unloaded`, `backoff`, `failed`, and
-is the only place where a worker is started, restarted or stopped (`Model.run`). Knows no client and
-no token; requests hold the model through `lease()` and take turns at it through `turns`.
+Owns which replicas there are and whether they are wanted; what a worker does is `replica.py`'s, and
+which of them computes a request `router.py`'s. Knows no client and no token; requests hold the
+model through `lease()` and take turns at it through `turns`.
 
-Invariants: one worker at a time; a worker is stopped only when no lease is held or the daemon ends;
-everyone who waits for the model hears of every change of its state.
+Invariants: the model is ready as soon as one replica is, and has the slots of those that are; who
+waits for it hears of every change of a replica; it is unloaded for being idle only when no lease is
+held. `spec` is that of the replicas which new requests go to, and `goal` what all are to become;
+they differ only while the first worker with other settings is on its way.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import enum
+import itertools
 import logging
 import math
-import os
-import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, assert_never
+from collections import Counter
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
 
-from openclawctl.wire.errors import (
-    Internal,
-    ModelFailed,
-    ModelLoading,
-    NoMemory,
-    NotFound,
-    Problem,
-    WorkerDied,
-)
+from openclawctl.wire.errors import NoMemory, NotFound
 from openclawctl.wire.fields import suggestion
-from openclawd.fleet.ending import Cause, Ending, ending_of
-from openclawd.fleet.link import Link
+from openclawctl.wire.units import format_duration
+from openclawd.fleet.history import WorkerHistory
+from openclawd.fleet.interest import Interest
 from openclawd.fleet.peaks import Peaks
-from openclawd.fleet.process import WorkerProcess, spawn
-from openclawd.fleet.restart import RestartPolicy
+from openclawd.fleet.replica import Replica
+from openclawd.fleet.router import Demand, Option, choose
+from openclawd.fleet.spec import ModelSpec, ModelState
 from openclawd.fleet.turns import Turns
-from openclawd.worker.messages import Load, Loaded, LoadFailed, Loading
+from openclawd.worker.messages import Loading
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
-    from openclawd.fleet.placement import CoreAllocator
+    from openclawd.fleet.link import Link
+    from openclawd.fleet.placer import Placer
+    from openclawd.fleet.residents import Residents
+    from openclawd.worker.messages import Load
 
 logger = logging.getLogger(__name__)
+
+WAITING: Final = Loading("waiting for memory", 0.0)
+"""What is told to those who wait until others make way, or until its files were looked at."""
 
 PATIENCE_S: Final = 5.0
 """A request waits for a model in backoff when it is tried again within this time; else it is told
 when to come back."""
 
+_ANY: Final = Demand()
 
-Files = tuple[tuple[int, int, int] | None, ...]
-"""What tells one state of a model's files from another."""
+_FURTHEST_FIRST: Final = (
+    ModelState.READY,
+    ModelState.LOADING,
+    ModelState.DRAINING,
+    ModelState.BACKOFF,
+    ModelState.FAILED,
+    ModelState.UNLOADED,
+)
+"""Which replica's state is the model's."""
 
-
-class ModelState(enum.Enum):
-    UNLOADED = "unloaded"
-    LOADING = "loading"
-    READY = "ready"
-    DRAINING = "draining"
-    BACKOFF = "backoff"
-    FAILED = "failed"
-
-
-@dataclass(frozen=True, slots=True)
-class ModelSpec:
-    """What a model is made of. `load.path` may name a file that is not there (yet).
-
-    `keep_alive_s` may be infinite; `num_cores` None leaves the worker every core of the daemon.
-    """
-
-    load: Load
-    backend: str = "llama"
-    preload: bool = False
-    required: bool = False
-    keep_alive_s: float = math.inf
-    devices: tuple[str, ...] = ()
-    num_cores: int | None = None
-
-    @property
-    def name(self) -> str:
-        return self.load.name
+_FAILING: Final = (ModelState.BACKOFF, ModelState.FAILED)
 
 
 class Model:
@@ -90,19 +72,19 @@ class Model:
         self,
         spec: ModelSpec,
         *,
-        cores: CoreAllocator,
+        placer: Placer,
+        residents: Residents,
         on_change: Callable[[Model], None],
         max_waiting: int,
         max_skips: int,
     ) -> None:
         self.spec = spec
-        self._cores = cores
+        self.goal = spec
+        self._placer = placer
+        self._residents = residents
         self._on_change = on_change
-        self.state = ModelState.UNLOADED
-        self.reason = ""
-        self.since = time.time()
         self.info: dict[str, Any] = {}
-        self.progress = Loading("start", 0.0)
+        """What the worker that was ready last said of the model."""
         self.turns = Turns(
             model=spec.name,
             max_running=spec.load.parallel,
@@ -110,32 +92,134 @@ class Model:
             max_skips=max_skips,
         )
         self.one_suspect_at_a_time = asyncio.Lock()
-        self.loaded_files: Files = ()
         self.peaks = Peaks()
-        self._worker: WorkerProcess | None = None
-        self._link: Link | None = None
-        self._policy = RestartPolicy()
-        self._problem: Problem | None = None
-        self._files_when_failed: tuple[tuple[int, int, int] | None, ...] = ()
-        self._retry_at = 0.0
-        self._wanted = asyncio.Event()
-        self._unwanted = asyncio.Event()
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self.history = WorkerHistory()
+        self.note = ""
+        """What an administrator is to know beside the state."""
+        self.replicas: list[Replica] = []
+        """Only while the last one with old settings makes room is there none."""
+        self._last: Replica
+        self._tasks: asyncio.TaskGroup | None = None
+        self._is_over = asyncio.Event()
         self._num_leases = 0
         self._keep_alive_timer: asyncio.TimerHandle | None = None
         self._waiters: set[asyncio.Future[None]] = set()
-        self._num_hopeful = 0
+        self._interest = Interest()
+        self._keep_alive_s = spec.keep_alive_s
+        self.is_shrunk = False
+        """Has `spec` less than `goal`, because memory is short?"""
+        self.ready_at = 0.0
+        self.used_at = 0.0
+        for _ in range(spec.scale.low):
+            self._last = self.add_replica()
 
-    # ---- for requests ----
+    # ---- questions ----
 
     @property
     def name(self) -> str:
         return self.spec.name
 
     @property
+    def state(self) -> ModelState:
+        return self._leading.state
+
+    @property
+    def reason(self) -> str:
+        """Why it is in its state; of one that is ready, what is wrong all the same."""
+        if reason := self._leading.reason or self.note:
+            return reason
+        failing = (each for each in self.replicas if each.state in _FAILING)
+        return next((f"replica {each.index + 1}: {each.reason}" for each in failing), "")
+
+    @property
+    def since(self) -> float:
+        """Wall clock, in seconds."""
+        return self._leading.since
+
+    @property
+    def progress(self) -> Loading:
+        """How far it is, while it loads."""
+        return self._leading.progress
+
+    @property
     def worker_pid(self) -> int | None:
-        return self._worker.pid if self._worker else None
+        return self._leading.worker_pid
+
+    @property
+    def gauges(self) -> dict[str, int]:
+        """The engines' counters as of their last steps, added up; empty without a worker."""
+        total: Counter[str] = Counter()
+        for replica in self.replicas:
+            total.update(replica.gauges)
+        return dict(total)
+
+    @property
+    def num_steps(self) -> int:
+        return sum(replica.num_steps for replica in self.replicas)
+
+    @property
+    def stalled_s(self) -> float:
+        """How long one of its workers has owed a sign of progress; 0 while all get on or are
+        idle."""
+        return max((replica.stalled_s for replica in self.replicas), default=0.0)
+
+    @property
+    def is_beyond_help(self) -> bool:
+        """Was a worker of it killed, and is it still there?"""
+        return any(replica.is_beyond_help for replica in self.replicas)
+
+    @property
+    def step_timeout_s(self) -> float:
+        """How long a worker may owe a step."""
+        return self.spec.step_timeout_s
+
+    @property
+    def _leading(self) -> Replica:
+        """The replica that is furthest; the last there was, while there is none."""
+        replicas = self.replicas or [self._last]
+        return min(replicas, key=lambda each: _FURTHEST_FIRST.index(each.state))
+
+    @property
+    def num_leases(self) -> int:
+        """Requests that hold it loaded."""
+        return self._num_leases
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests that wait for it to be loaded."""
+        return self._interest.num_waiting
+
+    @property
+    def wanted_since(self) -> float | None:
+        """Since when it is wanted and not there; monotonic clock. None, too, until it may be tried
+        again after a load that failed."""
+        is_there = self.state is ModelState.READY
+        return None if is_there or self.is_backing_off else self._interest.since
+
+    @property
+    def is_wanted_politely(self) -> bool:
+        """Is nobody to make way for it?"""
+        return self._interest.is_polite
+
+    @property
+    def is_backing_off(self) -> bool:
+        """Did a load fail, and is the next one not due?"""
+        is_coming = any(replica.is_coming for replica in self.replicas)
+        return self.state is ModelState.BACKOFF and not is_coming
+
+    @property
+    def idle_s(self) -> float | None:
+        """Seconds since it was last used, or since it was loaded; None while it is in use."""
+        if self.state is not ModelState.READY or self._num_leases:
+            return None
+        return max(0.0, asyncio.get_running_loop().time() - self.used_at)
+
+    @property
+    def tokens_per_s(self) -> float:
+        """What its workers make now."""
+        now = asyncio.get_running_loop().time()
+        links = (replica.link for replica in self.replicas)
+        return sum(link.tempo.per_second(now) for link in links if link is not None)
 
     @property
     def expires_in_s(self) -> float | None:
@@ -144,33 +228,54 @@ class Model:
             return None
         return max(0.0, self._keep_alive_timer.when() - asyncio.get_running_loop().time())
 
-    @property
-    def gauges(self) -> dict[str, int]:
-        """The engine's counters as of the last step; empty without a worker."""
-        return self._link.gauges if self._link else {}
-
-    @property
-    def num_steps(self) -> int:
-        return self._link.num_steps if self._link else 0
+    # ---- for requests ----
 
     @contextlib.asynccontextmanager
-    async def lease(self, on_progress: Callable[[Loading], None]) -> AsyncIterator[None]:
+    async def lease(
+        self, on_progress: Callable[[Loading], None], *, keep_alive_s: float | None = None
+    ) -> AsyncIterator[None]:
         """Hold the model loaded. Loads it first if need be, telling `on_progress` how far it is.
-        Should its worker die, a new one is started; `wait_link` gives the one there is.
+        Should its worker die, a new one is started; `wait_link` gives the one there is. After it
+        the model stays for `keep_alive_s`, if that is given.
 
         Raises `ModelFailed`, `NoMemory` or `ModelLoading` when it does not come.
         """
         await self.wait_link(on_progress)
         self._num_leases += 1
-        self._idle.clear()
         self._stop_keep_alive()
         try:
             yield
         finally:
             self._num_leases -= 1
+            self.used_at = asyncio.get_running_loop().time()
+            self._keep_alive_s = self.spec.keep_alive_s if keep_alive_s is None else keep_alive_s
+            self._start_keep_alive()
+            self.wake()
             if self._num_leases == 0:
-                self._idle.set()
-                self._start_keep_alive()
+                self._residents.changed(self)
+
+    async def wait_link(
+        self,
+        on_progress: Callable[[Loading], None],
+        *,
+        patience_s: float = PATIENCE_S,
+        demand: Demand = _ANY,
+    ) -> Link:
+        """The link to the worker that is best for a request, loading the model if need be. Raises
+        like `lease`, if the next try to load it is further off than `patience_s`."""
+        told: Loading | None = None
+        self._interest.begin_to_wait(asyncio.get_running_loop().time())
+        try:
+            while (link := self._best_link(demand)) is None:
+                self._check_hope(patience_s)
+                self._residents.want(self)
+                if (progress := self._news()) is not None and progress is not told:
+                    told = progress
+                    on_progress(told)
+                await self.wait_change()
+        finally:
+            self._interest.end_to_wait()
+        return link
 
     def check_adapter(self, name: str | None) -> None:
         """Raise `NotFound` if a request names an adapter that the model does not have."""
@@ -181,273 +286,203 @@ class Model:
                 hint="its adapters: " + (", ".join(known) or "none; see `adapters` of the model"),
             )
 
+    def better_link(self, own: Link, demand: Demand) -> Link:
+        """The link to the worker that is best for a request which one has prepared: that one, or
+        another with the same settings, to which the counts that were made apply as well."""
+        holder = next((each for each in self.replicas if each.link is own), None)
+        if holder is None:
+            return own
+        alike = [each for each in self.replicas if each.spec.is_same_worker(holder.spec)]
+        return _best_of(alike, demand, own) or own
+
+    def _best_link(self, demand: Demand) -> Link | None:
+        """None while no worker is ready. Those with other settings are on their way out."""
+        current = [each for each in self.replicas if each.spec.is_same_worker(self.spec)]
+        return _best_of(current, demand) or _best_of(self.replicas, demand)
+
+    def _check_hope(self, patience_s: float) -> None:
+        """Raise when waiting for the model is pointless: what the first to be tried again says."""
+        current = (each for each in self.replicas if not each.is_retired)
+        problems = [replica.why_hopeless(patience_s) for replica in current]
+        hopeless = [problem for problem in problems if problem is not None]
+        if problems and len(hopeless) == len(problems):
+            raise min(hopeless, key=lambda each: each.retry_after_s or float("inf"))
+
+    def _news(self) -> Loading | None:
+        """What to tell those who wait for it."""
+        if self.state is ModelState.LOADING:
+            return self.progress
+        return WAITING if self.state in (ModelState.UNLOADED, ModelState.DRAINING) else None
+
+    def want(self) -> None:
+        """Have it loaded by and by, if there is room. Nobody has to make way for it."""
+        self._interest.wish(asyncio.get_running_loop().time())
+        self._ask_for_room()
+
+    def _ask_for_room(self) -> None:
+        """For what is wished and no request waits for."""
+        try:
+            self._residents.want(self)
+        except NoMemory as problem:
+            self._interest.forget_wish()
+            logger.error("model %s is not loaded: %s", self.name, problem.message)
+            self._leading.tell(problem.message)
+
+    def has_room_for_one_more(self) -> bool:
+        """Could another worker be had beside those that there are, with the settings of `goal`?"""
+        return self._residents.has_room_for_one_more(self)
+
+    # ---- for the residents ----
+
+    def come(self) -> None:
+        """There is room: load it."""
+        for replica in self.replicas:
+            replica.want()
+
+    def make_way(self) -> None:
+        """Take no further requests, and leave when those that it has have ended."""
+        self._stop_keep_alive()
+        for replica in self.replicas:
+            replica.stop("to make room for another model")
+
+    def resize(self, load: Load) -> None:
+        """Be loaded with these settings, while memory is short. It must not be loaded now."""
+        self.is_shrunk = load != self.goal.load
+        self.spec = replace(self.goal, load=load) if self.is_shrunk else self.goal
+        for replica in self.replicas:
+            replica.resize(self.spec)
+
+    def wake(self) -> None:
+        """Have those who wait look again."""
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+        if self._interest.has_wish and self.state is ModelState.UNLOADED:
+            asyncio.get_running_loop().call_soon(self._wish_again)
+
+    def _wish_again(self) -> None:
+        if self._interest.has_wish:
+            self._ask_for_room()
+
     # ---- for administrators ----
 
     async def load(self, on_progress: Callable[[Loading], None]) -> None:
         """Load now, whatever failed before. Raises like `lease()`."""
-        if self.state in (ModelState.FAILED, ModelState.BACKOFF):
-            self._forget_failure()
+        for replica in self.replicas:
+            replica.forget_failure()
         await self.wait_link(on_progress)
+        self._keep_alive_s = self.spec.keep_alive_s
         self._start_keep_alive()
 
     async def unload(self) -> None:
-        """Let running requests finish, then stop the worker. Returns when it is gone.
+        """Let running requests finish, then stop the workers. Returns when they are gone.
 
         Whoever waits for the model meanwhile is woken and wants it again, which loads it anew.
         """
-        self._wanted.clear()
         self._stop_keep_alive()
-        if self.state in (ModelState.FAILED, ModelState.BACKOFF):
-            self._forget_failure()
-            self._set_state(ModelState.UNLOADED, "unloaded on request")
-        elif self.state is ModelState.UNLOADED:
-            self._notify()
-        else:
-            await self._stop_worker()
-
-    async def _stop_worker(self) -> None:
-        """Stop the worker that is there or is being started."""
-        link = self._link
-        if self.state is ModelState.READY:
-            self._set_state(ModelState.DRAINING, "unloading on request")
-        self._unwanted.set()
-        while self._link is link:
-            await self._wait_change()
+        self._interest.forget_wish()
+        links = [link for replica in self.replicas if (link := replica.link) is not None]
+        for replica in self.replicas:
+            replica.stop("on request")
+        while any(replica.link in links for replica in self.replicas):
+            await self.wait_change()
 
     async def wait_settled(self) -> None:
-        """Until the first load has succeeded or failed, or was called off by `unload()`."""
-        self._wanted.set()
-        await self._wait_change()
-        while self.state is ModelState.LOADING:
-            await self._wait_change()
+        """Load it if there is room, for which nobody has to make way. Until that has succeeded or
+        failed, or was called off by `unload()`."""
+        self.want()
+        while self._interest.has_wish and not self.is_backing_off:
+            await self.wait_change()
 
     def abandon(self) -> None:
-        """Kill the worker now. For the end of the drain: its requests are cancelled already."""
-        if self._worker is not None:
-            self._worker.kill()
+        """Kill the workers now. For the end of the drain: their requests are cancelled already."""
+        for replica in self.replicas:
+            replica.kill()
 
-    # ---- the task ----
+    # ---- the replicas ----
 
     async def run(self) -> None:
-        """Start the worker when the model is wanted, and again when it died, for ever."""
-        while True:
-            while not self._wanted.is_set():  # it may be cleared between being set and our turn
-                await self._wanted.wait()
-            self._unwanted.clear()
-            ending = await self._run_worker()
-            await self._after(ending)
+        """Keep every replica going, until `leave` lets it end."""
+        async with asyncio.TaskGroup() as self._tasks:
+            for replica in self.replicas:
+                self._tasks.create_task(self._keep(replica))
+            await self._is_over.wait()
 
-    async def _run_worker(self) -> Ending:
-        """One worker from start to exit."""
-        self.progress = Loading("start", 0.0)
-        self._problem = None
-        self.loaded_files = self._file_signatures()
-        self._set_state(ModelState.LOADING, "")
-        self._link = link = Link(
-            on_load_message=self._take_load_message,
-            on_lost=self._on_lost,
-            on_step=self.peaks.note,
-        )
-        with self._cores.lend(self.spec.num_cores) as cores:
-            try:
-                worker = await spawn(self.name, link, devices=self.spec.devices, cores=cores)
-            except OSError as error:
-                self._link = None
-                story = f"no worker process could be started: {error}"
-                return Ending(Cause.LOAD_FAILED_FOR_NOW, story)
-            return await self._watch_worker(worker, link)
+    def add_replica(self) -> Replica:
+        """One more, with the settings of `goal`. It is loaded once it is wanted."""
+        taken = {each.index for each in self.replicas if each.spec.is_same_worker(self.goal)}
+        index = next(number for number in itertools.count() if number not in taken)
+        replica = Replica(self.goal, index, placer=self._placer, owner=self)
+        self.replicas.append(replica)
+        if self._tasks is not None:
+            self._tasks.create_task(self._keep(replica))
+        self.wake()
+        return replica
 
-    async def _watch_worker(self, worker: WorkerProcess, link: Link) -> Ending:
-        started_at = time.monotonic()
-        self._worker = worker
-        logger.info("model %s: worker %d loads %s", self.name, worker.pid, self.spec.load.path)
-        link.send(self.spec.load)
-        try:
-            status = await self._wait_exit(worker)
-        finally:
-            self._worker = None
-            self._link = None
-            self._lose(link, worker)
-            if link.has_delivered:
-                self._policy.got_something_done()
-        logger.info(
-            "model %s: worker %d ended after %.1f s with status %d",
-            self.name,
-            worker.pid,
-            time.monotonic() - started_at,
-            status,
-        )
-        if self._unwanted.is_set():
-            return Ending(Cause.STOPPED, "unloaded on request")
-        return ending_of(
-            status,
-            said=self._problem.message if self._problem else None,
-            last_words=worker.last_words[-1] if worker.last_words else None,
-            was_loading=self.state is ModelState.LOADING,
-        )
+    async def _keep(self, replica: Replica) -> None:
+        await replica.run()
+        self.replicas.remove(replica)
+        self._last = replica
+        self.replica_changed(replica)
 
-    async def _wait_exit(self, worker: WorkerProcess) -> int:
-        async with asyncio.TaskGroup() as tasks:
-            stopper = tasks.create_task(self._stop_when_unwanted(worker))
-            status = await worker.wait_exit()
-            stopper.cancel()
-        return status
+    def adopt(self, spec: ModelSpec) -> None:
+        """These are the settings from now on, which its workers have or need not have."""
+        self.spec = spec
+        self.is_shrunk = False
+        self._fit_turns()
+        self._keep_alive_s = spec.keep_alive_s
+        self._start_keep_alive()
 
-    async def _stop_when_unwanted(self, worker: WorkerProcess) -> None:
-        await self._unwanted.wait()
-        await self._idle.wait()
-        await worker.stop()
+    async def leave(self) -> None:
+        """The model is no more. Whoever has it or waits for it is served; returns after that."""
+        while self._num_leases or self._interest.num_waiting:
+            await self.wait_change()
+        await self.unload()
+        for replica in self.replicas:
+            replica.retire("because the configuration has it no more")
+        self._is_over.set()
 
-    async def _after(self, ending: Ending) -> None:
-        """Decide what follows a worker's end, and wait if that is a backoff."""
-        story = ending.story
-        match ending.cause:
-            case Cause.STOPPED:
-                self._set_state(ModelState.UNLOADED, story)
-            case Cause.LOAD_FAILED:
-                self._fail(story)
-            case Cause.LOAD_FAILED_FOR_NOW:
-                await self._back_off(self._policy.delay_after_failed_load_s(), story)
-            case Cause.CRASHED:
-                delay = self._policy.delay_after_crash_s(time.monotonic())
-                if delay is None:
-                    crashes = self._policy.num_recent_crashes
-                    self._fail(f"{story} ({crashes} times in a row; given up)")
-                else:
-                    await self._back_off(delay, story)
-            case _:
-                assert_never(ending.cause)
+    # ---- what replicas say (replica.Owner) ----
 
-    def _fail(self, story: str) -> None:
-        hint = self._problem.hint if self._problem else "see the log of the daemon"
-        self._problem = ModelFailed(
-            f"model {self.name} cannot be used: {story}",
-            hint=f"{hint}; then `openclawctl load {self.name}`",
-        )
-        self._files_when_failed = self._file_signatures()
-        self._wanted.clear()
-        self._set_state(ModelState.FAILED, story)
+    @property
+    def is_needed(self) -> bool:
+        is_used = self._interest.since is not None or self._num_leases > 0
+        return self.spec.is_kept_warm or is_used or self.state is ModelState.READY
 
-    async def _back_off(self, delay_s: float, story: str) -> None:
-        self._retry_at = time.monotonic() + delay_s
-        when = f"in {delay_s:.1f} s" if delay_s else "now"
-        self._set_state(ModelState.BACKOFF, f"{story}; next try {when}")
-        while (left := self._retry_at - time.monotonic()) > 0 and self._wanted.is_set():
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(left):
-                    await self._wait_change()
-        is_needed = self._is_kept_warm() or self._num_hopeful > 0 or self._num_leases > 0
-        if not is_needed and self.state is ModelState.BACKOFF:
-            self._wanted.clear()
-            self._set_state(ModelState.UNLOADED, story)
+    def may_shrink(self) -> bool:
+        return self._residents.lower(self)
 
-    # ---- what the worker says while it loads ----
+    def try_again(self) -> None:
+        self.want()
 
-    def _take_load_message(self, message: Loading | Loaded | LoadFailed) -> None:
-        match message:
-            case Loading():
-                self.progress = message
-                self._notify()
-            case Loaded(info=info):
-                self.info = info
-                self._policy.loaded()
-                if not self._unwanted.is_set():  # else it has been told to stop
-                    self._set_state(ModelState.READY, "")
-                    self._start_keep_alive()
-            case LoadFailed():
-                problem = ModelFailed if message.permanent else NoMemory
-                self._problem = problem(message.message, hint=message.hint)
-            case _:
-                assert_never(message)
+    def note_step(self, gauges: Mapping[str, int]) -> None:
+        self.peaks.note(gauges)
 
-    def _on_lost(self) -> None:
-        """The pipe closed. The exit status follows; until then nothing new is started."""
-        worker = self._worker
-        if self._link is not None and worker is not None:
-            self._lose(self._link, worker)
-            worker.kill()  # a worker without its pipe is of no use, should it live on
-
-    def _lose(self, link: Link, worker: WorkerProcess) -> None:
-        if link.num_calls:
-            logger.warning(
-                "model %s: worker %d is gone; it had %d requests",
-                self.name,
-                worker.pid,
-                link.num_calls,
-            )
-        link.close(WorkerDied(f"the worker of model {self.name} (pid {worker.pid}) died"))
-
-    # ---- waiting and telling ----
-
-    async def wait_link(
-        self, on_progress: Callable[[Loading], None], *, patience_s: float = PATIENCE_S
-    ) -> Link:
-        """The link to the worker that is ready, loading the model if need be. Raises like `lease`,
-        if the next try to load it is further off than `patience_s`."""
-        told: Loading | None = None
-        self._num_hopeful += 1
-        try:
-            while (link := self._ready_link()) is None:
-                self._check_hope(patience_s)
-                self._wanted.set()
-                if self.state is ModelState.LOADING and self.progress is not told:
-                    told = self.progress
-                    on_progress(told)
-                await self._wait_change()
-        finally:
-            self._num_hopeful -= 1
-        return link
-
-    def _ready_link(self) -> Link | None:
-        """None, too, in the moments between the loss of the link and the worker's exit."""
-        is_ready = self.state is ModelState.READY and self._link and not self._link.is_closed
-        return self._link if is_ready else None
-
-    def _check_hope(self, patience_s: float) -> None:
-        """Raise when waiting for the model is pointless."""
-        if self.state is ModelState.FAILED:
-            if self._file_signatures() == self._files_when_failed:
-                raise self._copy_of(self._problem)
-            self._forget_failure()
-        elif self.state is ModelState.BACKOFF:
-            left = self._retry_at - time.monotonic()
-            if left > patience_s:
-                problem = NoMemory if isinstance(self._problem, NoMemory) else ModelLoading
-                raise problem(
-                    f"model {self.name} is not loaded: {self.reason}",
-                    hint=f"`openclawctl load {self.name}` tries at once",
-                    retry_after_s=round(left, 1),
-                )
-
-    def _copy_of(self, problem: Problem | None) -> Problem:
-        """A fresh exception per waiter: one instance raised twice would grow its traceback."""
-        if problem is None:
-            return Internal(f"model {self.name} failed for an unknown reason")
-        return type(problem)(problem.message, hint=problem.hint)
-
-    def _forget_failure(self) -> None:
-        self._policy.forget()
-        self._retry_at = 0.0
-        if self.state is ModelState.FAILED:
-            self._set_state(ModelState.UNLOADED, "")
-        self._notify()
-
-    def _set_state(self, state: ModelState, reason: str) -> None:
-        self.state = state
-        self.reason = reason
-        self.since = time.time()
-        level = logging.ERROR if state in (ModelState.FAILED, ModelState.BACKOFF) else logging.INFO
-        logger.log(level, "model %s: %s%s", self.name, state.value, reason and f": {reason}")
-        self._notify()
-
-    def _notify(self) -> None:
+    def replica_changed(self, replica: Replica) -> None:
+        if replica.state is ModelState.READY:
+            if replica.spec.is_same_worker(self.goal):
+                self.spec = self.goal
+            if replica.spec.is_same_worker(self.spec):
+                self.info = replica.info
+            self._interest.forget_wish()
+            self.ready_at = self.used_at = asyncio.get_running_loop().time()
+            self._start_keep_alive()
+        elif self.state is ModelState.FAILED:
+            self._interest.forget_wish()
+        self._fit_turns()
         self._on_change(self)
-        for waiter in self._waiters:
-            if not waiter.done():
-                waiter.set_result(None)
+        self.wake()
+        self._residents.changed(self)
 
-    async def _wait_change(self) -> None:
-        """Until the state or the load progress changes."""
+    def _fit_turns(self) -> None:
+        """As many slots as its workers have; those of one while none is there."""
+        ready = [each for each in self.replicas if each.state is ModelState.READY]
+        num_slots = sum(map(_num_slots, ready))
+        self.turns.resize(num_slots or self.spec.load.parallel)
+
+    async def wait_change(self) -> None:
+        """Until the state or the load progress of a replica changes, or somebody is done with the
+        model."""
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiters.add(waiter)
         try:
@@ -457,14 +492,11 @@ class Model:
 
     # ---- keep-alive ----
 
-    def _is_kept_warm(self) -> bool:
-        return math.isinf(self.spec.keep_alive_s)
-
     def _start_keep_alive(self) -> None:
         self._stop_keep_alive()
-        if not self._is_kept_warm() and self._num_leases == 0:
+        if math.isfinite(self._keep_alive_s) and self._num_leases == 0:
             loop = asyncio.get_running_loop()
-            self._keep_alive_timer = loop.call_later(self.spec.keep_alive_s, self._unload_idle)
+            self._keep_alive_timer = loop.call_later(self._keep_alive_s, self._unload_idle)
 
     def _stop_keep_alive(self) -> None:
         if self._keep_alive_timer is not None:
@@ -472,20 +504,32 @@ class Model:
             self._keep_alive_timer = None
 
     def _unload_idle(self) -> None:
+        self._keep_alive_timer = None
         if self.state is ModelState.READY and self._num_leases == 0:
-            self._wanted.clear()
-            self._set_state(ModelState.DRAINING, f"idle for {self.spec.keep_alive_s:.0f} s")
-            self._unwanted.set()
-
-    def _file_signatures(self) -> Files:
-        load = self.spec.load
-        adapters = [adapter["path"] for adapter in load.adapters.values()]
-        return tuple(map(_signature, [load.path, load.draft_path, *adapters]))
+            for replica in self.replicas:
+                replica.stop(f"after {format_duration(self._keep_alive_s)} without use")
 
 
-def _signature(path: str) -> tuple[int, int, int] | None:
-    """None while the file is not there."""
-    with contextlib.suppress(OSError):
-        status = os.stat(path)
-        return status.st_ino, status.st_size, status.st_mtime_ns
-    return None
+def _best_of(replicas: Sequence[Replica], demand: Demand, own: Link | None = None) -> Link | None:
+    """The link to the one of these that is to compute a request; None if none of them is ready."""
+    links = [(each, link) for each in replicas if (link := each.ready_link) is not None]
+    if len(links) < 2:
+        return links[0][1] if links else None
+    options = [
+        Option(
+            slots=_num_slots(replica),
+            busy=link.num_sequences,
+            known_tokens=link.beginnings.longest(demand.domain, demand.prefixes),
+            has_it=link is own,
+            num_calls=link.num_calls,
+        )
+        for replica, link in links
+    ]
+    return links[choose(options, num_sequences=demand.num_sequences)][1]
+
+
+def _num_slots(replica: Replica) -> int:
+    """How many sequences its worker has at once: of an encoder, which keeps nothing between steps,
+    more than was configured."""
+    number, configured = replica.info.get("parallel"), replica.spec.load.parallel
+    return max(number, configured) if isinstance(number, int) else configured

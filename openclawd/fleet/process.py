@@ -18,8 +18,10 @@ import re
 import signal
 import socket
 import sys
+import time
 from collections import deque
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from openclawctl.wire.errors import Internal
@@ -39,6 +41,14 @@ WORKER_NICENESS: Final = 1
 one step only: beside a busy program at 0 that leaves them four fifths of its share (the kernel's
 weights are 820 and 1024, sched_prio_to_weight), where 5 would leave a third (335)."""
 
+WORKER_OOM_SCORE: Final = 500
+"""Out of 1000, on top of the share of memory in use (proc(5), oom_score_adj): when memory runs out
+the kernel takes a worker, which is started again, before the daemon or anything else."""
+
+KILL_GRACE_S: Final = 30.0
+"""How long a killed worker may take to be gone. One that hangs in a driver never is; then systemd
+hears no more of the daemon, and restarts it."""
+
 _MAX_STDERR_LINE: Final = 4096
 _STDERR_LINES_KEPT: Final = 20
 _PRIORITY_PREFIX = re.compile(r"<([0-7])>")
@@ -55,6 +65,10 @@ _LARGE_BYTES: Final = 1024 * 1024
 that bound to the largest that was ever freed, up to 32 MiB, and KV cells that are set aside in the
 host's memory are of such sizes: 6,000 of 0.5 to 30 MB, a few at a time, left a process with 199 MiB
 of holes, with this 51 (measured 2026-11-23; mallopt(3), M_MMAP_THRESHOLD)."""
+
+_THREAD_COUNTS: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+"""How many threads the libraries of a worker make of themselves (GNU libgomp manual, OpenBLAS
+README, oneMKL guide): as many as it has CPUs, whatever the daemon was started with."""
 
 # What systemd or a caller gave the daemon and no worker may have.
 _PRIVATE_VARIABLES: Final = frozenset(
@@ -80,10 +94,16 @@ class WorkerProcess:
     pidfd: int | None
     link: Link
     last_words: deque[str]
+    killed_at: float | None = None
 
     @property
     def pid(self) -> int:
         return self.process.pid
+
+    @property
+    def is_beyond_help(self) -> bool:
+        """Was it killed, and is it still there?"""
+        return self.killed_at is not None and time.monotonic() - self.killed_at > KILL_GRACE_S
 
     async def wait_exit(self) -> int:
         """Log its standard error until it ends; returns the exit status (negative: a signal)."""
@@ -123,6 +143,8 @@ class WorkerProcess:
         """
         if self.pidfd is None:
             return
+        if self.killed_at is None:
+            self.killed_at = time.monotonic()
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
 
@@ -136,9 +158,11 @@ class WorkerProcess:
 
 
 async def spawn(
-    model: str, link: Link, *, devices: Sequence[str], cores: Collection[int]
+    model: str, link: Link, *, devices: Sequence[str] | None, cpus: Collection[int]
 ) -> WorkerProcess:
-    """Start a worker for a model and connect `link` to it. `cores` empty leaves it all of them.
+    """Start a worker for a model and connect `link` to it. `devices` are the GPUs it can see: every
+    one (empty) or none (None). `cpus` empty leaves it all of the daemon's; else it binds itself to
+    them before it has a second thread.
 
     Raises `OSError`.
     """
@@ -153,19 +177,19 @@ async def spawn(
             "openclawd.worker",
             "--fd",
             str(theirs.fileno()),
+            *(["--cpus", ",".join(map(str, sorted(cpus)))] if cpus else []),
             pass_fds=[theirs.fileno()],
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
             limit=_MAX_STDERR_LINE,
-            env=_environment(os.environ, devices),
+            env=_environment(os.environ, devices, len(cpus)),
             start_new_session=True,  # Ctrl-C on a terminal is for the daemon, which drains
         )
         on_failure.pop_all()
     with contextlib.suppress(OSError):  # it may have died already; its exit status tells
         os.setpriority(os.PRIO_PROCESS, process.pid, WORKER_NICENESS)
-        if cores:
-            os.sched_setaffinity(process.pid, cores)
+        _offer_to_oom_killer(process.pid)
     await asyncio.get_running_loop().create_unix_connection(lambda: link, sock=ours)
     try:
         pidfd = os.pidfd_open(process.pid)
@@ -175,11 +199,29 @@ async def spawn(
     return WorkerProcess(model, process, pidfd, link, deque(maxlen=_STDERR_LINES_KEPT))
 
 
-def _environment(inherited: Mapping[str, str], devices: Sequence[str]) -> dict[str, str]:
-    environment = {k: v for k, v in inherited.items() if k not in _PRIVATE_VARIABLES}
+def _offer_to_oom_killer(pid: int) -> None:
+    """Raises `OSError`."""
+    Path(f"/proc/{pid}/oom_score_adj").write_text(f"{WORKER_OOM_SCORE}\n")
+
+
+def worker_environment(inherited: Mapping[str, str]) -> dict[str, str]:
+    """What a process of ours that runs others' native code may have of our environment."""
+    return {k: v for k, v in inherited.items() if k not in _PRIVATE_VARIABLES}
+
+
+def _environment(
+    inherited: Mapping[str, str], devices: Sequence[str] | None, num_cpus: int
+) -> dict[str, str]:
+    environment = worker_environment(inherited)
     environment.setdefault("MALLOC_MMAP_THRESHOLD_", str(_LARGE_BYTES))
-    if devices:
+    # By itself CUDA counts the fastest first; indexes of the configuration are nvidia-smi's.
+    environment["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
+    if devices is None:
+        environment["CUDA_VISIBLE_DEVICES"] = ""
+    elif devices:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
+    if num_cpus:
+        environment.update(dict.fromkeys(_THREAD_COUNTS, str(num_cpus)))
     return environment
 
 

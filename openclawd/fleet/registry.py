@@ -1,6 +1,7 @@
 """The models of one daemon by name: configured ones, aliases, and files in `model_paths`.
 
-Owns how a name becomes a model and which models exist. What a model does is `model.py`'s.
+Owns how a name becomes a model and which models exist, also when the configuration changes. What a
+model does is `model.py`'s, how its workers are changed `rolling.py`'s.
 """
 
 from __future__ import annotations
@@ -8,27 +9,51 @@ from __future__ import annotations
 import asyncio
 import math
 import os
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
-
-import psutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
 from openclawctl.wire.errors import InvalidRequest, NotFound
 from openclawctl.wire.fields import suggestion
 from openclawd.config import (
     Config,
     ModelConfig,
+    backend_of,
+    find_model_by_name,
     find_model_file,
-    is_model_file,
     model_files_by_stem,
 )
-from openclawd.fleet.model import Model, ModelSpec, ModelState
+from openclawd.config.cpus import format_cpus
+from openclawd.config.model_files import MODEL_SUFFIX
+from openclawd.fleet.footprints import Footprints
+from openclawd.fleet.gpu_watch import GpuWatch
+from openclawd.fleet.gpus import GpuWish
+from openclawd.fleet.memory import memory_bytes
+from openclawd.fleet.model import Model
 from openclawd.fleet.placement import CoreAllocator
+from openclawd.fleet.placer import Placer
+from openclawd.fleet.residents import Residents
+from openclawd.fleet.rolling import change, keep_scaled
+from openclawd.fleet.spec import ModelSpec, ModelState, Scale
+from openclawd.fleet.staging import Stager
+from openclawd.fleet.topology import read_cpus
 from openclawd.worker.messages import Load
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
+    from collections.abc import Callable, Coroutine, Iterator
+
+    from openclawd.config.fetch import FetchConfig
+    from openclawd.fleet.fetcher import Fetcher
+    from openclawd.fleet.replica import Replica
+
+
+@dataclass(frozen=True, slots=True)
+class FleetChange:
+    """The names of models that are other ones since the configuration was applied."""
+
+    added: list[str]
+    removed: list[str]
+    changed: list[str]
 
 
 def _anybody(name: str) -> bool:
@@ -50,36 +75,65 @@ class Fleet:
         *,
         prefix_dir: Path,
         on_change: Callable[[Model], None],
+        fetcher: Fetcher,
         prefix_key: bytes = b"",
+        footprints_file: Path | None = None,
+        version: str = "",
     ) -> None:
         self._config = config
         self._prefix_dir = prefix_dir
         self._prefix_key = prefix_key
         self._on_change = on_change
-        self._cores = CoreAllocator(os.sched_getaffinity(0))
+        limits = config.resource_limits
+        self.fetcher = fetcher
+        self.gpus = GpuWatch()
+        self._placer = Placer(
+            CoreAllocator(read_cpus(os.sched_getaffinity(0)), named=_named_cpus(config)),
+            self.gpus,
+            Stager(fetcher, config.fetch.copy_to),
+            gpu_memory_bytes=limits.gpu_memory_per_model,
+            gpu_wait_s=limits.gpu_wait_s,
+        )
+        self.residents = Residents(
+            lambda: self.models,
+            budget_bytes=limits.memory_bytes,
+            group_wait_s=limits.group_wait_s,
+            footprints=Footprints(footprints_file),
+            version=version,
+        )
+        self._watchers: set[asyncio.Future[None]] = set()
         self._models: dict[str, Model] = {}
         self._tasks: asyncio.TaskGroup | None = None
-        self._run_tasks: list[asyncio.Task[None]] = []
-        self._aliases: dict[str, list[str]] = {}
-        for alias, name in config.aliases.items():
-            self._aliases.setdefault(name, []).append(alias)
+        self._run_tasks: set[asyncio.Task[None]] = set()
+        self._leaving: dict[Model, ModelConfig] = {}
+        self._scalers: dict[Model, asyncio.Task[None]] = {}
+        self._changes: dict[Model, asyncio.Task[None]] = {}
 
     def start(self, tasks: asyncio.TaskGroup) -> None:
         """Create the configured models; nothing is loaded yet."""
         self._tasks = tasks
+        self.residents.start(tasks)
+        self._run(self.gpus.run(), "GPUs")
         for name, model_config in self._config.models.items():
             self._add(name, model_config)
 
     @property
+    def fetch_config(self) -> FetchConfig:
+        return self._config.fetch
+
+    @property
     def models(self) -> Iterator[Model]:
-        """Configured models, and files that somebody has asked for by name."""
-        return iter(self._models.values())
+        """Configured models, files that somebody has asked for by name, and those that were removed
+        from the configuration and still serve."""
+        return iter([*self._models.values(), *self._leaving])
 
     def preloads(self) -> list[Model]:
         return [model for model in self._models.values() if model.spec.preload]
 
     def config_of(self, model: Model) -> ModelConfig:
         """Its configuration; the defaults for a file without one."""
+        if (left := self._leaving.get(model)) is not None:
+            return left
         return self._config.models.get(model.name) or ModelConfig(path=model.spec.load.path)
 
     def name_of(self, name: str | None, *, may_see: Callable[[str], bool] = _anybody) -> str:
@@ -112,22 +166,123 @@ class Fleet:
             known = [each for each in known if may_see(aliases.get(each, each))]
             raise NotFound(
                 f"there is no model {asked!r}" + suggestion(asked, known),
-                hint="`openclawctl models` lists what there is; a GGUF file in "
-                f"{' or '.join(self._config.model_paths)} can be used by its name without .gguf",
+                hint="`openclawctl models` lists what there is; what is in "
+                f"{' or '.join(self._config.model_paths)} can be used by its name: a GGUF file by"
+                " that without .gguf, a folder with safetensors by its own",
             )
         return model
 
     async def stop(self) -> None:
         """Unload everything, once the requests that still run have ended."""
+        for task in (*self._changes.values(), *self._scalers.values()):
+            task.cancel()
         async with asyncio.TaskGroup() as tasks:
-            for model in self._models.values():
+            for model in self.models:
                 tasks.create_task(model.unload())
         for task in self._run_tasks:
             task.cancel()
 
+    def apply(self, config: Config) -> FleetChange:
+        """Have the models be those of another configuration. Returns at once; workers come and go
+        after that, so that no request hears of it."""
+        old, self._config = self._config, config
+        limits = config.resource_limits
+        self.residents.limit(limits.memory_bytes, group_wait_s=limits.group_wait_s)
+        self._placer.adopt(limits.gpu_memory_per_model, _named_cpus(config))
+        removed = [name for name in old.models if name in self._models.keys() - config.models]
+        added = [name for name in config.models if name not in self._models]
+        changed = [name for name in self._models if name not in removed and self._change(name)]
+        for name in removed:
+            self._remove(name, old.models[name])
+        for name in added:
+            model = self._add(name, config.models[name])
+            if model.spec.preload:
+                self._run(model.wait_settled(), f"preload {name}")
+        return FleetChange(added, removed, changed)
+
+    def release_file(self, name: str) -> None:
+        """See that no model uses a file of the models folder. Raises `InvalidRequest` where one
+        does; one that is only known by the file's name, and not loaded, is known no more."""
+        target = Path(self._config.fetch_directory) / name
+        for model in list(self.models):
+            if not any(_is_of(target, path) for path in _paths_of(model.spec.load)):
+                continue
+            if model.name in self._config.models or model in self._leaving:
+                raise InvalidRequest(
+                    f"model {model.name} of the configuration uses {name}",
+                    hint=f"take {model.name} out of it and say `openclawctl reload` first",
+                )
+            if model.state in _AT_WORK:
+                raise InvalidRequest(
+                    f"model {model.name} is {model.state.value}",
+                    hint=f"say `openclawctl unload {model.name}` first",
+                )
+            self._remove(model.name, self.config_of(model))
+
+    def _change(self, name: str) -> bool:
+        """Bring a model to the settings that it has now. Are there others than before?"""
+        model = self._models[name]
+        spec = self._spec(name, self.config_of(model))
+        limits = self._config.resource_limits
+        model.turns.limit(max_waiting=limits.max_queued_requests, max_skips=limits.max_skips)
+        has_goal = model.spec == spec or model.is_shrunk
+        is_settled = has_goal and model.goal == spec and not model.note
+        if is_settled and not any(each.has_old_files for each in model.replicas):
+            return False
+        self._end_task(self._changes, model)
+        self._changes[model] = self._run(change(model, spec), f"change {name}")
+        self._scale(model, spec)
+        return True
+
+    def _remove(self, name: str, config: ModelConfig) -> None:
+        """Whoever has the model is served; nobody else gets it."""
+        model = self._models.pop(name)
+        for tasks in (self._changes, self._scalers):
+            self._end_task(tasks, model)
+        self._leaving[model] = config
+        self._run(self._let_leave(model), f"remove {name}")
+
+    async def _let_leave(self, model: Model) -> None:
+        await model.leave()
+        del self._leaving[model]
+
+    def _scale(self, model: Model, spec: ModelSpec) -> None:
+        self._end_task(self._scalers, model)
+        if spec.scale.high > spec.scale.low:
+            self._scalers[model] = self._run(keep_scaled(model), f"scale {model.name}")
+
+    def _run(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        assert self._tasks is not None, "start() comes first"
+        task = self._tasks.create_task(work, name=name)
+        self._run_tasks.add(task)
+        task.add_done_callback(self._run_tasks.discard)
+        return task
+
+    def _end_task(self, tasks: dict[Model, asyncio.Task[None]], model: Model) -> None:
+        if (task := tasks.pop(model, None)) is not None:
+            task.cancel()
+
+    def note_change(self) -> None:
+        """Something that `rows` shows is different."""
+        for watcher in self._watchers:
+            if not watcher.done():
+                watcher.set_result(None)
+
+    async def wait_change(self, at_most_s: float) -> None:
+        """Until a model changes, or so long."""
+        watcher: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._watchers.add(watcher)
+        try:
+            async with asyncio.timeout(at_most_s):
+                await watcher
+        except TimeoutError:
+            return
+        finally:
+            self._watchers.discard(watcher)
+
     def rows(self) -> list[dict[str, Any]]:
         """What `status` shows of each model."""
-        return [self._row(model) for model in self._models.values()]
+        return [self.row(model) for model in self.models]
 
     async def rows_with_files(self) -> list[dict[str, Any]]:
         """What `models` shows: the same, and every file that could be used by its name."""
@@ -142,29 +297,29 @@ class Fleet:
     def _find_file(self, name: str) -> Model | None:
         if "/" in name or "\0" in name or name.startswith("."):
             return None
-        path = find_model_file(f"{name}.gguf", self._config.model_paths)
-        if not is_model_file(path):
-            return None
-        return self._add(name, ModelConfig(path=str(path)))
+        path = find_model_by_name(name, self._config.model_paths)
+        return self._add(name, ModelConfig(path=str(path))) if path else None
 
     def _add(self, name: str, config: ModelConfig) -> Model:
-        assert self._tasks is not None, "start() comes first"
         model = Model(
             self._spec(name, config),
-            cores=self._cores,
-            on_change=self._on_change,
+            placer=self._placer,
+            residents=self.residents,
+            on_change=self._model_changed,
             max_waiting=self._config.resource_limits.max_queued_requests,
             max_skips=self._config.resource_limits.max_skips,
         )
         self._models[name] = model
-        self._run_tasks.append(self._tasks.create_task(model.run(), name=f"model {name}"))
+        self._run(model.run(), f"model {name}")
+        self._scale(model, model.spec)
         return model
 
     def _spec(self, name: str, config: ModelConfig) -> ModelSpec:
-        num_cores = self._config.resource_limits.cpu_cores_per_worker
+        path = self._file(config.path)
         load = Load(
             name=name,
-            path=self._file(config.path),
+            backend=config.backend,
+            path=path,
             parallel=config.parallel,
             context=config.context,
             kv_tokens=config.kv_tokens,
@@ -190,17 +345,40 @@ class Fleet:
         )
         return ModelSpec(
             load=load,
+            scale=Scale(*config.scale),
+            backend=backend_of(Path(path)) if config.backend == "auto" else config.backend,
             preload=config.preload,
             required=config.required,
             keep_alive_s=config.keep_alive_s,
-            devices=tuple(config.devices),
-            num_cores=num_cores,
+            is_pinned=config.pinned,
+            min_residency_s=config.min_residency_s,
+            min_parallel=config.min_parallel,
+            min_context=config.min_context,
+            gpu=GpuWish(
+                devices=tuple(config.devices),
+                gpu_layers=config.gpu_layers,
+                fails_without=config.without_gpu == "fail",
+            ),
+            num_cores=self._num_cpus(config),
+            step_timeout_s=self._config.resource_limits.step_timeout_s,
+            cpus=config.cpus,
         )
+
+    def _num_cpus(self, config: ModelConfig) -> int | None:
+        """How many each worker has to itself; several divide those of their model."""
+        if config.cpus is None:
+            return self._config.resource_limits.cpu_cores_per_worker
+        _, most_workers = config.scale
+        return len(config.cpus) // most_workers
 
     def _file(self, path: str | None) -> str:
         return str(find_model_file(path, self._config.model_paths)) if path else ""
 
-    def _row(self, model: Model) -> dict[str, Any]:
+    def _model_changed(self, model: Model) -> None:
+        self._on_change(model)
+        self.note_change()
+
+    def row(self, model: Model) -> dict[str, Any]:
         load = model.spec.load
         expires_in_s = model.expires_in_s
         return {
@@ -210,14 +388,21 @@ class Fleet:
             "reason": model.reason,
             "since": model.since,
             "default": model.name == self._config.default_name(),
-            "aliases": self._aliases.get(model.name, []),
+            "aliases": [
+                alias for alias, name in self._config.aliases.items() if name == model.name
+            ],
             "path": load.path,
             "adapters": sorted(load.adapters),
             "parallel": load.parallel,
             "context": load.context,
             "kv_tokens": load.kv_tokens,
+            "slots": model.turns.num_places,
             "busy": model.turns.num_running,
             "queued": model.turns.num_waiting,
+            "waiting": model.num_waiting,
+            "devices": _devices(model),
+            "idle_s": model.idle_s,
+            "tokens_per_s": model.tokens_per_s,
             "queue": _queue(model),
             "keep_alive_s": None
             if math.isinf(model.spec.keep_alive_s)
@@ -225,11 +410,50 @@ class Fleet:
             "expires_in_s": expires_in_s,
             "loading": _progress(model),
             "worker_pid": model.worker_pid,
-            "memory_bytes": _memory_bytes(model.worker_pid),
+            "memory_bytes": memory_bytes(each.worker_pid for each in model.replicas),
+            "workers": [self._worker_row(each) for each in model.replicas],
             "steps": model.num_steps,
+            "stalled_s": round(model.stalled_s, 1),
             "engine": model.gauges,
             "info": model.info,
         }
+
+    def _worker_row(self, replica: Replica) -> dict[str, Any]:
+        link, place, pid = replica.link, replica.place, replica.worker_pid
+        return {
+            "index": replica.index,
+            "state": replica.state.value,
+            "reason": replica.reason,
+            "since": replica.since,
+            "pid": pid,
+            "busy": link.num_sequences if link else 0,
+            "slots": replica.spec.load.parallel,
+            "steps": replica.num_steps,
+            "cpus": format_cpus(place.cpus) if pid and place else "",
+            "gpu_memory_bytes": self.gpus.report.memory_of(pid),
+        }
+
+
+_AT_WORK: Final = (ModelState.LOADING, ModelState.READY, ModelState.DRAINING)
+
+
+def _paths_of(load: Load) -> list[str]:
+    """Every file that a model needs."""
+    adapters = [adapter["path"] for adapter in load.adapters.values()]
+    return [path for path in (load.path, load.draft_path, *adapters) if path]
+
+
+def _is_of(target: Path, path: str) -> bool:
+    """Is a file the model of this name in the models folder, or in the folder of that name?"""
+    file = Path(path)
+    return file == target.with_name(f"{target.name}{MODEL_SUFFIX}") or target in (
+        file,
+        *file.parents,
+    )
+
+
+def _named_cpus(config: Config) -> dict[str, frozenset[int]]:
+    return {name: model.cpus for name, model in config.models.items() if model.cpus is not None}
 
 
 def _queue(model: Model) -> dict[str, Any]:
@@ -239,27 +463,25 @@ def _queue(model: Model) -> dict[str, Any]:
     }
 
 
+def _devices(model: Model) -> list[str]:
+    """What computes it, while it is loaded: the devices that are configured, else what its worker
+    says."""
+    if model.state is not ModelState.READY:
+        return []
+    return [*model.spec.gpu.devices] or [*model.info.get("devices", [])]
+
+
 def _progress(model: Model) -> dict[str, Any] | None:
     if model.state is not ModelState.LOADING:
         return None
     return {"phase": model.progress.phase, "fraction": model.progress.fraction}
 
 
-def _memory_bytes(pid: int | None) -> int | None:
-    """Resident memory of a worker, its mapped model included; None without one."""
-    if pid is None:
-        return None
-    try:
-        return int(psutil.Process(pid).memory_info().rss)
-    except psutil.Error:
-        return None
-
-
 def _file_row(name: str, path: Path) -> dict[str, Any]:
     """A file nobody has used yet, with the keys that make sense for it."""
     return {
         "name": name,
-        "backend": "llama",
+        "backend": backend_of(path),
         "state": ModelState.UNLOADED.value,
         "reason": "",
         "default": False,

@@ -21,14 +21,19 @@ from typing import TYPE_CHECKING, Any, Final
 
 from openclawctl.wire.errors import ModelFailed, Problem, WorkerDied
 from openclawd.fleet.model import PATIENCE_S
+from openclawd.fleet.router import Demand
+from openclawd.observe import message_ids
+from openclawd.observe.logs import fields
 from openclawd.worker.messages import Continuation, Prepared, packed
 
 if TYPE_CHECKING:
     from array import array
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Coroutine
 
     from openclawd.fleet.link import Call, Link
-    from openclawd.fleet.model import Files, Model
+    from openclawd.fleet.model import Model
+    from openclawd.fleet.router import Prefixes
+    from openclawd.fleet.spec import Files
     from openclawd.worker.messages import Answer, Ended, Loading, Output, Start
 
 logger = logging.getLogger(__name__)
@@ -63,10 +68,11 @@ async def submit(
     *,
     owner: str,
     on_loading: Callable[[Loading], None],
+    keep_alive_s: float | None = None,
 ) -> AsyncIterator[Submission]:
-    """Hold the model loaded for one request. `owner` names it in the log. Raises like
-    `Model.lease`."""
-    async with model.lease(on_loading):
+    """Hold the model loaded for one request, and `keep_alive_s` longer if that is given. `owner`
+    names it in the log. Raises like `Model.lease`."""
+    async with model.lease(on_loading, keep_alive_s=keep_alive_s):
         submission = Submission(model, op, params, owner=owner, on_loading=on_loading)
         try:
             yield submission
@@ -94,6 +100,10 @@ class Submission:
         self._link: Link | None = None
         self._call: Call | None = None
         self._prompt_tokens = 0
+        self._longest = 0
+        self._prefixes: Prefixes = ()
+        self._demand = Demand()
+        self._may_move = False
         self._cut: dict[str, Any] = {}
         self._on_output: Callable[[Output], None]
         self._parts: dict[int, _Part] = {}
@@ -144,6 +154,8 @@ class Submission:
         what `Model.lease` raises if no worker had begun yet.
         """
         self._on_output = on_output
+        self._demand = Demand(start.domain, self._prefixes, start.n)
+        self._may_move = True
         try:
             while await self._is_ready():
                 try:
@@ -184,24 +196,42 @@ class Submission:
         self, on_loading: Callable[[Loading], None], *, patience_s: float
     ) -> Prepared | Answer:
         self.drop()
-        self._link = await self._model.wait_link(on_loading, patience_s=patience_s)
-        self._call = self._link.prepare(self._op, self._params, **self._cut)
+        link = await self._model.wait_link(on_loading, patience_s=patience_s, demand=self._demand)
+        return await self._prepare_in(link)
+
+    async def _prepare_in(self, link: Link) -> Prepared | Answer:
+        self.drop()
+        self._link = link
+        self._call = link.prepare(self._op, self._params, **self._cut)
         self._call.is_survivor = self._num_deaths > 0
-        prepared = await self._link.wait_prepared(self._call)
+        prepared = await link.wait_prepared(self._call)
         if isinstance(prepared, Prepared):
             self._prompt_tokens = prepared.prompt_tokens
+            self._longest = prepared.longest
+            self._prefixes = prepared.prefixes
         return prepared
 
     async def _start(self, start: Start) -> Ended:
         assert self._link is not None
         assert self._call is not None
+        self._check_context(self._link, start)
         self._was_started = True
-        self._files_at_start = self._model.loaded_files
+        self._files_at_start = self._link.files
         told = [part.continuation(index) for index, part in self._parts.items()]
         priority = start.priority if self._priority is None else self._priority
         start = replace(start, rid=self._call.rid, continuation=told, priority=priority)
+        self._link.beginnings.note(self._demand.domain, self._demand.prefixes)
         self._link.start(self._call, start, self._take)
         return await self._call.ended
+
+    def _check_context(self, link: Link, start: Start) -> None:
+        """The plan was made for another worker; this one may have been given less since."""
+        if link.context is not None and self._longest + start.max_tokens > link.context:
+            raise ModelFailed(
+                f"the settings of model {self._model.name} have been changed meanwhile: it has "
+                f"{link.context} tokens of context now",
+                hint="send the request again",
+            )
 
     def _take(self, output: Output) -> None:
         part = self._parts.setdefault(output.index, _Part(output.cached_tokens))
@@ -224,22 +254,38 @@ class Submission:
             raise self._suspected(death)
 
     async def _is_ready(self) -> bool:
-        """See that a worker has it prepared. False if it is cancelled."""
-        while not self._is_cancelled and (self._link is None or self._link.is_closed):
+        """See that the worker which is to compute it has it prepared. False if it is cancelled."""
+        while not self._is_cancelled and (step := self._next_step()) is not None:
             try:
                 with contextlib.suppress(TimeoutError):  # that is how `cancel` ends the wait
                     async with asyncio.timeout(None) as self._waiting:
-                        await self._come_back()
+                        await step
             finally:
                 self._waiting = None
         return not self._is_cancelled
+
+    def _next_step(self) -> Coroutine[Any, Any, None] | None:
+        """What is still to be done before it can start; None if nothing is. It goes to another
+        worker for being better off there once at most, or it might go to and fro."""
+        if self._link is None or self._link.is_closed:
+            return self._come_back()
+        if not self._may_move:
+            return None
+        self._may_move = False
+        link = self._model.better_link(self._link, self._demand)
+        return None if link is self._link else self._move(link)
+
+    async def _move(self, link: Link) -> None:
+        """Have another worker prepare it."""
+        with contextlib.suppress(WorkerDied):  # not its doing: it has been prepared before
+            await self._prepare_in(link)
 
     async def _come_back(self) -> None:
         """Have the next worker prepare it, and wait until it may start there."""
         with contextlib.suppress(WorkerDied):  # not its doing: it has been prepared before
             await self._prepare(lambda progress: None, patience_s=COMEBACK_PATIENCE_S)
             await self._go_alone_if_suspected()
-        if self._was_started and self._model.loaded_files != self._files_at_start:
+        if self._was_started and self._link and self._link.files != self._files_at_start:
             raise ModelFailed(
                 f"the files of model {self._model.name} have been changed meanwhile",
                 hint="send the request again",
@@ -254,6 +300,7 @@ class Submission:
             self.completion_tokens,
             self._num_deaths,
             self._model.name,
+            extra=fields(message_id=message_ids.REQUEST_SUSPECTED, model=self._model.name),
         )
         return WorkerDied(
             f"{death.message}, as did the one before it; this request is suspected of killing them",

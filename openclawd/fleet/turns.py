@@ -22,22 +22,29 @@ if TYPE_CHECKING:
 @dataclass(slots=True, eq=False)
 class Turn:
     """One who holds a ticket. `rank` is the number that the engine is to order it by; `on_rank`, if
-    set, hears of another one while it computes. `told` is the last position it heard of."""
+    set, hears of another one while it computes. `told` is the last position it heard of; `since` is
+    when it came, on the loop's clock."""
 
     comes: asyncio.Future[None]
     on_queued: Callable[[Place], None]
     rank: int = 0
     on_rank: Callable[[int], None] | None = None
     told: int = 0
+    since: float = 0.0
 
 
 class Turns:
     """The places of one model: `max_running` of them, see `RequestQueue`."""
 
     def __init__(self, *, model: str, max_running: int, max_waiting: int, max_skips: int) -> None:
+        self._num_places = max_running
         self._queue: RequestQueue[Turn] = RequestQueue(
             model=model, max_running=max_running, max_waiting=max_waiting, max_skips=max_skips
         )
+
+    @property
+    def num_places(self) -> int:
+        return self._num_places
 
     @property
     def num_running(self) -> int:
@@ -70,12 +77,12 @@ class Turns:
         Raises `Overloaded`.
         """
         loop = asyncio.get_running_loop()
-        turn = Turn(loop.create_future(), on_queued)
+        turn = Turn(loop.create_future(), on_queued, since=loop.time())
         started = self._queue.enter(
             turn,
             priority=priority,
             weight=weight,
-            now=loop.time(),
+            now=turn.since,
             principal=principal,
             tier=tier,
             tokens=tokens,
@@ -90,6 +97,22 @@ class Turns:
             turn.on_rank = None
             self._admit(self._queue.leave(turn, now=loop.time()))
             self._tell_who_moved_up()
+
+    def resize(self, num_places: int) -> None:
+        """There are so many places from now on."""
+        if num_places != self._num_places:
+            self._num_places = num_places
+            self._admit(self._queue.resize(num_places, now=asyncio.get_running_loop().time()))
+            self._tell_who_moved_up()
+
+    def limit(self, *, max_waiting: int, max_skips: int) -> None:
+        """The limits are these from now on; whoever waits already goes on waiting."""
+        self._queue.limit(max_waiting=max_waiting, max_skips=max_skips)
+
+    def longest_wait_s(self) -> float:
+        """How long the one has waited that waits longest; 0 if nobody does."""
+        oldest = self._queue.oldest()
+        return 0.0 if oldest is None else asyncio.get_running_loop().time() - oldest.since
 
     def served(self, turn: Turn, tokens: int) -> None:
         """Tokens have come for one whose turn it is. Less than 0: so many of its prompt had been

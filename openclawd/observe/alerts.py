@@ -54,6 +54,10 @@ class AlertSender:
         self._socket: socket.socket | None = None
         self._helper: subprocess.Popen[bytes] | None = None
 
+    def aim(self, target: AlertTarget) -> None:
+        """Tell these from now on."""
+        self._target = target
+
     def alert(self, event: Mapping[str, Any]) -> None:
         """Tell whoever is to be told. `event` has `budget`, `principal`, `window`, `share`, `used`,
         `limit`, `reset_at`: names and numbers, no text of prompts. Never waits, never raises."""

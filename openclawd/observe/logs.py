@@ -43,7 +43,7 @@ def configured(config: LoggingConfig) -> Iterator[None]:
     root = logging.getLogger()
     previous_handlers, previous_level = root.handlers[:], root.level
     root.handlers[:] = [handler]
-    root.setLevel(config.level.upper())
+    set_level(config.level)
     _writers.append(writer)
     try:
         yield
@@ -52,6 +52,11 @@ def configured(config: LoggingConfig) -> Iterator[None]:
         root.handlers[:] = previous_handlers
         root.setLevel(previous_level)
         writer.close()
+
+
+def set_level(level: str) -> None:
+    """Log from this level on: `debug`, `info`, `warning` or `error`."""
+    logging.getLogger().setLevel(level.upper())
 
 
 def reopen() -> None:

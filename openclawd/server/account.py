@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from openclawctl.wire.operations import EmbedParams
+from openclawctl.wire.operations import EncodingParams
 from openclawd.admission.budget_rules import Amount, Need
 from openclawd.admission.budgets import Fallback
 from openclawd.server.fallback import use_fallback
@@ -82,7 +82,7 @@ def _need(inference: Inference) -> Need:
     prompt, num_choices = inference.prompt_tokens, inference.num_choices
     price = inference.service.prices.of(inference.model.name)
     params = inference.params
-    least = 0 if isinstance(params, EmbedParams) else params.sampling.min_tokens or 1
+    least = 0 if isinstance(params, EncodingParams) else params.sampling.min_tokens or 1
 
     def worst(max_completion: int) -> Amount:
         completion = num_choices * max_completion

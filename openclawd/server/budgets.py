@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from openclawd.admission.budget_rules import Alert, Charge, Counter, Need
+    from openclawd.admission.budget_standings import Standing
     from openclawd.admission.budgets import Claim, Decision
     from openclawd.admission.subjects import Subject
 
@@ -101,6 +102,11 @@ class BudgetDesk:
         self._wall = wall
         self._waiters: dict[Claim, _Waiter] = {}
 
+    def replace_rules(self, rules: Sequence[BudgetRule], counters: Iterable[Counter]) -> None:
+        """Other budgets from now on; see `Budgets.replace_rules`."""
+        self.budgets.replace_rules(rules, counters)
+        self._advance()
+
     def say_due_alerts(self) -> None:
         """At start: what a killed daemon did not come to say."""
         self._say(self.budgets.due_alerts(self._now()))
@@ -146,6 +152,10 @@ class BudgetDesk:
     def rows(self, caller: Subject | None) -> list[dict[str, Any]]:
         """What `budgets` answers to a caller, or to somebody who sees everybody (None)."""
         return self.budgets.rows(caller, self._now())
+
+    def standings(self) -> list[Standing]:
+        """How full each budget is."""
+        return self.budgets.standings(self._now())
 
     # ---- waiting ----
 

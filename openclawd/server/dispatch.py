@@ -21,27 +21,32 @@ from openclawctl.wire.errors import (
     LocalProtocolError,
     Problem,
 )
+from openclawctl.wire.fetching import ModelFileParams, PullParams
 from openclawctl.wire.fields import suggestion
 from openclawctl.wire.keys import KeyCreateParams, KeyParams, KeyRotateParams
 from openclawctl.wire.operations import (
     AuditParams,
     AuditVerifyParams,
     DetokenizeParams,
-    EmbedParams,
+    EncodingParams,
     InsightsParams,
     ModelParams,
     Op,
     Params,
     PruneParams,
+    StatusParams,
     TokenizeParams,
     UsageParams,
     UsageRowsParams,
+    WatchParams,
     decode_params,
 )
 from openclawd.admission.identity import check_operation
 from openclawd.ledger.audit import AuditQuery
 from openclawd.ledger.audit_key import parse_head
-from openclawd.server import keys, upkeep
+from openclawd.observe import message_ids
+from openclawd.observe.logs import fields
+from openclawd.server import fetching, keys, models_view, upkeep
 from openclawd.server.inference import ask_tokenizer, infer, tell_loading
 
 if TYPE_CHECKING:
@@ -61,21 +66,29 @@ async def answer(service: Service, exchange: Exchange) -> None:
         exchange.done(await _serve(service, exchange))
     except Problem as problem:
         service.audit.refused(exchange, problem)
-        exchange.error(problem)
+        _fail(service, exchange, problem)
     except asyncio.CancelledError:
         if exchange.cancel_problem is None:
             raise
-        exchange.error(exchange.cancel_problem)
+        _fail(service, exchange, exchange.cancel_problem)
     except LocalProtocolError as error:
-        exchange.error(
-            LimitExceeded(
-                f"the result cannot be sent: {error}",
-                hint="ask for less at once, or raise resource_limits.max_frame_bytes",
-            )
+        too_large = LimitExceeded(
+            f"the result cannot be sent: {error}",
+            hint="ask for less at once, or raise resource_limits.max_frame_bytes",
         )
+        _fail(service, exchange, too_large)
     except Exception:
-        logger.exception("request %r failed on a bug", exchange.request.op)
-        exchange.error(Internal("the daemon failed on a bug", hint="see the log of the daemon"))
+        extra = fields(message_id=message_ids.BUG)
+        logger.exception("request %r failed on a bug", exchange.request.op, extra=extra)
+        bug = Internal("the daemon failed on a bug", hint="see the log of the daemon")
+        _fail(service, exchange, bug)
+
+
+def _fail(service: Service, exchange: Exchange, problem: Problem) -> None:
+    """Tell the client. What has a row of its own is counted already."""
+    if not exchange.is_recorded:
+        service.meters.refused(problem.code)
+    exchange.error(problem)
 
 
 async def _serve(service: Service, exchange: Exchange) -> dict[str, Any]:
@@ -106,8 +119,8 @@ async def _ping(service: Service, exchange: Exchange, params: Params) -> dict[st
 
 
 async def _status(service: Service, exchange: Exchange, params: Params) -> dict[str, Any]:
-    del params
-    return service.status(exchange.peer.principal)
+    assert isinstance(params, StatusParams)
+    return service.status(exchange.peer.principal, with_latency=params.latency)
 
 
 async def _models(service: Service, exchange: Exchange, params: Params) -> dict[str, Any]:
@@ -125,12 +138,27 @@ async def _load(service: Service, exchange: Exchange, params: Params) -> dict[st
     return {"model": model.name, "state": model.state.value, "info": model.info}
 
 
+async def _reload(service: Service, exchange: Exchange, params: Params) -> dict[str, Any]:
+    del params
+    return await service.reload(exchange.peer)
+
+
 async def _unload(service: Service, exchange: Exchange, params: Params) -> dict[str, Any]:
     assert isinstance(params, ModelParams)
     model = service.model_for(exchange.peer.principal, params.model)
     with _audited(service, exchange, model.name):
         await model.unload()
     return {"model": model.name, "state": model.state.value}
+
+
+async def _show(service: Service, exchange: Exchange, params: Params) -> dict[str, Any]:
+    assert isinstance(params, ModelParams)
+    return await models_view.show(service, service.model_for(exchange.peer.principal, params.model))
+
+
+async def _watch(service: Service, exchange: Exchange, params: Params) -> dict[str, Any]:
+    assert isinstance(params, WatchParams)
+    return await models_view.watch(service, exchange, params)
 
 
 @contextlib.contextmanager
@@ -149,7 +177,7 @@ def _audited(service: Service, exchange: Exchange, model: str) -> Iterator[None]
 
 
 async def _infer(service: Service, exchange: Exchange, params: Params) -> dict[str, Any]:
-    assert isinstance(params, GenerateParams | ChatParams | EmbedParams)
+    assert isinstance(params, GenerateParams | ChatParams | EncodingParams)
     service.model_for(exchange.peer.principal, params.model)
     return await infer(service, exchange, params)
 
@@ -258,15 +286,33 @@ async def _insights(service: Service, exchange: Exchange, params: Params) -> dic
     return await service.statistics.insights(params, exchange.peer.principal)
 
 
+async def _pull(service: Service, exchange: Exchange, params: Params) -> dict[str, Any]:
+    assert isinstance(params, PullParams)
+    return await fetching.pull(service, exchange, params)
+
+
+async def _remove_model(service: Service, exchange: Exchange, params: Params) -> dict[str, Any]:
+    assert isinstance(params, ModelFileParams)
+    return await fetching.remove(service, exchange, params)
+
+
+async def _verify_model(service: Service, exchange: Exchange, params: Params) -> dict[str, Any]:
+    assert isinstance(params, ModelFileParams)
+    return await fetching.verify(service, exchange, params)
+
+
 HANDLERS: Final[dict[Op, Handler]] = {
     Op.PING: _ping,
     Op.STATUS: _status,
     Op.MODELS: _models,
     Op.LOAD: _load,
     Op.UNLOAD: _unload,
+    Op.RELOAD: _reload,
     Op.GENERATE: _infer,
     Op.CHAT: _infer,
     Op.EMBED: _infer,
+    Op.CLASSIFY: _infer,
+    Op.RERANK: _infer,
     Op.TOKENIZE: _tokenizer,
     Op.DETOKENIZE: _tokenizer,
     Op.USAGE: _usage,
@@ -284,4 +330,9 @@ HANDLERS: Final[dict[Op, Handler]] = {
     Op.LEDGER_PRUNE: _ledger_prune,
     Op.LEDGER_BACKUP: _ledger_backup,
     Op.INSIGHTS: _insights,
+    Op.SHOW: _show,
+    Op.WATCH: _watch,
+    Op.PULL: _pull,
+    Op.MODELS_REMOVE: _remove_model,
+    Op.MODELS_VERIFY: _verify_model,
 }

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from openclawctl.wire.errors import Denied
 from openclawctl.wire.operations import Op
 from openclawd.admission.identity import Grant, Policy, Principal, check_known, identify
 from openclawd.admission.keys import KeyRegistry
-from openclawd.admission.roles import BUILT_IN, Role
+from openclawd.admission.roles import BUILT_IN, NOBODY, Role
 from openclawd.ledger.keys import note_key_used
 
 if TYPE_CHECKING:
@@ -30,11 +32,15 @@ class Identities:
     """The grants of one configuration, and the keys of one ledger. Called on the loop."""
 
     def __init__(self, config: Config, keys: Iterable[ApiKey], ledger: Ledger) -> None:
-        self.policy = policy_of(config.security)
-        self.tiers = frozenset(["default", *config.tiers])
+        self.apply(config)
         self.keys = KeyRegistry(keys)
         self._ledger = ledger
         self._own_uid = os.geteuid()
+
+    def apply(self, config: Config) -> None:
+        """These are the grants from now on. Who has a connection is to be looked at again."""
+        self.policy = policy_of(config.security)
+        self.tiers = frozenset(["default", *config.tiers])
 
     def is_surely_admin(self, uid: int) -> bool:
         """Is it root or the daemon's own user? No name has to be known for that."""
@@ -53,6 +59,13 @@ class Identities:
         now = time.time()
         prefix = self.keys.prefix_of(key, now=now)
         return self.keys.principal_of(prefix, self.policy, now=now), prefix
+
+    def of_key(self, known: Principal, prefix: str) -> Principal:
+        """Whom the key of an open connection makes of it now; perhaps one that may do nothing."""
+        try:
+            return self.keys.principal_of(prefix, self.policy, now=time.time())
+        except Denied:
+            return replace(known, role=NOBODY, models=())
 
     def check_key(self, prefix: str) -> None:
         """Is the key of an open connection still good? Notes that it is used. Raises `Denied`."""

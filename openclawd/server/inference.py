@@ -11,6 +11,7 @@ of it.
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import secrets
 import time
@@ -22,16 +23,24 @@ from openclawctl.wire.chat import ChatMessage
 from openclawctl.wire.completion import ChatParams, GenerateParams
 from openclawctl.wire.errors import Code, Internal, Problem, RateLimited
 from openclawctl.wire.messages import Delta
-from openclawctl.wire.operations import DetokenizeParams, EmbedParams, Op, TokenizeParams
+from openclawctl.wire.operations import (
+    DetokenizeParams,
+    EmbedParams,
+    EncodingParams,
+    Op,
+    TokenizeParams,
+)
 from openclawctl.wire.results import Choice, FinishReason, InferenceResult, Timings, Usage
+from openclawctl.wire.scheduling import KEEP_FOR_EVER
 from openclawd.admission.tiers import Priority, Tier
-from openclawd.fleet.model import ModelState
+from openclawd.fleet.spec import ModelState
 from openclawd.fleet.submission import submit
 from openclawd.server.account import Account
 from openclawd.server.deadline import Stage, deadline
 from openclawd.server.fallback import UseFallback
 from openclawd.server.planning import check_size, plan, subject_of
 from openclawd.server.recording import reserve, settle
+from openclawd.server.scores import scores_of
 from openclawd.worker.messages import Answer, Ended, Output, Start
 
 if TYPE_CHECKING:
@@ -47,15 +56,18 @@ if TYPE_CHECKING:
     from openclawd.fleet.submission import Submission
     from openclawd.fleet.turns import Turn
     from openclawd.server.lanes import Slot
+    from openclawd.server.meters import ModelTimes
     from openclawd.server.peer import Exchange
+    from openclawd.server.scores import Scores
     from openclawd.server.service import Service
     from openclawd.worker.messages import Loading
 
-InferenceParams = GenerateParams | ChatParams | EmbedParams
+InferenceParams = GenerateParams | ChatParams | EncodingParams
 
 
 async def infer(service: Service, exchange: Exchange, params: InferenceParams) -> dict[str, Any]:
-    """Serve `generate`, `chat` or `embed`. Raises `Problem` with what stood in the way."""
+    """Serve `generate`, `chat`, `embed`, `classify` or `rerank`. Raises `Problem` with what stood
+    in the way."""
     inference = Inference(service, exchange, params, service.fleet.resolve(params.model))
     with deadline(exchange, params.deadline_s, lambda: inference.stage):
         try:
@@ -85,6 +97,7 @@ async def _serve(inference: Inference) -> None:
         params.encode(),
         owner=f"request {inference.request_id} of {exchange.peer.principal.name}",
         on_loading=inference.on_loading,
+        keep_alive_s=_keep_alive_s(params),
     ) as submission:
         inference.load_s = inference.elapsed_s()
         if model.info is not known:
@@ -100,6 +113,11 @@ def _note_load(service: Service, exchange: Exchange, model: Model) -> None:
         service.audit.note(
             action=Op.LOAD.value, model=model.name, peer=exchange.peer, detail=reason
         )
+
+
+def _keep_alive_s(params: InferenceParams) -> float | None:
+    """How long the model is to stay after the request; None as it is configured."""
+    return math.inf if params.keep_alive_s == KEEP_FOR_EVER else params.keep_alive_s
 
 
 def _fallen_back(first: Inference, fallback: UseFallback) -> Inference:
@@ -145,6 +163,8 @@ class _Part:
     reasoning: list[str] = field(default_factory=list)
     tool_calls: list[ToolCall] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
+    delivered_at: float | None = None
+    """When its last tokens came, by the monotonic clock."""
 
     def take(self, output: Output) -> None:
         self.texts.append(output.text)
@@ -175,6 +195,7 @@ class Inference:
     ttft_s: float | None = None
     total_s: float = 0.0
     prompt_tokens: int = 0
+    completion_tokens: int = 0  # that have arrived here
     max_tokens: int = 0
     prompt_text: str | None = None
     prefixes: list[tuple[int, bytes]] = field(default_factory=list)
@@ -187,16 +208,19 @@ class Inference:
     num_outlived: int = 0
     ended: Ended | None = None
     turn: Turn | None = None
+    scores: Scores | None = None
     subject: Subject = field(init=False)
     fitting: FittingRules = field(init=False)
     account: Account = field(init=False)
     tier: Tier = field(init=False)
     priority: Priority = field(init=False)
+    times: ModelTimes = field(init=False)
 
     def __post_init__(self) -> None:
         self.subject = subject_of(self)
         self.fitting = self.service.limit_rules.of(self.subject)
         self.account = Account()
+        self.times = self.service.meters.times_of(self.model.name)
         self.tier = self.service.tier_of(self.exchange.peer.principal)
         asked = self.params.priority
         self.priority = self.tier.priority_of(None if asked is None else Priority[asked.upper()])
@@ -211,8 +235,8 @@ class Inference:
 
     @property
     def num_choices(self) -> int:
-        """Answers to the one prompt; 1 also for embeddings."""
-        return 1 if isinstance(self.params, EmbedParams) else self.params.n
+        """Answers to the one prompt; 1 also where there is no answer in text."""
+        return 1 if isinstance(self.params, EncodingParams) else self.params.n
 
     @property
     def limits(self) -> TokenLimits:
@@ -226,6 +250,7 @@ class Inference:
         try:
             self.stage = Stage.PREPARING
             await plan(self, submission)
+            self.scores = scores_of(self.params, self.model.name, self.model.info)
             self.stage = Stage.QUEUED
             self.queued_at_s = self.elapsed_s()
             async with self.service.lanes.take(
@@ -293,7 +318,7 @@ class Inference:
     def _cancelled(self, submission: Submission) -> Ended:
         """The end of what was cancelled while it waited for a new worker."""
         params = self.params
-        num_sequences = len(params.input) if isinstance(params, EmbedParams) else params.n
+        num_sequences = len(params.input) if isinstance(params, EncodingParams) else params.n
         return Ended(
             rid=0,
             finish_reasons=[FinishReason.CANCELLED.value] * num_sequences,
@@ -318,6 +343,8 @@ class Inference:
         cancel gives the client the partial result, any other reason an error."""
         if ended.error is not None:
             raise ended.to_problem()
+        if self.scores is not None and self.scores.problem is not None:
+            raise self.scores.problem
         problem = self.exchange.cancel_problem
         was_cancelled = FinishReason.CANCELLED.value in ended.finish_reasons
         if was_cancelled and problem is not None and problem.code != Code.CANCELLED.value:
@@ -327,7 +354,7 @@ class Inference:
         """What every worker is told that computes this; the seed is drawn once."""
         adapter = self.params.adapter or ""
         assert self.turn is not None
-        if isinstance(self.params, EmbedParams):
+        if isinstance(self.params, EncodingParams):
             return Start(rid=0, max_tokens=0, sampling={}, priority=self.turn.rank, adapter=adapter)
         sampling = self.params.sampling.over(self.service.sampling_of(self.model)).encode()
         sampling.setdefault("seed", secrets.randbits(32))
@@ -351,14 +378,23 @@ class Inference:
         self.exchange.event("queued", {"position": place.position, "eta_s": place.eta_s})
 
     def _on_output(self, output: Output) -> None:
+        now = self.service.now()
         if self.ttft_s is None:
-            self.ttft_s = self.elapsed_s()
+            self.ttft_s = now - self.exchange.arrived_at
+            self.times.note_first_token(self, self.ttft_s)
             self._note_served(-output.cached_tokens)
-        self._note_served(len(output.token_ids))
-        self.parts.setdefault(output.index, _Part()).take(output)
-        if output.token_ids:
-            self.account.completion(len(output.token_ids))
-            self.service.note_tokens(len(output.token_ids))
+        part = self.parts.get(output.index)
+        if part is None:
+            part = self.parts[output.index] = _Part()
+        part.take(output)
+        if self.scores is not None and output.embedding is not None:
+            self.scores.take(output.index, output.embedding)
+        if num_tokens := len(output.token_ids):
+            self.completion_tokens += num_tokens
+            self._note_interval(part, num_tokens, now)
+            self._note_served(num_tokens)
+            self.account.completion(num_tokens)
+            self.service.totals.note_tokens(num_tokens, now=now)
             self.service.ledger.progress(self.request_id, self.completion_tokens)
         if self._is_streamed:
             self.exchange.delta(
@@ -374,6 +410,14 @@ class Inference:
                 )
             )
 
+    def _note_interval(self, part: _Part, num_tokens: int, now: float) -> None:
+        """The time since the sequence's last token; of several that came at once, each took an
+        equal share of it."""
+        if part.delivered_at is not None:
+            each_s = (now - part.delivered_at) / num_tokens
+            self.times.inter_token.histogram.observe(each_s, num_tokens)
+        part.delivered_at = now
+
     def _note_served(self, tokens: int) -> None:
         assert self.turn is not None
         self.model.turns.served(self.turn, tokens)
@@ -384,14 +428,11 @@ class Inference:
         params = self.params
         if isinstance(params, EmbedParams):
             return True
+        if isinstance(params, EncodingParams):
+            return False
         return params.stream or bool(params.sampling.logprobs)
 
     # ---- the end ----
-
-    @property
-    def completion_tokens(self) -> int:
-        """Tokens that have arrived here."""
-        return sum(len(part.token_ids) for part in self.parts.values())
 
     @property
     def op(self) -> Op:
@@ -428,7 +469,7 @@ class Inference:
 
     def result(self) -> dict[str, Any]:
         """`done.result`."""
-        return InferenceResult(
+        result = InferenceResult(
             request_id=self.request_id,
             model=self.model.name,
             usage=self.usage,
@@ -436,6 +477,7 @@ class Inference:
             choices=self._choices(),
             context=self._context(),
         ).encode()
+        return {**result, **self.scores.result()} if self.scores else result
 
     def _context(self) -> dict[str, Any]:
         """What became of the prompt."""
@@ -451,7 +493,7 @@ class Inference:
 
     def _choices(self) -> list[Choice]:
         assert self.ended is not None
-        if isinstance(self.params, EmbedParams):
+        if isinstance(self.params, EncodingParams):
             return []
         return [self._choice(i, reason) for i, reason in enumerate(self.ended.finish_reasons)]
 

@@ -1,7 +1,8 @@
 """The daemon's socket in the file system: made, guarded against a second daemon, removed.
 
 Invariants: a socket that another daemon answers on is never touched; a stale one is replaced; the
-socket is 0660 from its first moment, and never open to everybody.
+socket is 0660 from its first moment, and never open to everybody. One that systemd passed on is
+systemd's: it stays when the daemon goes, and whoever connects meanwhile waits in it.
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ import contextlib
 import errno
 import fcntl
 import os
+import resource
 import socket
 import stat
-from typing import TYPE_CHECKING
+import sys
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,12 +24,34 @@ if TYPE_CHECKING:
 BACKLOG = 1024
 """Connections the kernel keeps while the loop is busy; the kernel cuts it to net.core.somaxconn."""
 
+_SPARE_DESCRIPTORS = 256
+"""Beside one a connection: workers' pipes, the ledger, logs."""
+
 _MAX_SOCKET_PATH_BYTES = 107
 """`sun_path` holds 108 bytes with its end (unix(7))."""
 
 
+SERVER_OPTIONS: Final[dict[str, Any]] = (
+    {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
+)
+"""For `create_unix_server`, which from Python 3.13 on would unlink any socket it served."""
+
+
 class StartError(Exception):
     """The daemon cannot start; `str()` is the whole sentence for the administrator."""
+
+
+def raise_descriptor_limit(max_connections: int) -> None:
+    """Connections take descriptors; the soft limit is often 1024. Raises `StartError`."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = max_connections + _SPARE_DESCRIPTORS
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        if hard != resource.RLIM_INFINITY and hard < wanted:
+            raise StartError(
+                f"resource_limits.max_connections is {max_connections}, but this process may open "
+                f"only {hard} files; lower it, or raise LimitNOFILE= in the unit"
+            )
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 @contextlib.contextmanager
@@ -77,6 +102,28 @@ def open_socket(path: Path, *, gid: int | None = None) -> Iterator[socket.socket
                 yield sock
             finally:
                 path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def only_listener(passed: list[socket.socket]) -> Iterator[socket.socket]:
+    """The one socket that systemd passed on; closed when the block ends, and nothing else. Raises
+    `StartError` if there are more, or it is of another kind."""
+    with contextlib.ExitStack() as stack:
+        for sock in passed:
+            stack.enter_context(sock)
+        if len(passed) != 1:
+            raise StartError(
+                f"systemd passed on {len(passed)} sockets and openclawd listens on one; see the "
+                "socket units that name this service"
+            )
+        (sock,) = passed
+        is_stream = sock.family == socket.AF_UNIX and sock.type == socket.SOCK_STREAM
+        if not is_stream or not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            raise StartError(
+                "the socket that systemd passed on is no listening Unix stream socket; its unit "
+                "needs ListenStream= with a path, and Accept=no"
+            )
+        yield sock
 
 
 def _bind(path: Path, gid: int | None) -> socket.socket:

@@ -24,6 +24,7 @@ from openclawctl.wire.errors import (
     Problem,
     ProtocolError,
     RemoteProtocolError,
+    ShuttingDown,
     SlowConsumer,
     Unavailable,
     Unsupported,
@@ -42,6 +43,8 @@ from openclawctl.wire.messages import (
     Welcome,
 )
 from openclawctl.wire.tokens import num_items
+from openclawd.observe import message_ids
+from openclawd.observe.logs import fields
 from openclawd.server.credentials import credentials_of
 
 if TYPE_CHECKING:
@@ -73,6 +76,9 @@ MAX_UNSENT_BYTES: Final = 64 * 1024 * 1024
 that lets this much pile up is disconnected."""
 
 STALL_TIMEOUT_S: Final = 60.0
+COME_AGAIN_S: Final = 1.0
+"""After a stop: soon, since a socket of systemd's keeps who comes before the next start."""
+
 LINGER_S: Final = 1.0
 """How long a refused client gets to read why, before the socket is closed under it."""
 
@@ -81,9 +87,18 @@ _READ_BUFFER: Final = memoryview(bytearray(64 * 1024))
 allocates 256 KiB for each read, and after 60,000 bad connections 2.6 MB of the heap were holes."""
 
 
+@dataclass(slots=True)
+class Traffic:
+    """Bytes of frames, over all connections since the start."""
+
+    received_bytes: int = 0
+    sent_bytes: int = 0
+
+
 class Host(Protocol):
     """What a peer needs of the daemon."""
 
+    traffic: Traffic
     server_name: str
     hello_timeout_s: float
     max_frame_bytes: int
@@ -206,6 +221,16 @@ class Peer(asyncio.BufferedProtocol):
         return len(self._exchanges)
 
     @property
+    def is_slow(self) -> bool:
+        """Does it not read what it was sent?"""
+        return self._is_paused
+
+    @property
+    def is_recognised(self) -> bool:
+        """Is it known who is at the other end?"""
+        return self._is_recognised
+
+    @property
     def exchanges(self) -> list[Exchange]:
         return list(self._exchanges.values())
 
@@ -217,7 +242,9 @@ class Peer(asyncio.BufferedProtocol):
         request_id = getattr(message, "id", None)
         is_expected = request_id is None or self._connection.is_open(request_id)
         if is_alive and is_expected:
-            self._transport.write(self._connection.send(message))
+            data = self._connection.send(message)
+            self._host.traffic.sent_bytes += len(data)
+            self._transport.write(data)
             if self._is_paused and self._transport.get_write_buffer_size() > MAX_UNSENT_BYTES:
                 self._disconnect(f"has left {MAX_UNSENT_BYTES} bytes of its results unread")
 
@@ -244,8 +271,12 @@ class Peer(asyncio.BufferedProtocol):
             self.send(Goaway(reason))
 
     def close(self) -> None:
-        """Close after what is buffered has been sent."""
-        self._transport.close()
+        """Close after what is buffered has been sent. One that has not said `hello` yet is told to
+        come again: without a word it would take its request for lost."""
+        if self._connection.state is State.NEW:
+            self._refuse(ShuttingDown("the daemon is stopping", retry_after_s=COME_AGAIN_S))
+        else:
+            self._transport.close()
 
     def abort(self) -> None:
         """Close at once, unsent bytes or not."""
@@ -273,6 +304,7 @@ class Peer(asyncio.BufferedProtocol):
         return _READ_BUFFER
 
     def buffer_updated(self, nbytes: int) -> None:
+        self._host.traffic.received_bytes += nbytes
         self._connection.receive(_READ_BUFFER[:nbytes])
         self._handle_messages()
 
@@ -397,7 +429,12 @@ class Peer(asyncio.BufferedProtocol):
         )
 
     def _refuse_caller(self, who: str, problem: Problem) -> None:
-        logger.warning("a connection of %s was refused: %s", who, problem)
+        logger.warning(
+            "a connection of %s was refused: %s",
+            who,
+            problem,
+            extra=fields(message_id=message_ids.CALLER_REFUSED),
+        )
         self._refuse(problem)
 
     def _refuse(self, problem: Problem) -> None:
@@ -444,7 +481,13 @@ class Peer(asyncio.BufferedProtocol):
 
     def _disconnect(self, reason: str) -> None:
         name, principal = self.client or "(unnamed)", self.principal.name
-        logger.warning("client %s of %s %s and is disconnected", name, principal, reason)
+        logger.warning(
+            "client %s of %s %s and is disconnected",
+            name,
+            principal,
+            reason,
+            extra=fields(message_id=message_ids.CLIENT_TOO_SLOW),
+        )
         self.abort()
 
     def _set_timer(self, delay_s: float, callback: Callable[[], object] | None) -> None:

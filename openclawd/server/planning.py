@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Final
 
 from openclawctl.wire.completion import ChatParams, GenerateParams
 from openclawctl.wire.errors import Internal, PromptTooLong
-from openclawctl.wire.operations import EmbedParams
+from openclawctl.wire.operations import EmbedParams, EncodingParams
+from openclawctl.wire.scoring import ClassifyParams, RerankParams
 from openclawd.admission.limit_rules import Situation
 from openclawd.admission.limits import (
     Asked,
@@ -126,7 +127,7 @@ def _check_counts(
     inference: Inference, prepared: Prepared, asked: Asked, limits: TokenLimits
 ) -> None:
     params, rules = inference.params, inference.rules
-    if isinstance(params, EmbedParams):
+    if isinstance(params, EncodingParams):
         check_prompt_tokens(prepared.longest, limits, rules)
         check_total_tokens(prepared.prompt_tokens, rules)
         return
@@ -136,7 +137,7 @@ def _check_counts(
 
 
 def _asked(params: InferenceParams) -> Asked:
-    return Asked(0) if isinstance(params, EmbedParams) else Asked(params.n, params.max_tokens)
+    return Asked(0) if isinstance(params, EncodingParams) else Asked(params.n, params.max_tokens)
 
 
 def _longest_inputs(params: InferenceParams) -> list[str]:
@@ -146,5 +147,7 @@ def _longest_inputs(params: InferenceParams) -> list[str]:
             return [text for text in (prompt, suffix) if isinstance(text, str)]
         case ChatParams(messages=messages):
             return [message.content for message in messages]
-        case EmbedParams(input=texts):
+        case RerankParams(query=query, documents=documents):
+            return [query, max(documents, key=len)]
+        case EmbedParams(input=texts) | ClassifyParams(input=texts):
             return [max(texts, key=len)]

@@ -91,6 +91,11 @@ class Rates:
         """Every count that a request of this subject would be in."""
         return self._limiter.standing(subject, now=_now())
 
+    def replace_rules(self, rules: Sequence[RateRule]) -> None:
+        """Other rules from now on; see `RateLimiter.replace_rules`."""
+        self._limiter.replace_rules(rules, now=_now())
+        self._wake()
+
     async def admit(
         self, subject: Subject, prompt_tokens: int, *, on_queued: Callable[[RatePlace], None]
     ) -> Charge:

@@ -127,6 +127,7 @@ def _count(inference: Inference, settlement: Settlement) -> None:
         totals.num_failed += 1
     else:
         totals.num_finished += 1
+    inference.service.meters.finished(inference, settlement)
 
 
 def _note_prompt(inference: Inference, settlement: Settlement) -> None:

@@ -26,20 +26,24 @@ from openclawd.admission.tiers import DEFAULT_TIER, Priority, Tier
 from openclawd.ledger import UsageQuery
 from openclawd.server.auditing import Auditing
 from openclawd.server.budgets import BudgetDesk, rule_from
+from openclawd.server.health import Health, health_of
 from openclawd.server.lanes import Lanes
 from openclawd.server.limits import limit_rules
+from openclawd.server.meters import Meters
+from openclawd.server.peer import Traffic
 from openclawd.server.rates import Rates, rules_of
 from openclawd.server.statistics import Statistics
 from openclawd.server.totals import Totals
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine
+    from collections.abc import Awaitable, Callable, Coroutine, Sequence
     from pathlib import Path
 
     from openclawctl.wire.errors import Problem
     from openclawctl.wire.operations import UsageParams, UsageRowsParams
     from openclawctl.wire.sampling import Sampling
     from openclawd.admission.budget_rules import Alert
+    from openclawd.admission.budget_rules import Counter as BudgetCounter
     from openclawd.admission.identity import Caller, Credentials, Principal
     from openclawd.config import Config
     from openclawd.fleet.model import Model
@@ -55,6 +59,8 @@ _NEEDS_NO_MODEL = frozenset(
         Op.PING,
         Op.STATUS,
         Op.MODELS,
+        Op.SHOW,
+        Op.WATCH,
         Op.USAGE,
         Op.USAGE_ROWS,
         Op.INSIGHTS,
@@ -87,12 +93,12 @@ class Service:
         identities: Identities,
         names: Names,
     ) -> None:
-        limits = config.resource_limits
         self.fleet = fleet
         self.ledger = ledger
         self.alerts = alerts
         self.audit = Auditing(ledger.audit)
-        self.limit_rules = limit_rules(config.limits)
+        self._token_limits: dict[Model, TokenLimits] = {}
+        self._take(config)
         self.lanes = Lanes()
         self.budgets = BudgetDesk(
             [rule_from(budget.plain()) for budget in config.budgets],
@@ -101,31 +107,24 @@ class Service:
             on_alert=self._tell_alert,
         )
         self.totals = Totals()
+        self.meters = Meters()
+        for name in ("", *config.models):
+            self.meters.expect(name)
+        self.traffic = Traffic()
         self.rates = Rates(rules_of(config.rate_limits))
         self.statistics = Statistics(fleet, ledger)
         self._answer = answer
         self.version = version
         self.server_name = f"openclawd {version}"
-        self.hello_timeout_s = limits.hello_timeout_s
-        self.max_frame_bytes = limits.max_frame_bytes
         self.is_ready = False
         self.is_draining = False
-        self.prices = _prices(config)
-        self._config = config
         self._socket_path = socket_path
-        self.tiers = _tiers(config)
+        self.reload: Callable[[Peer | None], Awaitable[dict[str, Any]]]
+        """Reads the configuration again (`Reloader.reload`); set by the daemon."""
         self.identities = identities
         self.keys_lock = asyncio.Lock()
         self._names = names
-        self._limits = ConnectionLimits(
-            max_connections=limits.max_connections,
-            reserved_for_admins=limits.reserved_admin_connections,
-            max_connections_per_user=limits.max_connections_per_user,
-            max_requests_per_connection=limits.max_requests_per_connection,
-            max_requests_per_user=limits.max_requests_per_user,
-        )
-        self._started_at = time.time()
-        self._token_limits: dict[Model, TokenLimits] = {}
+        self.started_at = time.time()
         self._peers: dict[Peer, str] = {}
         """Every connection, and whose it counts as."""
         self._num_connections: Counter[str] = Counter()
@@ -138,6 +137,49 @@ class Service:
         """Give the connections' tasks their owner."""
         self._sessions = sessions
         self.audit.start()
+
+    def _take(self, config: Config) -> None:
+        """What is looked up at every request."""
+        limits = config.resource_limits
+        self._config = config
+        self._token_limits.clear()
+        self.limit_rules = limit_rules(config.limits)
+        self.prices = _prices(config)
+        self.tiers = _tiers(config)
+        self.hello_timeout_s = limits.hello_timeout_s
+        self.max_frame_bytes = limits.max_frame_bytes
+        self._limits = ConnectionLimits(
+            max_connections=limits.max_connections,
+            reserved_for_admins=limits.reserved_admin_connections,
+            max_connections_per_user=limits.max_connections_per_user,
+            max_requests_per_connection=limits.max_requests_per_connection,
+            max_requests_per_user=limits.max_requests_per_user,
+        )
+
+    def apply(self, config: Config, counters: Sequence[BudgetCounter]) -> None:
+        """Go on by another configuration, of which the fleet has the models already. `counters` are
+        what the ledger has of budgets. What is open goes on by what it was let in under; who has
+        less rights now is refused from the next request on."""
+        self._take(config)
+        self.rates.replace_rules(rules_of(config.rate_limits))
+        self.budgets.replace_rules(
+            [rule_from(budget.plain()) for budget in config.budgets], counters
+        )
+        self.identities.apply(config)
+        for peer in list(self._peers):
+            self._look_again_at(peer)
+
+    def _look_again_at(self, peer: Peer) -> None:
+        """Give an open connection the rights that it has by now."""
+        if peer.key_prefix:
+            peer.principal = self.identities.of_key(peer.principal, peer.key_prefix)
+        elif peer.is_recognised:
+
+            def become(caller: Caller) -> None:
+                if not peer.key_prefix:
+                    peer.principal = self.identities.of_caller(caller)
+
+            self.recognise(peer.credentials, become)
 
     def now(self) -> float:
         """The monotonic clock, in seconds."""
@@ -237,6 +279,7 @@ class Service:
     def drain(self, reason: str) -> None:
         """Take no more requests, and tell every client so."""
         self.is_draining = True
+        self.fleet.note_change()
         for peer in list(self._peers):
             peer.say_goodbye(reason)
 
@@ -280,16 +323,16 @@ class Service:
 
     def limits_of(self, model: Model) -> TokenLimits:
         """The token limits of a model; before it is loaded, with the configured context."""
-        config = self.fleet.config_of(model)
-        context = min(config.context, model.info.get("context", config.context))
+        config, load = self.fleet.config_of(model), model.spec.load
+        context = min(load.context, model.info.get("context", load.context))
         known = self._token_limits.get(model)
-        if known is None or known.context != context:
+        if known is None or (known.context, known.parallel) != (context, load.parallel):
             known = self._token_limits[model] = TokenLimits(
                 model=model.name,
                 context=context,
                 max_input_tokens=self._config.max_input_tokens_for(config),
                 max_output_tokens=self._config.max_output_tokens_for(config),
-                parallel=config.parallel,
+                parallel=load.parallel,
                 on_too_long=OnTooLong.parse(self._config.on_too_long_for(config)),
             )
         return known
@@ -307,9 +350,6 @@ class Service:
         times and `cached_tokens` would tell one user what another one's prompts begin with."""
         shares_with_all = self.fleet.config_of(model).prefix_sharing == "all"
         return "" if shares_with_all else caller.name
-
-    def note_tokens(self, num_tokens: int) -> None:
-        self.totals.note_tokens(num_tokens, now=self.now())
 
     def _tell_alert(self, alert: Alert) -> None:
         """A budget has reached one of its shares; the journal has it already."""
@@ -361,18 +401,20 @@ class Service:
         """What `budgets` answers: a caller's own, or everybody's to who may see that."""
         return self.budgets.rows(None if caller.sees_everybody else caller.subject())
 
-    def status(self, caller: Principal) -> dict[str, Any]:
+    def status(self, caller: Principal, *, with_latency: bool) -> dict[str, Any]:
         """What `status` answers. Never waits."""
         models = list(self.fleet.models)
         rows = [row for row in self.fleet.rows() if caller.may_see(row["name"])]
+        if with_latency:
+            rows = [{**row, "latency": self.meters.latency(row["name"])} for row in rows]
         return {
             "server": {
                 "version": self.version,
                 "pid": os.getpid(),
                 "state": self._state(),
                 "socket": str(self._socket_path),
-                "started_at": self._started_at,
-                "uptime_s": round(time.time() - self._started_at, 3),
+                "started_at": self.started_at,
+                "uptime_s": round(time.time() - self.started_at, 3),
             },
             "connections": {"open": len(self._peers), "max": self._limits.max_connections},
             "requests": {
@@ -387,9 +429,36 @@ class Service:
                 "per_s": round(self.totals.tokens_per_s(now=self.now()), 1),
             },
             "models": rows,
+            **self.fleet.gpus.report.row(),
+            "health": self.health().as_dict(may_see=caller.may_see),
             "memory_bytes": int(psutil.Process().memory_info().rss),
             "principal": caller.name,
         }
+
+    def health(self) -> Health:
+        """Are tokens coming, or is nothing asked?"""
+        return health_of(
+            list(self.fleet.models),
+            server=self._state(),
+            ledger_problem=self.ledger.problem,
+            stall_timeout_s=self._config.monitoring.stall_timeout_s,
+        )
+
+    @property
+    def num_connections(self) -> int:
+        return len(self._peers)
+
+    @property
+    def max_connections(self) -> int:
+        return self._limits.max_connections
+
+    def load_summary(self) -> str:
+        """How busy it is, in a few words."""
+        models = list(self.fleet.models)
+        running = sum(model.turns.num_running for model in models)
+        queued = sum(model.turns.num_waiting for model in models)
+        tokens_per_s = self.totals.tokens_per_s(now=self.now())
+        return f"{running} running, {queued} queued, {tokens_per_s:.0f} tokens/s"
 
     def _state(self) -> str:
         if self.is_draining:

@@ -15,8 +15,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from openclawctl.wire.errors import Problem
 from openclawd.ledger.storage import storage_errors
+from openclawd.observe import message_ids
+from openclawd.observe.logs import fields
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from openclawd.ledger import Ledger
@@ -30,7 +33,8 @@ async def check(ledger: Ledger) -> dict[str, Any]:
     """The result of `ledger.check`. Raises `Unavailable`."""
     report = await ledger.check()
     for finding in report.findings:
-        logger.error("the ledger is not sound: %s", finding)
+        extra = fields(message_id=message_ids.LEDGER_UNSOUND)
+        logger.error("the ledger is not sound: %s", finding, extra=extra)
     return {
         "findings": report.findings,
         "rows": report.num_rows,
@@ -57,11 +61,12 @@ async def back_up(ledger: Ledger) -> dict[str, Any]:
     return {"path": str(path), "bytes": _size(path)}
 
 
-async def keep_pruned(ledger: Ledger, keep_usage_s: float) -> None:
-    """Delete what is older than it may get, now and once a day, until it is cancelled."""
-    while math.isfinite(keep_usage_s):
+async def keep_pruned(ledger: Ledger, keep_usage_s: Callable[[], float]) -> None:
+    """Delete what is older than it may get by then, now and once a day, until it is cancelled."""
+    while True:
         try:
-            await prune(ledger, keep_usage_s)
+            if math.isfinite(keep_s := keep_usage_s()):
+                await prune(ledger, keep_s)
         except Problem as problem:
             logger.warning("old requests stay in the ledger until tomorrow: %s", problem)
         await asyncio.sleep(PRUNE_INTERVAL_S)

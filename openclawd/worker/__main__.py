@@ -1,4 +1,7 @@
-"""`python -m openclawd.worker --fd N`: the worker process.
+"""`python -m openclawd.worker --fd N [--cpus LIST]`: the worker process.
+
+Owns on which CPUs it runs: it binds itself before it has a second thread, and so nothing of it ever
+runs elsewhere. What is imported here must start none; the libraries that do are imported later.
 
 Owns its threads: the main thread reads the pipe, the engine thread loads the model and computes,
 the tokeniser thread prepares requests. The process ends on `stop`, when the pipe closes, when its
@@ -22,6 +25,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 from openclawctl.wire.errors import RemoteProtocolError
 from openclawd.worker.log import start_logging
 from openclawd.worker.messages import (
+    EXIT_LOAD_FAILED_FOR_NOW,
     EXIT_STOPPED,
     SAVE_S,
     Abort,
@@ -53,13 +57,29 @@ _log = logging.getLogger(__name__)
 def main() -> NoReturn:
     parser = argparse.ArgumentParser(prog="python -m openclawd.worker")
     parser.add_argument("--fd", type=int, required=True, help="the worker's end of a socketpair")
-    fd = parser.parse_args().fd
+    parser.add_argument("--cpus", help="run on these only, such as 0,1,8")
+    arguments = parser.parse_args()
+    fd = arguments.fd
     _die_with_parent()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     start_logging()
+    if arguments.cpus:
+        _bind(arguments.cpus)
     pipe = Pipe(socket.socket(fileno=fd))
     _exit(_guarded(lambda: _serve(pipe)))
+
+
+def _bind(cpus: str) -> None:
+    """Run on these CPUs, with every thread there will be. One that went away since the daemon chose
+    it (hotplug, a cpuset that was made smaller) may come back: then the daemon tries again."""
+    wanted = {int(number) for number in cpus.split(",")}
+    with contextlib.suppress(OSError):
+        os.sched_setaffinity(0, wanted)
+    # The kernel is content with those that are there.
+    if os.sched_getaffinity(0) != wanted:
+        _log.error("it cannot be bound to the CPUs %s: not all of them are there", cpus)
+        _exit(EXIT_LOAD_FAILED_FOR_NOW)
 
 
 def _serve(pipe: Pipe) -> int:

@@ -284,6 +284,7 @@ class EngineLoop:
             "kv_used_tokens": scheduler.num_used_tokens,
             "kv_kept_tokens": scheduler.num_kept_tokens,
             "kv_total_tokens": self._backend.info.kv_tokens,
+            "preemptions": scheduler.num_preemptions,
             "batch_tokens": batch.num_tokens if batch else 0,
             "step_us": round((self._clock() - started_s) * 1e6),
         }
@@ -296,6 +297,7 @@ def _limits(backend: Backend, limits: dict[str, int]) -> Limits:
         batch_tokens=backend.limits.batch_tokens,
         embedding_batch_tokens=backend.limits.embedding_batch_tokens,
         splits_prompts=backend.limits.splits_prompts,
+        max_whole_tokens=None if backend.limits.splits_prompts else backend.info.context,
         num_prefix_tags=backend.limits.num_prefix_tags,
         can_drop_last=backend.limits.can_drop_last,
         tile_tokens=backend.limits.tile_tokens,

@@ -64,7 +64,8 @@ _MAX_MU: Final = 1e12
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """The first message: which model, with what. `threads` and `gpu_layers` None mean automatic.
+    """The first message: which model, with what. `backend` is llama, torch, or auto: by what is at
+    `path`. `threads` and `gpu_layers` None mean automatic.
 
     `context` is tokens per sequence, `kv_tokens` for all together; `batch_tokens` bounds one step.
     `system_prompts` are computed before it is ready, and shared by all. `guess_method` is off,
@@ -72,6 +73,8 @@ class Load:
     sequence that waits for KV cells is passed `max_skips` times at most. `adapters` are LoRAs by
     name, each with `path` and `scale`. Unless it `shares_prefixes`, every sequence has KV cells of
     its own. `computes_aside`: long prompts have a context of their own where that is of use.
+    `gpu_budgets` are bytes on each GPU that it can see, in that order (none: all there is), for
+    automatic `gpu_layers`; a model that `needs_gpu` does not load without.
 
     The cells of system prompts, with `persist_prefixes` "all" those of users' prefixes too, are
     restored from `prefix_folder` and saved there on `stop`; "off" removes what is there, and no
@@ -85,6 +88,7 @@ class Load:
     context: int
     kv_tokens: int
     batch_tokens: int
+    backend: str = "auto"
     threads: int | None = None
     gpu_layers: int | None = None
     options: dict[str, Any] = field(default_factory=dict)
@@ -100,6 +104,8 @@ class Load:
     persist_prefixes: str = "off"
     max_prefix_age_s: float = 0.0
     prefix_key: bytes = field(default=b"", repr=False)
+    gpu_budgets: list[int] = field(default_factory=list)
+    needs_gpu: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,6 +304,23 @@ class Output:
     tool_calls: list[ToolCall] = field(default_factory=list)
     mu: float | None = None
 
+    def encode(self) -> dict[str, Any]:
+        """Its map, without what there is nothing of: of most there is a text and one token."""
+        values: dict[str, Any] = {"rid": self.rid, "index": self.index}
+        for name in _MAYBE_NOTHING:
+            if value := getattr(self, name):
+                values[name] = value
+        if self.logprobs:
+            values["logprobs"] = [_plain(each) for each in self.logprobs]
+        if self.tool_calls:
+            values["tool_calls"] = [each.encode() for each in self.tool_calls]
+        if self.mu is not None:
+            values["mu"] = self.mu
+        return values
+
+
+_MAYBE_NOTHING: Final = ("text", "token_ids", "embedding", "cached_tokens", "reasoning")
+
 
 @dataclass(frozen=True, slots=True)
 class Ended:
@@ -386,7 +409,7 @@ def _plain(record: Any) -> dict[str, Any]:
 
 
 def _item(record: Any) -> dict[str, Any]:
-    return record.encode() if isinstance(record, ToolCall) else _plain(record)
+    return record.encode() if isinstance(record, Output) else _plain(record)
 
 
 def _loading(source: Fields) -> Loading:
@@ -450,12 +473,12 @@ def _output(source: Fields) -> Output:
     return Output(
         rid=_count(source, "rid"),
         index=_count(source, "index"),
-        text=source.text("text"),
+        text=source.text_or_none("text") or "",
         token_ids=source.integers("token_ids", max_items=MAX_ITEMS, low=0, high=_MAX_TOKEN),
         embedding=source.binary_or_none("embedding"),
-        cached_tokens=_count(source, "cached_tokens"),
+        cached_tokens=source.integer_or_none("cached_tokens", low=0, high=_MAX_ID) or 0,
         logprobs=decode_logprobs(source),
-        reasoning=source.text("reasoning"),
+        reasoning=source.text_or_none("reasoning") or "",
         tool_calls=decode_tool_calls(source),
         mu=source.number_or_none("mu", low=-_MAX_MU, high=_MAX_MU),
     )

@@ -40,6 +40,8 @@ _END_BYTES: Final = 1024 * 1024
 """How much of each end of the model's file goes into its fingerprint: a GGUF file begins with its
 metadata and ends with weights."""
 
+_FILES_OF_A_FOLDER: Final = (".json", ".safetensors")
+
 _LENGTH: Final = struct.Struct(">I")
 
 _log = logging.getLogger(__name__)
@@ -209,7 +211,10 @@ class PrefixFolder:
 
 def file_identity(path: Path) -> str:
     """What tells a model's file from every other, its former self included, without its being
-    read as a whole. Raises `OSError`."""
+    read as a whole; of a folder, those of its files. Raises `OSError`."""
+    if path.is_dir():
+        files = sorted(each for each in path.iterdir() if each.suffix in _FILES_OF_A_FOLDER)
+        return " ".join(file_identity(each) for each in files)
     with path.open("rb") as file:
         status = os.fstat(file.fileno())
         digest = hashlib.sha256(file.read(_END_BYTES))

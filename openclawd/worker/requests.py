@@ -63,13 +63,6 @@ class StepOutputs:
     outputs: dict[tuple[int, int], Output] = field(default_factory=dict)
     ended: list[RequestEnded] = field(default_factory=list)
 
-    def of(self, sequence: Sequence) -> Output:
-        """The output of a sequence, made when it is first asked for."""
-        key = (sequence.rid, sequence.index)
-        if key not in self.outputs:
-            self.outputs[key] = Output(*key, cached_tokens=_num_cached_tokens(sequence))
-        return self.outputs[key]
-
     def put(
         self,
         sequence: Sequence,
@@ -77,16 +70,33 @@ class StepOutputs:
         token_ids: Iterable[int] = (),
         logprob: TokenLogprob | None = None,
     ) -> None:
-        before = self.of(sequence)
-        self.outputs[sequence.rid, sequence.index] = replace(
-            before,
-            text=before.text + pieces.content,
-            reasoning=before.reasoning + pieces.reasoning,
-            tool_calls=[*before.tool_calls, *map(_tool_call, pieces.calls)],
-            token_ids=[*before.token_ids, *token_ids],
-            logprobs=[*(before.logprobs or []), logprob] if logprob else before.logprobs,
+        """Add to what there is of a sequence."""
+        output = Output(
+            sequence.rid,
+            sequence.index,
+            pieces.content,
+            list(token_ids),
+            cached_tokens=_num_cached_tokens(sequence),
+            logprobs=[logprob] if logprob else None,
+            reasoning=pieces.reasoning,
+            tool_calls=[_tool_call(call) for call in pieces.calls],
             mu=sequence.mu,
         )
+        key = (sequence.rid, sequence.index)
+        before = self.outputs.get(key)
+        self.outputs[key] = output if before is None else _joined(before, output)
+
+
+def _joined(first: Output, second: Output) -> Output:
+    """Two outputs of one sequence in one step, as guesses that were right make them."""
+    return replace(
+        second,
+        text=first.text + second.text,
+        reasoning=first.reasoning + second.reasoning,
+        tool_calls=first.tool_calls + second.tool_calls,
+        token_ids=first.token_ids + second.token_ids,
+        logprobs=[*(first.logprobs or []), *(second.logprobs or [])] or None,
+    )
 
 
 class Requests:

@@ -1,7 +1,7 @@
 """One worker's life: load the model, warm it up, then serve.
 
-Owns when each part exists: messages that come while the model is loading wait. Knows which backend
-serves a file; knows no sockets and no signals.
+Owns when each part exists: messages that come while the model is loading wait. Knows no
+sockets and no signals.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from openclawd.backends.base import (
     LoadAborted,
     LoadSpec,
 )
+from openclawd.worker.backends import load_of
 from openclawd.worker.drafting import make_drafter
 from openclawd.worker.loop import EngineLoop
 from openclawd.worker.messages import (
@@ -172,8 +173,10 @@ class Worker:
             adapters=adapters,
             shares_cells=self._load.shares_prefixes,
             computes_aside=aside,
+            gpu_budgets=tuple(self._load.gpu_budgets),
+            needs_gpu=self._load.needs_gpu,
         )
-        return _import_backend()(spec, self._progress(_READ))
+        return load_of(self._load.backend, path)(spec, self._progress(_READ))
 
     def _progress(self, phase: str) -> Callable[[float], bool]:
         """Says how far a phase is, now and then; asks to give up when the worker is to stop."""
@@ -229,19 +232,6 @@ class Worker:
         return num_distinct(prompts)
 
 
-def _import_backend() -> Callable[[LoadSpec, Callable[[float], bool]], Backend]:
-    """The llama backend. Imported only here: the rest of the worker needs no ML library."""
-    try:
-        from openclawd.backends import llama
-    except (ImportError, OSError, RuntimeError) as error:
-        raise CannotLoad(
-            f"llama-cpp-python cannot be imported: {error}",
-            hint="install it with: pip install 'openclawd[daemon]'",
-            permanent=True,
-        ) from None
-    return llama.load
-
-
 def _describe(
     backend: Backend, tokenizer: Tokenizer, *, load_s: float, num_pinned_tokens: int
 ) -> dict[str, Any]:
@@ -258,5 +248,6 @@ def _describe(
         "chat_template": tokenizer.template.is_usable,
         "infill": backend.infill_tokens is not None,
         "pinned_tokens": num_pinned_tokens,
+        "shares_prefixes": backend.limits.num_prefix_tags > 0,
         "load_s": round(load_s, 3),
     }

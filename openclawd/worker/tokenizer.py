@@ -29,10 +29,12 @@ from openclawctl.wire.operations import (
     TokenizeParams,
     decode_params,
 )
+from openclawctl.wire.scoring import ClassifyParams, RerankParams
 from openclawd.backends.base import GrammarFailed
 from openclawd.engine.batch import BatchKind
 from openclawd.engine.prefixes import num_same
 from openclawd.worker.chats import AnswerReading, Chats
+from openclawd.worker.encoding import check_encoding, check_generation, pair_format_of
 from openclawd.worker.grammar import grammar_of, refused
 from openclawd.worker.messages import Answer, Drop, Prepare, Prepared, Refused, error_fields
 from openclawd.worker.prefix_hashes import prefix_hashes
@@ -158,8 +160,10 @@ class Tokenizer:
                 request = self._generate(decoded, cut)
             case ChatParams():
                 request = self._chat(decoded, cut)
-            case EmbedParams():
-                request = self._embed(decoded, cut)
+            case EmbedParams() | ClassifyParams():
+                request = self._encode(decoded, cut)
+            case RerankParams():
+                request = self._rerank(decoded, cut)
             case _:
                 raise Unsupported(f"{op} is not an operation of a model")
         self._prepared[rid] = request
@@ -247,15 +251,27 @@ class Tokenizer:
             raise refused(str(failure), field=field) from None
         return grammar
 
-    def _embed(self, params: EmbedParams, cut: _Cut) -> PreparedRequest:
-        if not self._backend.info.can_embed:
-            raise Unsupported("this model cannot embed", hint="use an embedding model")
+    def _encode(self, params: EmbedParams | ClassifyParams, cut: _Cut) -> PreparedRequest:
+        check_encoding(params, self._backend.info)
         prompts = [self._plain(text) for text in params.input]
         if not all(prompts):
             raise InvalidRequest("an input has no tokens", hint="leave it out")
         pieces = [self._cut_plain(prompt, cut) for prompt in prompts]
-        num_dropped = sum(map(len, prompts)) - sum(map(len, pieces))
-        return PreparedRequest(BatchKind.EMBEDDING, pieces, num_dropped=num_dropped)
+        return _encoding(pieces, prompts)
+
+    def _rerank(self, params: RerankParams, cut: _Cut) -> PreparedRequest:
+        """Of a pair that is too long, the document is cut."""
+        pair = pair_format_of(self._backend)
+        texts = [self._bare(text) for text in params.documents]
+        first = [*pair.before, *self._bare(params.query), *pair.between]
+        prompts = [[*first, *text, *pair.after] for text in texts]
+        pieces = [
+            cut_tokens(prompt, cut.most, policy=cut.policy, num_kept_first=len(first))
+            if cut.applies(len(prompt))
+            else prompt
+            for prompt in prompts
+        ]
+        return _encoding(pieces, prompts)
 
     def _tokenize(self, params: TokenizeParams) -> list[int]:
         text, add_special = params.text, params.add_special
@@ -341,6 +357,9 @@ class Tokenizer:
         """A prompt of a user: nothing in it becomes a control token."""
         return self._backend.tokenize(text, add_special=True, parse_special=False)
 
+    def _bare(self, text: str) -> list[int]:
+        return self._backend.tokenize(text, add_special=False, parse_special=False)
+
     def _tokens_of(self, spans: list[Span]) -> list[int]:
         """A rendered chat. Cut in several spans only where users wrote control tokens' texts."""
         tokenize = self._backend.tokenize
@@ -362,11 +381,7 @@ class Tokenizer:
     # ---- checks ----
 
     def _check_generation(self, params: GenerateParams | ChatParams) -> None:
-        if not self._backend.info.can_generate:
-            raise Unsupported(
-                "this model is an encoder: it makes embeddings, not text",
-                hint="use embed, or another model",
-            )
+        check_generation(self._backend.info)
         if params.sampling.logit_bias:
             self._check_token_ids(list(params.sampling.logit_bias))
 
@@ -378,3 +393,9 @@ class Tokenizer:
                 f"token {unknown[0]} does not exist; this model has tokens 0 to {vocab_size - 1}",
                 hint="take token ids from tokenize with the same model",
             )
+
+
+def _encoding(pieces: list[list[int]], prompts: list[list[int]]) -> PreparedRequest:
+    """What is to be encoded, and how much of it was cut."""
+    num_dropped = sum(map(len, prompts)) - sum(map(len, pieces))
+    return PreparedRequest(BatchKind.EMBEDDING, pieces, num_dropped=num_dropped)

@@ -642,3 +642,49 @@ class Machine(RuleBasedStateMachine):
 
 TestMachine = Machine.TestCase
 TestMachine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+# ---- other budgets ----
+
+
+def used_of(budgets):
+    return {row["name"]: row["tokens"]["used"] for row in budgets.rows(None, NOW)}
+
+
+def test_a_changed_limit_counts_what_was_used_and_lets_in_who_waits(ask):
+    budgets = Budgets([budget()])
+    budgets.settle(ask(budgets, 100, 500), Amount(400), now=NOW)
+    open_one = ask(budgets, 100, 300)
+    assert isinstance(ask(budgets, 100, 300), Wait)
+    budgets.replace_rules([budget(tokens=2000)], [])
+    ((_, decision),) = budgets.advance(NOW)
+    assert decision.amount == Amount(400)
+    budgets.check(NOW)
+    budgets.settle(open_one, Amount(50), now=NOW)
+    assert used_of(budgets) == {"b": 450}
+
+
+def test_a_lower_limit_than_was_used_refuses_and_ends_nothing(ask):
+    budgets = Budgets([budget()])
+    open_one = ask(budgets, 100, 500)
+    budgets.replace_rules([budget(tokens=100)], [])
+    assert isinstance(ask(budgets, 1, 1), Refused | Wait)
+    budgets.settle(open_one, Amount(600), now=NOW)
+    budgets.advance(NOW)
+    budgets.check(NOW)
+    assert isinstance(ask(budgets, 1, 1), Refused)
+
+
+def test_a_budget_that_comes_back_has_what_the_ledger_says_and_one_that_goes_holds_nobody(ask):
+    budgets = Budgets([budget("old")])
+    open_one = ask(budgets, 100, 900)
+    assert isinstance(ask(budgets, 100, 900), Wait)
+    new = budget("new")
+    counter = Counter(Charge("new", new.shape, "", MONTH.slot(NOW), 0), Amount(700), alerted=0)
+    budgets.replace_rules([new], [counter])
+    assert used_of(budgets) == {"new": 700}
+    assert ask(budgets, 100, 900).max_completion == 200
+    budgets.settle(open_one, Amount(10), now=NOW)
+    ((_, decision),) = budgets.advance(NOW)
+    assert isinstance(decision, Reserved)
+    budgets.check(NOW)

@@ -76,7 +76,7 @@ class Rules:
     """The rules of the queue, told by sorting and counting everything each time."""
 
     def __init__(self, places: int, max_skips: int) -> None:
-        self.places = places
+        self.num_places = places
         self.max_skips = max_skips
         self.requests: list[Request] = []
         self.tiers: dict[tuple[Priority, str], Whose] = {}
@@ -204,6 +204,11 @@ class Rules:
                 return []
         return taken
 
+    @property
+    def places(self) -> int:
+        """Never fewer than the largest request needs."""
+        return max([self.num_places, *(r.weight for r in self.requests)])
+
     # ---- what happens ----
 
     def open(
@@ -212,7 +217,7 @@ class Rules:
         tier_line = self.tiers.setdefault((priority, tier.name), Whose(tier))
         whose = self.accounts.setdefault((priority, tier.name, name), Whose(tier))
         self.lift(priority, tier_line, whose)
-        return Request(number, priority, min(asked, self.places), tier_line, whose, tokens)
+        return Request(number, priority, min(asked, self.num_places), tier_line, whose, tokens)
 
     def lift(self, priority: Priority, tier: Whose, whose: Whose) -> None:
         line = self.in_line(priority)
@@ -298,6 +303,13 @@ class Rules:
     def remove(self, r: Request) -> list[int]:
         self.drop(r)
         self.choose_raised()
+        return self.go_on()
+
+    def resize(self, num_places: int) -> list[int]:
+        self.num_places = num_places
+        return self.go_on()
+
+    def go_on(self) -> list[int]:
         started = self.settle()
         for oldest in self.oldest_running():
             if weight(self.rivals(oldest)) + oldest.weight <= self.places:
@@ -384,6 +396,7 @@ class QueueMachine(RuleBasedStateMachine):
             model="m", max_running=places, max_waiting=self.MAX_WAITING, max_skips=max_skips
         )
         self.rules = Rules(places, max_skips)
+        self.most_places = places
         self.next_ticket = 0
         self.now = 0.0
         self.ranks: dict[int, int] = {}
@@ -448,6 +461,14 @@ class QueueMachine(RuleBasedStateMachine):
         assert self.queue.leave(request.number, now=self.now) == self.rules.remove(request)
         self.note_moved()
 
+    @rule(places=st.integers(1, 6))
+    def resize(self, places: int) -> None:
+        """A worker of the model comes, or goes."""
+        self.most_places = max(self.most_places, places)
+        assert self.queue.resize(places, now=self.now) == self.rules.resize(places)
+        assert self.queue.max_running == self.rules.places
+        self.note_moved()
+
     def note_moved(self) -> None:
         here = {r.number for r in self.rules.requests}
         assert set(self.queue.take_moved()) == self.rules.moved & here
@@ -474,10 +495,10 @@ class QueueMachine(RuleBasedStateMachine):
         ordinary = [r for r in self.rules.running() if not r.is_raised]
         for priority in Priority:
             own = [r for r in ordinary if r.priority is priority]
-            assert weight(own) <= self.rules.places
+            assert weight(own) <= self.most_places
         assert sum(r.is_raised for r in self.rules.requests) <= 1
         aside = [r for r in self.rules.requests if r.where is State.ASIDE]
-        assert weight(aside) <= max(1, self.rules.places // 2)
+        assert weight(aside) <= max(1, self.most_places // 2)
 
     @invariant()
     def later_ones_wait_longer(self) -> None:
@@ -668,6 +689,26 @@ def test_those_who_waited_too_long_go_first_one_at_a_time() -> None:
     assert queue.leave("i4", now=0.0) == ["i5"]  # "b2" has been overtaken, but "b1" still runs
     assert queue.leave("b1", now=0.0) == ["b2"]
     assert queue.leave("i5", now=0.0) == ["i6"]
+
+
+def test_more_places_let_more_in_and_fewer_end_nothing() -> None:
+    queue = make(2)
+    assert enter(queue, "a", "b", "c", "d") == ["a", "b"]
+    assert queue.resize(4, now=1.0) == ["c", "d"]
+    assert queue.resize(2, now=2.0) == []
+    assert enter(queue, "e") == []
+    assert [queue.leave(ticket, now=3.0) for ticket in "abc"] == [[], [], ["e"]]
+
+
+def test_one_that_is_larger_than_what_is_left_is_let_in_all_the_same() -> None:
+    queue = make(4)
+    assert enter(queue, "a", weight=4) == ["a"]
+    assert enter(queue, "b", weight=4) == []
+    assert queue.resize(1, now=1.0) == []
+    assert enter(queue, "c", weight=4) == []  # it counts as one by now
+    assert queue.leave("a", now=2.0) == ["b"]
+    assert queue.leave("b", now=3.0) == ["c"]
+    assert queue.max_running == 1
 
 
 def test_a_full_queue_refuses_the_new_one_and_says_when_to_come_back() -> None:

@@ -260,3 +260,42 @@ def test_a_window_in_use_is_small() -> None:
         window.charge(1, now)
     window.check()  # that it has no more than MAX_ENTRIES
     assert window.used(3 * SECOND) == pytest.approx(10_000, rel=0.005)
+
+
+# ---- another limit ----
+
+
+@given(
+    limits=st.tuples(st.integers(1, 12), st.integers(1, 12)),
+    charges=st.lists(st.tuples(st.integers(0, 15), st.integers(1, 8)), max_size=12),
+    later=st.integers(0, 60),
+)
+def test_another_limit_forgets_nothing_and_lets_no_more_through_than_it_says(
+    limits: tuple[int, int], charges: list[tuple[int, int]], later: int
+) -> None:
+    old, new = limits
+    window, now = Window(old, 40), 1000
+    for us, amount in charges:
+        now += us
+        window.charge(amount, now)
+    used = window.used(now)
+    window.change_limit(new, now)
+    window.check()
+    assert (window.used(now), window.limit) == (used, new)
+    now = window.due_us(new, now + later)
+    assert window.used(now) == 0, "all of the new limit is free once all that counted is forgotten"
+
+
+def test_a_count_goes_on_under_another_limit_and_one_that_needs_more_takes_it_whole() -> None:
+    def tokens(limit: int) -> Meter:
+        return Meter("r", "alice", "tokens", limit, 60 * SECOND)
+
+    store = WindowStore()
+    assert store.lease([Need(tokens(100), 30)], now=0)
+    store.change_limits([tokens(40)], now=1)
+    assert store.used(tokens(40), now=1) == 30
+    assert store.lease([Need(tokens(40), 11)], now=1) is None
+    assert store.lease([Need(tokens(40), 10)], now=1)
+    assert store.due(tokens(40), [70], now=1) == 61, "when everything is forgotten"
+    assert store.lease([Need(tokens(40), 70)], now=61)
+    assert store.used(tokens(40), now=61) == 70

@@ -435,3 +435,42 @@ def test_who_is_not_meant_is_not_counted() -> None:
     assert rates.standing(ALICE, now=0.0) == []
     student = ALICE._replace(groups=("students",))
     assert [standing.used for standing in rates.standing(student, now=0.0)] == [0]
+
+
+# ---- other rules ----
+
+
+def test_a_higher_limit_lets_in_who_waits_and_what_was_used_counts() -> None:
+    rates = limiter(RULE)
+    admit(rates, ALICE, 90, now=0)
+    assert rates.ask("waits", ALICE, prompt_tokens=30, now=1) is None
+    rates.replace_rules([replace(RULE, tokens=200)], now=2)
+    assert names(rates.wake(2)) == ["waits"]
+    (standing,) = rates.standing(ALICE, now=2)
+    assert (standing.used, standing.limit) == (120, 200)
+
+
+def test_whoever_waits_is_served_under_a_lower_limit_and_without_its_rule() -> None:
+    rates = limiter(RULE, ALL)
+    admit(rates, ALICE, 50, now=0)
+    for ticket in ("first", "second"):
+        assert rates.ask(ticket, ALICE, prompt_tokens=90, now=1) is None
+    rates.replace_rules([replace(RULE, tokens=40)], now=2)
+    assert rates.wake(2) == []
+    served, now = [], 2.0
+    while (at := rates.next_at()) is not None:
+        now = max(now, at)
+        served += names(rates.wake(now))
+    assert served == ["first", "second"]
+    assert admit(rates, BOB, 40, now=now)
+    with pytest.raises(LimitExceeded):
+        rates.ask("new", BOB, prompt_tokens=41, now=now)
+
+
+def test_a_new_rule_counts_from_its_first_request_on() -> None:
+    rates = limiter()
+    admit(rates, ALICE, 1000, now=0)
+    rates.replace_rules([REJECT], now=1)
+    admit(rates, ALICE, 100, now=2)
+    with pytest.raises(RateLimited):
+        rates.ask("new", ALICE, prompt_tokens=1, now=3)

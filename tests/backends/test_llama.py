@@ -15,7 +15,7 @@ from models.tiny import write_full
 from openclawd.backends import llama
 from openclawd.backends.base import CannotLoad, DecodeFailed, LoadAborted, LoadSpec
 from openclawd.backends.llama_options import apply_options
-from openclawd.config import LlamaOptions
+from openclawd.config import BackendOptions
 from openclawd.config.schema import CacheType
 from openclawd.engine.batch import Batch, BatchKind, Chunk, Opening
 from openclawd.engine.sampling import SamplingParams
@@ -127,7 +127,7 @@ def test_options_are_taken(model_path: Path, options: dict[str, object]) -> None
 def test_what_the_configuration_allows_is_known_here(cache_type: str) -> None:
     model = llama_cpp.llama_model_default_params()
     context = llama_cpp.llama_context_default_params()
-    allowed = LlamaOptions(flash_attn=True, cache_type_k=cache_type, cache_type_v=cache_type)
+    allowed = BackendOptions(flash_attn=True, cache_type_k=cache_type, cache_type_v=cache_type)
     apply_options(allowed.for_backend(), model, context)
     assert context.type_k == context.type_v
 

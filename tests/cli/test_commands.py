@@ -32,6 +32,7 @@ STATUS = {
     "requests": {"running": 1, "queued": 2, "finished": 3, "failed": 4},
     "tokens": {"prompt": 5, "completion": 6, "per_s": 7.25},
     "models": [MODEL],
+    "health": {"status": "ok", "server": "ready", "reasons": []},
     "memory_bytes": 2**20,
     "principal": "user:ada",
 }
@@ -57,6 +58,12 @@ def daemon(peer, wire):
             "models": {"models": [MODEL, COLD]},
             "load": {"model": "smollm2", "state": "ready"},
             "unload": {"model": "smollm2", "state": "unloaded"},
+            "reload": {
+                "added": ["a", "b"],
+                "changed": [],
+                "removed": ["c"],
+                "warnings": ["logging.file takes effect when the daemon is started again"],
+            },
             "tokenize": {"tokens": [1, 22]},
             "detokenize": {"text": "ab"},
             "usage": {
@@ -68,6 +75,14 @@ def daemon(peer, wire):
         }
         if request.op in plain:
             connection.done(request, **plain[request.op])
+        elif request.op == "classify":
+            labels = [{"label": "joy", "score": 0.75}, {"label": "anger", "score": 0.25}]
+            num_texts = len(request.params["input"])
+            result = wire.result("", op="embed", classifications=[labels] * num_texts)
+            connection.done(request, **result)
+        elif request.op == "rerank":
+            ranking = [{"index": 1, "score": 0.75}, {"index": 0, "score": -3}]
+            connection.done(request, **wire.result("", op="embed", ranking=ranking))
         elif request.op == "embed":
             connection.send(Delta(request.id, 0, embedding=wire.vector(0.5, -1)))
             connection.done(request, **wire.result("", op="embed"))
@@ -169,6 +184,21 @@ def test_chat_takes_one_turn_from_a_pipe(daemon, ctl):
     assert json.loads(ctl("chat", "--json", stdin="hi").out)["text"] == " Paris."
 
 
+def test_classify(daemon, ctl):
+    assert ctl("classify", "one", "-m", "m", "--top-k", "2").out == "joy 0.7500\tanger 0.2500\n"
+    assert daemon.requests[0].params == {"input": ["one"], "model": "m", "top_k": 2}
+    value = json.loads(ctl("classify", "--json", stdin="one\n\ntwo\n").out)
+    assert [labels[0]["label"] for labels in value["classifications"]] == ["joy", "joy"]
+
+
+def test_rerank(daemon, ctl):
+    assert ctl("rerank", "q", "a", "b").out == "0.7500\t1\tb\n-3.0000\t0\ta\n"
+    value = json.loads(ctl("rerank", "q", "--top-n", "2", "--json", stdin="a\nb\n").out)
+    assert value["ranking"] == [{"index": 1, "score": 0.75}, {"index": 0, "score": -3.0}]
+    asked = {"query": "q", "documents": ["a", "b"], "top_n": 2, "return_documents": False}
+    assert daemon.requests[1].params == asked
+
+
 def test_embed_tokenize_detokenize(daemon, ctl):
     assert ctl("embed", "one").out == "0.5 -1\n"
     assert json.loads(ctl("embed", "--json", stdin="one\n\n").out)["embeddings"] == [[0.5, -1.0]]
@@ -188,6 +218,7 @@ def test_status(daemon, ctl):
         "  tokens       5 prompt, 6 completion, 7.2/s now",
         "  connections  1 of 512",
         "  memory       1.0 MiB",
+        "  health       ok",
         "  you are      user:ada",
         "",
         "MODEL              STATE  RUNNING  QUEUED   WAIT   MEMORY  NOTE",
@@ -206,6 +237,15 @@ def test_models_and_ps(daemon, ctl):
     assert [line.split()[0] for line in ctl("ps").out.splitlines()] == ["NAME", "smollm2"]
     assert json.loads(ctl("models", "--json").out) == {"models": [MODEL, COLD]}
     assert json.loads(ctl("ps", "--json").out) == {"models": [MODEL]}
+
+
+def test_reload(daemon, ctl):
+    answer = ctl("reload")
+    assert answer.out == "the configuration is applied; models: added a, b; removed c\n"
+    assert answer.err == (
+        "openclawctl: warning: logging.file takes effect when the daemon is started again\n"
+    )
+    assert json.loads(ctl("reload", "--json").out)["removed"] == ["c"]
 
 
 def test_load_and_unload(daemon, ctl):
@@ -278,6 +318,9 @@ def test_no_daemon(ctl, folder):
         (["generate", "x", "--logprobs"], "--logprobs shows something with --json only"),
         (["chat"], "standard input is empty"),
         (["embed"], "no text to embed"),
+        (["classify"], "no text to classify"),
+        (["classify", "x", "--top-k", "0"], "top_k"),
+        (["rerank", "q"], "no documents to rank"),
         (["detokenize", "x"], "token ids are integers"),
         (["usage", "--since", "soon"], "'soon' is not a duration"),
         (["usage", "--by", "moon"], "moon"),

@@ -69,6 +69,7 @@ def test_every_operation(peer):
                 "principal": "user:a",
             }
             assert await client.unload("m") == {"model": "m"}
+            assert await client.reload() == {}
             assert await client.status() == await client.ping() == {}
 
     daemon = peer(handler=echo)

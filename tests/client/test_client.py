@@ -171,6 +171,7 @@ def test_tokenize_detokenize_load_and_usage(peer):
         assert client.usage(since="2026-10-25T00:00Z")["since_at"] == 1792886400.0
         assert client.usage_rows(limit=5) == {"after_seq": 0, "limit": 5}
         assert client.check_ledger() == client.back_up_ledger() == {}
+        assert client.reload() == {}
         assert client.prune_ledger(60) == {"older_than_s": 60.0}
         assert client.insights(since="7d", model="m") == {"since_s": 604800.0, "model": "m"}
         assert client.load("m", on_progress=lambda *args: progress.append(args))["state"] == "ready"

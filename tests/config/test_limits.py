@@ -35,7 +35,7 @@ def test_a_rule_with_everything(tmp_path: Path) -> None:
         " when: {queue_depth_over: 20, budget_left_below: 0.2, operation: chat, app: [x, y],"
         " prompt_tokens_over: 5}, on_too_long: 'fallback:c'}\n",
     )
-    assert limit_rules(config.limits) == (
+    assert limit_rules(config.limits).each == (
         LimitRule(
             "short",
             match=Match(tier=("free",), model=("a", "c*")),
@@ -54,7 +54,7 @@ def test_a_rule_with_everything(tmp_path: Path) -> None:
 
 def test_a_rule_with_little(tmp_path: Path) -> None:
     config = loaded(tmp_path, "limits:\n  - {name: few, max_parallel: 1, match: , when: }\n")
-    assert limit_rules(config.limits) == (LimitRule("few", max_parallel=1),)
+    assert limit_rules(config.limits).each == (LimitRule("few", max_parallel=1),)
 
 
 def test_the_policy_of_a_models_own_limits(tmp_path: Path) -> None:

@@ -136,16 +136,24 @@ def test_a_model_overrides_the_daemon_and_the_daemon_the_defaults(load):
     assert config.max_input_tokens_for(model) == 9
 
 
-def test_options_leave_out_what_llama_cpp_decides(load):
+def test_options_leave_out_what_the_backend_decides(load):
     config = load("models: {a: {path: a, options: {cache_type_k: q8_0}}, b: {path: b}}")
-    assert config.models["a"].options.for_backend() == {
-        "cache_type_k": "q8_0",
-        "cache_type_v": "f16",
-        "mlock": False,
-        "mmap": True,
-    }
+    assert config.models["a"].options.for_backend() == {"cache_type_k": "q8_0"}
+    assert config.models["b"].options.for_backend() == {}
     on = load("models: {a: {path: a, options: {flash_attn: true}}}").models["a"]
     assert on.options.for_backend()["flash_attn"] is True
+
+
+def test_options_of_torch(load, findings):
+    text = "models: {a: {path: a, options: {%s}}}"
+    options = "device: 'cuda:1', dtype: float16, quantize: off"
+    assert load(text % options).models["a"].options.for_backend() == {
+        "device": "cuda:1",
+        "dtype": "float16",
+        "quantize": "off",
+    }
+    (found,) = findings(text % "device: 'cuda:x'")
+    assert "allowed: auto, cpu, cuda, or cuda: with a number" in found
 
 
 def test_devices_are_text_for_cuda_visible_devices(load):
@@ -292,16 +300,31 @@ MODEL = "models:\n  a:\n    path: a.gguf\n    "
             ),
         ),
         (
+            MODEL + "autoscale: {max: 3}",
+            "c.yaml:4: models.a.autoscale: min and max need each other; set both or neither",
+        ),
+        (
+            MODEL + "autoscale: {min: 3, max: 2}",
+            "c.yaml:4: models.a.autoscale: min is 3, above max, 2",
+        ),
+        (
+            MODEL + "autoscale: {min: 1, max: 2}\n    workers: 3",
+            "c.yaml:4: models.a.autoscale: found beside workers: 3; remove one of them",
+        ),
+        (
             MODEL + "pinned: true\n    keep_alive: 5m",
             (
                 "c.yaml:4: models.a.pinned: found true, beside a keep_alive that ends; remove one "
                 "of them"
             ),
         ),
-        ("models: {a: {}}", "c.yaml:1: models.a.path: missing; write the path of a GGUF file"),
+        (
+            "models: {a: {}}",
+            "c.yaml:1: models.a.path: missing; write the path of a GGUF file or of a folder",
+        ),
         (
             "models: {a: {path: ''}}",
-            "c.yaml:1: models.a.path: found ''; allowed: the path of a GGUF file",
+            "c.yaml:1: models.a.path: found ''; allowed: the path of a GGUF file or of a folder",
         ),
         (
             "models: {a b: {path: x}}",
@@ -379,10 +402,6 @@ def test_a_mistake_names_file_line_key_found_and_allowed(findings, text, message
 @pytest.mark.parametrize(
     ("text", "key"),
     [
-        (MODEL + "workers: 2", "models.a.workers"),
-        (MODEL + "backend: torch", "models.a.backend"),
-        ("resource_limits: {gpu_memory_per_model: 4GiB}", "resource_limits.gpu_memory_per_model"),
-        ("monitoring: {prometheus: true}", "monitoring"),
         ("caching: {exact: true}", "caching"),
     ],
 )
@@ -459,9 +478,10 @@ def test_a_folder_or_a_pipe_is_no_configuration(tmp_path):
 
 
 def test_workers_from_the_command_line(load, findings):
-    text = "models: {a: {path: a}, b: {path: b, workers: 1}}"
-    assert load(text, workers=1).models["a"].workers == 1
-    assert len(findings(text, workers=2)) == 2
+    text = "models: {a: {path: a, autoscale: {min: 1, max: 4}}, b: {path: b, workers: 3}}"
+    assert [model.scale for model in load(text).models.values()] == [(1, 4), (3, 3)]
+    assert [model.scale for model in load(text, workers=2).models.values()] == [(2, 2), (2, 2)]
+    assert len(findings(text, workers=0)) == 2
     assert "workers" not in str(findings("models: 3", workers=2))
 
 
@@ -482,8 +502,8 @@ def test_a_bare_name_is_a_file_in_the_models_folder(tmp_path):
     with pytest.raises(ConfigError) as caught:
         config_from_models("tinny", state_dir=tmp_path)
     assert str(caught.value) == (
-        f"--models: tinny: no file tinny.gguf in {tmp_path}/models (there: tiny); "
-        "write tinny=PATH; did you mean 'tiny'?"
+        f"--models: tinny: no file tinny.gguf and no model folder tinny in {tmp_path}/models "
+        "(there: tiny); write tinny=PATH; did you mean 'tiny'?"
     )
 
 

@@ -71,7 +71,7 @@ def test_every_setting_is_explained():
 def test_the_defaults_it_shows_are_the_defaults(tmp_path):
     (tmp_path / "openclawd.yaml").write_text(uncommented())
     shown = load_config(tmp_path / "openclawd.yaml")
-    examples = {"cpu_cores_per_worker"}
+    examples = {"cpu_cores_per_worker", "gpu_memory_per_model"}
     exclude = {"resource_limits": examples, "logging": {"file"}}
     assert shown.tiers == Config().tiers
     for section in ("resource_limits", "logging"):

@@ -47,6 +47,7 @@ def test_the_examples_load(tmp_path):
         ["smollm2"],  # limits
         [],  # rate_limits
         ["smollm2", "big"],  # budgets
+        ["chat", "nightly"],  # names
     ]
 
 

@@ -68,10 +68,16 @@ LEAST = {
     "generate": "user",
     "chat": "user",
     "embed": "user",
+    "classify": "user",
+    "rerank": "user",
     "tokenize": "user",
     "detokenize": "user",
     "load": "operator",
     "unload": "operator",
+    "pull": "operator",
+    "models.remove": "operator",
+    "models.verify": "operator",
+    "reload": "operator",
     "keys.create": "admin",
     "keys.list": "admin",
     "keys.show": "admin",
@@ -79,6 +85,8 @@ LEAST = {
     "keys.revoke": "admin",
     "usage.rows": "reader",
     "insights": "reader",
+    "show": "reader",
+    "watch": "reader",
     "ledger.check": "admin",
     "ledger.prune": "admin",
     "ledger.backup": "admin",
@@ -87,11 +95,19 @@ LEAST = {
 }
 """Who may do what, written out once more. Nothing here asks the table of the code."""
 
+COMPUTING = ["generate", "chat", "embed", "classify", "rerank", "tokenize", "detokenize"]
+
 PARAMS: dict[str, dict[str, object]] = {
     "generate": {"prompt": "x"},
     "chat": {"messages": [{"role": "user", "content": "x"}]},
     "embed": {"input": ["x"]},
+    "classify": {"input": ["x"]},
+    "rerank": {"query": "x", "documents": ["x"]},
     "tokenize": {"text": "x"},
+    "watch": {"num_updates": 1},
+    "pull": {"source": "none", "name": "mine-2"},
+    "models.remove": {"model": "mine-2"},
+    "models.verify": {"model": "mine-2"},
     "keys.create": {"name": "none", "role": "none"},
     "keys.show": {"name": "none"},
     "keys.rotate": {"name": "none"},
@@ -222,7 +238,7 @@ def test_whose_usage_is_shown(guarded: Daemon, uid: int, keys: set[str], num_req
     assert end.result["total"]["requests"] == num_requests
 
 
-@pytest.mark.parametrize("op", ["generate", "chat", "embed", "tokenize", "detokenize"])
+@pytest.mark.parametrize("op", COMPUTING)
 def test_a_foreign_model_is_refused_whether_or_not_it_exists(guarded: Daemon, op: str) -> None:
     with caller(guarded, UIDS["user"]) as client:
         for model in ("theirs", "alias", "nonesuch", "../theirs"):

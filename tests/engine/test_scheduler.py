@@ -423,6 +423,27 @@ def test_who_can_never_fit_is_refused_with_both_numbers() -> None:
     whole = make(splits_prompts=False)
     assert whole.add(embedding(1, 9)) == NeverFits(9, 8)
     assert whole.add(embedding(1, 8)) is None
+    several = make(splits_prompts=False, embedding_batch_tokens=16, max_whole_tokens=6)
+    assert several.add(embedding(1, 7)) == NeverFits(7, 6)
+    assert several.add(embedding(1, 6)) is None
+
+
+def test_a_step_of_an_encoder_holds_texts_of_many_requests() -> None:
+    scheduler = make(
+        num_slots=64,
+        kv_tokens=64 * 8,
+        batch_tokens=64,
+        embedding_batch_tokens=64,
+        splits_prompts=False,
+        max_whole_tokens=8,
+    )
+    for rid in range(30):
+        scheduler.add(embedding(rid, 2 + rid % 2))
+    sizes = []
+    while not scheduler.is_idle:
+        batch, _ = step(scheduler)
+        sizes.append(len(batch.chunks))
+    assert sizes == [26, 4]  # the 26th does not fit into 64 tokens any more, the 27th does
 
 
 def test_capacity_is_waited_for_in_the_order_of_arrival() -> None:

@@ -229,3 +229,15 @@ def test_without_the_extra_daemon_it_says_what_to_install() -> None:
     assert answer.returncode == 1
     assert answer.stderr.count("\n") == 1
     assert "pip install 'openclawd[daemon]'" in answer.stderr
+
+
+def test_who_has_just_connected_when_it_stops_is_told_to_come_again(folder: Path) -> None:
+    with running_daemon(folder=folder) as daemon:
+        daemon.wait_ready()
+        with RawClient(daemon.socket, hello=False) as silent, RawClient(daemon.socket) as raw:
+            raw.request(1, "ping")
+            raw.next_of(Done)  # so the first one is connected, too
+            assert daemon.terminate() == 0
+            refusal = silent.next_of(Error)
+            assert (refusal.id, refusal.code) == (None, "shutting-down")
+            assert refusal.retry_after_s

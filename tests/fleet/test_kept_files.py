@@ -36,6 +36,7 @@ def test_only_what_a_configured_model_may_still_use_stays(
     stays = [
         put(tmp_path, "kept/new.prefix", age_s=29 * DAY_S),
         put(tmp_path, "kept/notes.txt", age_s=99 * DAY_S),
+        put(tmp_path, "kept+1/of-its-second-worker.prefix"),
     ]
     for name in ("kept/old.prefix", "kept/x.prefix.unfinished"):
         put(tmp_path, name, age_s=31 * DAY_S)
@@ -44,7 +45,7 @@ def test_only_what_a_configured_model_may_still_use_stays(
     with caplog.at_level(logging.INFO):
         sweep(tmp_path, {"kept": model(), "off": model(persist_prefixes="off")})
     assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted(stays)
-    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+    assert {path.name for path in tmp_path.iterdir()} == {"kept", "kept+1"}
     assert "2 saved prefixes of model gone are removed" in caplog.messages
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -200,5 +201,30 @@ def test_a_lost_pipe_is_told_once_and_calls_end_with_the_owners_problem() -> Non
             link.close(WorkerDied("it died"))
             with pytest.raises(WorkerDied, match="it died"):
                 await link.wait_prepared(call)
+
+    asyncio.run(run())
+
+
+def test_silence_counts_while_the_worker_owes_an_answer() -> None:
+    """By the request that has waited longest, not by the last one; and not while all wait here."""
+
+    async def run() -> None:
+        async with linked() as (link, worker, _):
+            link.is_loaded = True
+            later = time.monotonic() + 60
+            assert link.stalled_s(later) == 0
+            call = link.prepare("generate", {})
+            assert 59 < link.stalled_s(later) <= 60
+            worker.say(Prepared(call.rid, prompt_tokens=1, longest=1))
+            await link.wait_prepared(call)
+            assert link.stalled_s(later) == 0, "it waits for its turn in the daemon"
+            link.start(call, Start(call.rid, 2, {}), lambda output: None)
+            assert link.stalled_s(later) > 59
+            link.prepare("generate", {})
+            assert link.stalled_s(call.asked_at + 60) == 60, "others hide nothing"
+            worker.say(Step([], [Ended(call.rid, ["stop"], 1, 0, 2)], {}))
+            await call.ended
+            heard = link.stalled_s(later)
+            assert 0 < heard < 60, "the second one is owed an answer, too"
 
     asyncio.run(run())

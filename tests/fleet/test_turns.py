@@ -144,6 +144,24 @@ def test_who_loses_a_place_hears_of_it_before_the_other_comes() -> None:
     asyncio.run(scenario())
 
 
+def test_who_waits_is_let_in_when_the_places_become_more() -> None:
+    async def run() -> None:
+        guests = Guests(turns(places=1))
+        await guests.come("one", "two", "three")
+        assert guests.inside == ["one"]
+        guests.turns.resize(2)
+        await settle()
+        assert (guests.inside, guests.turns.num_places) == (["one", "two"], 2)
+        guests.turns.resize(1)  # who is in stays
+        await guests.go("one")
+        assert guests.inside == ["two"]
+        await guests.go("two")
+        assert guests.inside == ["three"]
+        await clear(guests)
+
+    asyncio.run(run())
+
+
 def test_a_full_queue_refuses_and_forgets() -> None:
     async def scenario() -> None:
         guests = Guests(turns(places=1, max_waiting=1))

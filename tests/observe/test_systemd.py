@@ -2,10 +2,11 @@
 
 import os
 import socket
+import time
 
 import pytest
 
-from openclawd.observe.systemd import Notifier
+from openclawd.observe.systemd import Notifier, take_passed_sockets
 
 
 @pytest.fixture
@@ -36,6 +37,7 @@ def notifier(systemd):
         (lambda notifier: notifier.status("lädt … 50 %"), "STATUS=lädt … 50 %"),
         (lambda notifier: notifier.status("a\nREADY=1"), "STATUS=a\\nREADY=1"),
         (lambda notifier: notifier.extend_timeout(2.5), "EXTEND_TIMEOUT_USEC=2500000"),
+        (lambda notifier: notifier.alive(), "WATCHDOG=1"),
     ],
 )
 def test_messages(systemd, notifier, call, state):
@@ -89,3 +91,36 @@ def test_a_systemd_that_does_not_read_holds_up_nothing(systemd, notifier):
         notifier.status(f"{number}")
     assert systemd.recv(4096) == b"STATUS=0"
     notifier.ready()
+
+
+@pytest.mark.parametrize(
+    ("pid", "period", "expected"),
+    [
+        ("", "30000000", 30.0),
+        (str(os.getpid()), "500000", 0.5),
+        ("1", "30000000", None),  # meant for another process
+        ("", "", None),
+        ("", "soon", None),
+    ],
+)
+def test_the_watchdogs_period(monkeypatch, pid, period, expected):
+    monkeypatch.setenv("WATCHDOG_PID", pid)
+    monkeypatch.setenv("WATCHDOG_USEC", period)
+    assert Notifier().watchdog_s == expected
+    assert not {"WATCHDOG_PID", "WATCHDOG_USEC"} & set(os.environ)
+
+
+def test_sockets_that_were_passed_to_another_process_are_not_taken():
+    environ = {"LISTEN_PID": "1", "LISTEN_FDS": "1", "LISTEN_FDNAMES": "x", "HOME": "/"}
+    assert take_passed_sockets(environ) == []
+    assert environ == {"HOME": "/"}
+
+
+def test_a_reload_says_since_when_and_ends_with_ready(systemd, notifier):
+    notifier.reloading()
+    first, since = systemd.recv(1000).decode().splitlines()
+    assert first == "RELOADING=1"
+    now_us = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+    assert 0 <= now_us - int(since.removeprefix("MONOTONIC_USEC=")) < 60_000_000
+    notifier.ready()
+    assert systemd.recv(1000) == b"READY=1"

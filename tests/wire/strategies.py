@@ -8,11 +8,13 @@ from hypothesis import strategies as st
 from openclawctl.wire import (
     chat,
     completion,
+    fetching,
     formats,
     keys,
     results,
     sampling,
     scheduling,
+    scoring,
     tokens,
     tools,
 )
@@ -121,6 +123,7 @@ _scheduling = {
     "priority": maybe(st.sampled_from(scheduling.PRIORITIES)),
     "deadline_s": maybe(st.floats(scheduling.MIN_DEADLINE_S, m.LONGEST_S)),
 }
+_keep_alive = {"keep_alive_s": maybe(st.just(-1.0) | st.floats(0, m.LONGEST_S))}
 labels = st.text("abz 019_-ü日", min_size=1, max_size=20)
 _labels = {"app": maybe(labels), "session": maybe(labels)}
 _schemas = st.dictionaries(texts, st.integers() | texts, max_size=3).map(json.dumps)
@@ -132,6 +135,7 @@ output_formats = st.one_of(
 _completion = {
     "format": maybe(output_formats),
     **_scheduling,
+    **_keep_alive,
     **_labels,
     "model": maybe(texts),
     "adapter": maybe(texts),
@@ -141,6 +145,7 @@ _completion = {
     "stream": st.booleans(),
     "sampling": samplings,
 }
+file_names = st.from_regex(fetching.MODEL_FILE_NAME_PATTERN, fullmatch=True)
 key_names = st.from_regex(keys.KEY_NAME_PATTERN, fullmatch=True)
 chat_messages = st.builds(
     chat.ChatMessage,
@@ -174,7 +179,7 @@ def chats_with_tools(draw, asked):
 
 params = {
     ops.Op.PING: st.builds(ops.NoParams),
-    ops.Op.STATUS: st.builds(ops.NoParams),
+    ops.Op.STATUS: st.builds(ops.StatusParams, latency=st.booleans()),
     ops.Op.MODELS: st.builds(ops.NoParams),
     ops.Op.BUDGETS: st.builds(ops.NoParams),
     ops.Op.LOAD: model_params,
@@ -197,6 +202,29 @@ params = {
         input=st.lists(some_text, min_size=1, max_size=5),
         model=maybe(texts),
         **_scheduling,
+        **_keep_alive,
+        **_labels,
+    ),
+    ops.Op.SHOW: st.builds(ops.ModelParams, model=maybe(texts)),
+    ops.Op.WATCH: st.builds(ops.WatchParams, num_updates=maybe(st.integers(1, 2**40))),
+    ops.Op.CLASSIFY: st.builds(
+        scoring.ClassifyParams,
+        input=st.lists(some_text, min_size=1, max_size=5),
+        model=maybe(texts),
+        top_k=maybe(st.integers(1, scoring.MAX_LABELS)),
+        **_scheduling,
+        **_keep_alive,
+        **_labels,
+    ),
+    ops.Op.RERANK: st.builds(
+        scoring.RerankParams,
+        query=some_text,
+        documents=st.lists(some_text, min_size=1, max_size=5),
+        model=maybe(texts),
+        top_n=maybe(st.integers(1, scoring.MAX_SCORED_TEXTS)),
+        return_documents=st.booleans(),
+        **_scheduling,
+        **_keep_alive,
         **_labels,
     ),
     ops.Op.TOKENIZE: st.builds(
@@ -218,6 +246,17 @@ params = {
         ops.UsageParams, by=st.sampled_from(ops.USAGE_GROUPS), since_s=maybe(seconds)
     ),
     ops.Op.WHOAMI: st.builds(ops.NoParams),
+    ops.Op.PULL: st.builds(
+        ops.PullParams,
+        source=texts,
+        name=maybe(file_names),
+        revision=maybe(texts),
+        sha256=maybe(st.from_regex("[0-9a-f]{64}", fullmatch=True)),
+        replace=st.booleans(),
+        unverified=st.booleans(),
+    ),
+    ops.Op.MODELS_REMOVE: st.builds(ops.ModelFileParams, model=file_names),
+    ops.Op.MODELS_VERIFY: st.builds(ops.ModelFileParams, model=file_names),
     ops.Op.KEYS_CREATE: st.builds(
         ops.KeyCreateParams,
         name=key_names,

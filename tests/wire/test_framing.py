@@ -37,6 +37,10 @@ def decode_carefully(payload):
     return framing._Decoder(payload, max_items=MAX_ITEMS).decode()
 
 
+def decode_quickly(payload):
+    return framing._decode_quickly(payload, max_items=MAX_ITEMS)
+
+
 def cut(data, sizes):
     """The bytes in chunks of these sizes, and the rest."""
     chunks = []
@@ -98,24 +102,46 @@ def outcome(decode, payload):
 @example(b"\x82\xa1a\x01\xa1a\x02")
 @example(b"\x81\xa1a\xcb\x7f\xf8\x00\x00\x00\x00\x00\x00")
 def test_the_fast_and_the_careful_decoder_agree(payload):
-    if framing._is_plain(payload):
-        careful = outcome(decode_carefully, payload)
-        assert outcome(framing._decode_plain, payload) == careful
+    if (quick := decode_quickly(payload)) is not None:
+        assert repr(quick) == outcome(decode_carefully, payload)
 
 
 @given(json_values, st.binary(max_size=3), st.integers(0, 200))
 def test_they_agree_on_damaged_payloads_too(value, junk, offset):
     whole = msgpack.packb({"k": value})
     payload = whole[:offset] + junk + whole[offset + 1 :]
-    if framing._is_plain(payload):
-        careful = outcome(decode_carefully, payload)
-        assert outcome(framing._decode_plain, payload) == careful
+    if (quick := decode_quickly(payload)) is not None:
+        assert repr(quick) == outcome(decode_carefully, payload)
 
 
-def test_both_decoders_are_used():
-    assert framing._is_plain(msgpack.packb({"type": "cancel", "id": 3}))
-    assert not framing._is_plain(msgpack.packb({"v": b"bin"}))
-    assert not framing._is_plain(msgpack.packb([[] for _ in range(MAX_DEPTH)]))
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"type": "cancel", "id": 3},
+        {"v": [b"bin", None, True, 1.5, "text", {"k": [[1]]}]},
+        {"v": [list(range(255)) for _ in range(100)]},
+        {"k": nested(MAX_DEPTH - 1, of=list)},
+    ],
+)
+def test_usual_frames_are_decoded_quickly(value):
+    assert decode_quickly(msgpack.packb(value)) == value
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"v": list(range(257))},
+        {"v": "x" * 65_536},
+        {"v": {b"key": 1}},
+        {"v": msgpack.ExtType(5, b"data")},
+        {"v": [msgpack.Timestamp(0)]},
+        {"k": nested(MAX_DEPTH, of=dict)},
+        [1],
+        1,
+    ],
+)
+def test_what_may_be_over_a_limit_is_looked_at_first(value):
+    assert decode_quickly(msgpack.packb(value)) is None
 
 
 @pytest.mark.parametrize("kind", [list, dict])

@@ -10,6 +10,8 @@ REQUESTS = {
     Op.GENERATE: {"prompt": "x"},
     Op.CHAT: {"messages": [{"role": "user", "content": "x"}]},
     Op.EMBED: {"input": ["x"]},
+    Op.CLASSIFY: {"input": ["x"]},
+    Op.RERANK: {"query": "x", "documents": ["x"]},
 }
 
 

@@ -13,7 +13,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from openclawd.ledger.insights.samples import EMBED, Finding, ModelSize, PrefixSums
+from openclawd.ledger.insights.samples import WITHOUT_TEXT, Finding, ModelSize, PrefixSums
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -110,7 +110,7 @@ class PromptFindings:
         self._computed[sample.model] += sample.completion_tokens
         self._costs[sample.model] += sample.cost
         self._tokens[sample.model] += sample.tokens
-        if sample.op != EMBED:
+        if sample.op not in WITHOUT_TEXT:
             key = (sample.principal, sample.model)
             self._sums.setdefault(key, _Group(sample.model)).add(sample)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
-EMBED: Final = "embed"
-"""The operation that makes no text; the name of the wire."""
+WITHOUT_TEXT: Final = frozenset({"embed", "classify", "rerank"})
+"""The operations that make no text; the names of the wire."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

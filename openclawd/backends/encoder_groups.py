@@ -1,0 +1,55 @@
+"""Which texts of a batch are computed together, so that little is padded.
+
+Owns the partition. Pure: lengths in, groups out.
+
+Texts that are computed at once are padded to the longest of them, and every call of a model takes
+some time whatever it computes. Sorted by length, the cheapest partition is one into runs; which
+runs, dynamic programming over the different lengths finds.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def groups_of(lengths: Sequence[int], *, call_tokens: int, pads: bool = True) -> list[list[int]]:
+    """The places of the texts of each group, the longest texts first. A call is worth `call_tokens`
+    of padding. Without `pads` only texts of the same length are computed together."""
+    places: dict[int, list[int]] = defaultdict(list)
+    for place, length in enumerate(lengths):
+        places[length].append(place)
+    longest_first = sorted(places, reverse=True)
+    if not pads:
+        return [places[length] for length in longest_first]
+    numbers = [len(places[length]) for length in longest_first]
+    runs = _cheapest_runs(longest_first, numbers, call_tokens)
+    return [
+        [place for length in longest_first[start:end] for place in places[length]]
+        for start, end in runs
+    ]
+
+
+def _cheapest_runs(
+    lengths: Sequence[int], numbers: Sequence[int], call_tokens: int
+) -> list[tuple[int, int]]:
+    """`[start, end)` of each run of the different `lengths`, of which there are `numbers`."""
+    costs, starts = [0], [0]
+    for end in range(1, len(lengths) + 1):
+        best, at, num_texts = None, 0, 0
+        for start in range(end - 1, -1, -1):
+            num_texts += numbers[start]
+            cost = costs[start] + call_tokens + lengths[start] * num_texts
+            if best is None or cost < best:
+                best, at = cost, start
+        assert best is not None
+        costs.append(best)
+        starts.append(at)
+    runs, end = [], len(lengths)
+    while end:
+        runs.append((starts[end], end))
+        end = starts[end]
+    return runs[::-1]

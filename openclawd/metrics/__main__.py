@@ -1,0 +1,137 @@
+"""`openclawd-metrics`: arguments, the listening socket, signals.
+
+The socket is systemd's (`ListenStream=` of a socket unit, sd_listen_fds(3)), or one of our own at a
+loopback address. With systemd's it needs no right to any network.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import ipaddress
+import logging
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from openclawd.metrics.relay import Relay
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+DEFAULT_SOCKET: Final = Path("/run/openclawd/openclawd-metrics.sock")
+DEFAULT_LISTEN: Final = "127.0.0.1:9867"
+EXIT_FAILED: Final = 1
+
+_FIRST_PASSED_FD: Final = 3
+_BACKLOG: Final = 16
+
+logger = logging.getLogger("openclawd.metrics")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit status: 0 ended by a signal, 1 the port cannot be had, 2 usage."""
+    parser = argparse.ArgumentParser(
+        prog="openclawd-metrics",
+        description="Offer openclawd's /metrics and /health on a loopback TCP port.",
+        epilog="Example: openclawd-metrics --listen 127.0.0.1:9867, and in prometheus.yml "
+        "`static_configs: [{targets: ['127.0.0.1:9867']}]`.",
+    )
+    parser.add_argument(
+        "--socket",
+        type=Path,
+        default=DEFAULT_SOCKET,
+        metavar="PATH",
+        help=f"the daemon's metrics socket; default: {DEFAULT_SOCKET}",
+    )
+    parser.add_argument(
+        "--listen",
+        type=_loopback,
+        default=DEFAULT_LISTEN,
+        metavar="ADDRESS:PORT",
+        help=f"a loopback address; default: {DEFAULT_LISTEN}. Ignored when systemd passes a socket",
+    )
+    arguments = parser.parse_args(argv)
+    _start_logging()
+    try:
+        sock = _passed_socket(os.environ) or _bound_socket(*arguments.listen)
+    except OSError as error:
+        logger.error("cannot listen on %s port %d: %s", *arguments.listen, error.strerror)
+        return EXIT_FAILED
+    with sock:
+        asyncio.run(serve(sock, arguments.socket))
+    return 0
+
+
+async def serve(sock: socket.socket, path: Path) -> None:
+    """Until a signal comes."""
+    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    sock.setblocking(False)  # noqa: FBT003 - the standard library's
+    server = await asyncio.start_server(Relay(path).serve, sock=sock)
+    logger.info("offering %s at %s port %d", path, *sock.getsockname()[:2])
+    async with server:
+        await stop.wait()
+
+
+def _loopback(text: str) -> tuple[str, int]:
+    """`127.0.0.1:9867` or `[::1]:9867`. Metrics have no access control but the socket's mode: other
+    machines get them through a server that has some."""
+    host, _, port = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    try:
+        is_loopback = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not ADDRESS:PORT with a number") from None
+    if not is_loopback:
+        raise argparse.ArgumentTypeError(
+            f"{host} is no loopback address; put a reverse proxy with TLS and a password in front"
+        )
+    if not (port.isdecimal() and int(port) < 65536):
+        raise argparse.ArgumentTypeError(f"{port!r} is no port")
+    return host, int(port)
+
+
+def _passed_socket(environ: Mapping[str, str]) -> socket.socket | None:
+    """The one that systemd listens on."""
+    is_ours = environ.get("LISTEN_PID") == str(os.getpid()) and environ.get("LISTEN_FDS") == "1"
+    return socket.socket(fileno=_FIRST_PASSED_FD) if is_ours else None
+
+
+def _bound_socket(host: str, port: int) -> socket.socket:
+    """Raises `OSError`."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((host, port))
+        sock.listen(_BACKLOG)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+class _Formatter(logging.Formatter):
+    """With the priorities of sd-daemon(3) where the journal reads them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = " ".join(super().format(record).splitlines())
+        if "JOURNAL_STREAM" not in os.environ:
+            return f"openclawd-metrics: {text}"
+        priority = 3 if record.levelno >= logging.ERROR else 4
+        return f"<{priority if record.levelno >= logging.WARNING else 6}>{text}"
+
+
+def _start_logging() -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Formatter("%(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,99 @@
+"""Model files from elsewhere: what `pull`, `models.remove` and `models.verify` do.
+
+Owns who may name which model there, and that no file is taken from under a model that uses it. The
+work is `openclawd-fetch`'s. Everything is in the audit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+from openclawctl.wire.errors import Code, Denied, Problem
+from openclawd.admission.identity import check_model
+from openclawd.admission.roles import EVERYTHING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from openclawctl.wire.fetching import ModelFileParams, PullParams
+    from openclawd.admission.identity import Principal
+    from openclawd.server.peer import Exchange
+    from openclawd.server.service import Service
+
+
+async def pull(service: Service, exchange: Exchange, params: PullParams) -> dict[str, Any]:
+    """Get a model; `pulling` events tell how far it is. Raises `Problem`."""
+    config = service.fleet.fetch_config
+    with _audited(service, exchange, params.name or "", params.source):
+        _check_name(exchange.peer.principal, params.name)
+        request = {
+            "type": "pull",
+            "endpoint": config.endpoint,
+            "max_bytes": config.max_bytes,
+            **params.encode(),
+        }
+        result = await _ask(service, exchange, request)
+    return result
+
+
+async def remove(service: Service, exchange: Exchange, params: ModelFileParams) -> dict[str, Any]:
+    """Take a model's file away, if no model uses it. Raises `Problem`."""
+    check_model(exchange.peer.principal, params.model)
+    with _audited(service, exchange, params.model):
+        service.fleet.release_file(params.model)
+        return await _ask(service, exchange, {"type": "remove", "name": params.model})
+
+
+async def verify(service: Service, exchange: Exchange, params: ModelFileParams) -> dict[str, Any]:
+    """Read a model's files, and compare them with their checksums. Raises `Problem`."""
+    check_model(exchange.peer.principal, params.model)
+    with _audited(service, exchange, params.model):
+        return await _ask(service, exchange, {"type": "verify", "name": params.model})
+
+
+async def _ask(service: Service, exchange: Exchange, request: dict[str, Any]) -> dict[str, Any]:
+    def tell(file: str, done: int, total: int | None) -> None:
+        exchange.event("pulling", {"file": file, "bytes": done, "total_bytes": total})
+
+    return await service.fleet.fetcher.ask(request, tell)
+
+
+def _check_name(principal: Principal, name: str | None) -> None:
+    """Who may use some models only must say which one it is to be: `replace` takes one away."""
+    if name is not None:
+        check_model(principal, name)
+    elif not (principal.role.models == principal.models == EVERYTHING):
+        raise Denied(
+            f"{principal.name} may use some models only, and so must name the one it fetches",
+            hint="give a name that you may use with --name",
+        )
+
+
+@contextlib.contextmanager
+def _audited(
+    service: Service, exchange: Exchange, model: str, source: str | None = None
+) -> Iterator[None]:
+    """Write into the audit who did this, and how it ended."""
+    code = Code.CANCELLED.value
+    try:
+        yield
+        code = ""
+    except Problem as problem:
+        code = problem.code
+        raise
+    finally:
+        detail = {"source": _shown(source)} if source is not None else None
+        service.audit.note(
+            action=exchange.request.op, model=model, code=code, peer=exchange.peer, detail=detail
+        )
+
+
+def _shown(source: str) -> str:
+    """A source without what may be secret in an address: a user's name, a query."""
+    if "://" not in source:
+        return source
+    scheme, _, rest = source.partition("://")
+    place = rest.partition("?")[0].partition("#")[0]
+    host, slash, path = place.partition("/")
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"

@@ -1,0 +1,94 @@
+"""Is the daemon well? Not "does the process answer" but: are tokens coming, or is nothing asked.
+
+Pure: it looks at models and says what it finds.
+
+- `ok`: every model is loaded, or can be, and what was asked of it is being computed;
+- `degraded`: a model cannot be used, or is tried again; the others can;
+- `failing`: the daemon is starting or draining, a worker has said nothing for `stall_timeout`
+  although it has work, no model at all can be used, or the disk refuses the ledger.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from openclawctl.wire.units import format_duration
+from openclawd.fleet.spec import ModelState
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from openclawctl.wire.errors import Problem
+    from openclawd.fleet.model import Model
+
+_UNUSABLE: Final = (ModelState.FAILED, ModelState.BACKOFF)
+
+
+class Status(enum.Enum):
+    OK = "ok"
+    DEGRADED = "degraded"
+    FAILING = "failing"
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """A sentence, and the name of the model that it is about, if it is about one."""
+
+    sentence: str
+    model: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """`reasons` has the worst first, and is empty if all is well. `server` is the daemon's own
+    state, `ready` in the end."""
+
+    status: Status
+    server: str
+    reasons: tuple[Reason, ...]
+
+    def story(self) -> str:
+        return "; ".join(reason.sentence for reason in self.reasons)
+
+    def as_dict(self, *, may_see: Callable[[str], bool]) -> dict[str, Any]:
+        """What is told to somebody; of a model that they may not see, only that there is one."""
+        return {
+            "status": self.status.value,
+            "server": self.server,
+            "reasons": [
+                {"model": reason.model, "message": reason.sentence}
+                if not reason.model or may_see(reason.model)
+                else {"model": "", "message": "another model has a problem"}
+                for reason in self.reasons
+            ],
+        }
+
+
+def health_of(
+    models: Sequence[Model], *, server: str, ledger_problem: Problem | None, stall_timeout_s: float
+) -> Health:
+    """The daemon's health at this moment. `server` is `starting`, `ready` or `draining`."""
+    unusable = [model for model in models if model.state in _UNUSABLE]
+    grave = [] if server == "ready" else [Reason(f"the daemon is {server}")]
+    grave += [_stalled(model) for model in models if model.stalled_s >= stall_timeout_s]
+    if ledger_problem is not None:
+        grave.append(Reason(f"usage cannot be recorded: {ledger_problem.message}"))
+    if unusable and len(unusable) == len(models):
+        grave.append(Reason("no model can be used"))
+    slight = [
+        Reason(f"model {model.name}: {model.state.value}: {model.reason}", model.name)
+        for model in unusable
+    ]
+    status = Status.FAILING if grave else Status.DEGRADED if slight else Status.OK
+    return Health(status, server, (*grave, *slight))
+
+
+def _stalled(model: Model) -> Reason:
+    silence = format_duration(model.stalled_s)
+    return Reason(
+        f"model {model.name}: its worker (pid {model.worker_pid}) has work and has said nothing for"
+        f" {silence}",
+        model.name,
+    )

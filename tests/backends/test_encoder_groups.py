@@ -1,0 +1,47 @@
+"""Texts of about the same length are computed together."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from openclawd.backends.encoder_groups import groups_of
+
+lengths_of = st.lists(st.integers(1, 64), max_size=8)
+
+
+def cost(groups: list[list[int]], lengths: list[int], call_tokens: int) -> int:
+    """Tokens that are computed, padding included, and the calls."""
+    padded = (len(group) * max(lengths[place] for place in group) for group in groups)
+    return sum(padded) + call_tokens * len(groups)
+
+
+def partitions(places: list[int]) -> list[list[list[int]]]:
+    """Every partition into runs."""
+    if not places:
+        return [[]]
+    return [
+        [places[:end], *rest]
+        for end in range(1, len(places) + 1)
+        for rest in partitions(places[end:])
+    ]
+
+
+@given(lengths_of, st.integers(0, 100))
+def test_no_partition_into_runs_is_cheaper(lengths: list[int], call_tokens: int) -> None:
+    groups = groups_of(lengths, call_tokens=call_tokens)
+    assert sorted(place for group in groups for place in group) == list(range(len(lengths)))
+    longest_first = sorted(range(len(lengths)), key=lambda place: -lengths[place])
+    cheapest = min(cost(each, lengths, call_tokens) for each in partitions(longest_first))
+    assert cost(groups, lengths, call_tokens) == cheapest
+
+
+@given(lengths_of)
+def test_without_padding_a_group_has_one_length(lengths: list[int]) -> None:
+    groups = groups_of(lengths, call_tokens=48, pads=False)
+    assert sorted(place for group in groups for place in group) == list(range(len(lengths)))
+    assert [len({lengths[place] for place in group}) for group in groups] == [1] * len(groups)
+
+
+def test_the_longest_come_first() -> None:
+    assert groups_of([8, 200, 9, 190, 8], call_tokens=48) == [[1, 3], [2, 0, 4]]

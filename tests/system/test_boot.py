@@ -1,0 +1,305 @@
+"""The installed service on a machine that has booted: everything an administrator does to it, and
+everything that happens to it. In this order, on one machine."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+from system.conftest import CONFIG
+
+if TYPE_CHECKING:
+    from system.machine import Machine
+
+pytestmark = pytest.mark.timeout(600)
+
+DEBIAN: Final = Path(__file__).parents[2] / "packaging" / "debian"
+
+ASK: Final = "openclawctl generate --json 'The capital of France is' --max-tokens 8 --temperature 0"
+ASK_LONG: Final = "openclawctl generate --json '1 2 3 4' --max-tokens 400 --temperature 0"
+
+LOAD: Final = """
+import sys, threading
+from openclawctl import Client
+
+lock, started, failures = threading.Lock(), 0, []
+
+def next_number():
+    global started
+    with lock:
+        started += 1
+        open("/tmp/started", "w").write(str(started))
+        return started
+
+def ask():
+    with Client() as client:
+        while (number := next_number()) <= 300:
+            try:
+                result = client.generate(f"Number {number} is", max_tokens=8)
+                assert result.usage.completion_tokens <= 8
+            except Exception as error:
+                failures.append(f"{number}: {type(error).__name__}: {error}")
+
+threads = [threading.Thread(target=ask) for _ in range(8)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+print("\\n".join(failures))
+print(f"{len(failures)} of 300 failed")
+"""
+
+
+def answer(text: str) -> dict[str, Any]:
+    """The object that a command printed last."""
+    result: dict[str, Any] = json.loads(text.strip().splitlines()[-1])
+    return result
+
+
+def model_row(machine: Machine, name: str = "smollm2") -> dict[str, Any]:
+    rows = answer(machine.run("openclawctl status --json"))["models"]
+    return next(dict(row) for row in rows if row["name"] == name)
+
+
+def entries(machine: Machine, match: str) -> list[dict[str, Any]]:
+    """What the journal has of the service."""
+    lines = machine.run(f"journalctl --unit openclawd --output json --no-pager {match}")
+    return [json.loads(line) for line in lines.splitlines()]
+
+
+def wait_answer(machine: Machine) -> None:
+    machine.wait("systemctl is-active openclawd")
+    machine.wait(ASK)
+
+
+def set_config(machine: Machine, text: str) -> None:
+    machine.write("/etc/openclawd/openclawd.yaml", text)
+
+
+# ---- start ----
+
+
+def test_it_was_active_when_its_models_had_answered_and_not_before(machine: Machine) -> None:
+    assert machine.show("openclawd", "ActiveState") == "active"
+    rows = answer(machine.run("openclawctl status --json"))["models"]
+    assert [row["state"] for row in rows] == ["ready", "ready"]
+    pid = machine.show("openclawd", "MainPID")
+    ready = [
+        int(entry["__MONOTONIC_TIMESTAMP"])
+        for entry in entries(machine, f"_PID={pid}")
+        if re.search(r"model \S+: ready", entry["MESSAGE"])
+    ]
+    assert len(ready) == 2
+    assert int(machine.show("openclawd", "ActiveEnterTimestampMonotonic")) >= max(ready)
+
+
+def test_the_status_line_says_what_an_administrator_wants_to_know(machine: Machine) -> None:
+    machine.wait(
+        "systemctl show -P StatusText openclawd"
+        " | grep -x 'smollm2 ready, other ready; 0 running, 0 queued, [0-9]* tokens/s'"
+    )
+
+
+def test_a_member_of_the_group_gets_an_answer_and_a_stranger_does_not(machine: Machine) -> None:
+    result = answer(machine.run(ASK, user="alice"))
+    assert "Paris" in result["choices"][0]["text"]
+    stranger = machine.attempt(ASK, user="bob")
+    assert stranger.returncode != 0
+    assert "denied" in stranger.stdout + stranger.stderr
+
+
+def test_the_library_on_debians_own_python(machine: Machine) -> None:
+    script = "from openclawctl import Client; print(Client().generate('1 2 3', max_tokens=4).text)"
+    assert machine.run(f'python3 -c "{script}"', user="alice").strip()
+
+
+def test_the_journal_has_each_request_with_its_fields(machine: Machine) -> None:
+    machine.run(ASK, user="alice")
+    finished = entries(machine, "MESSAGE_ID=5b0f0a4c1d3e4e7a9c6a2f8d17b3e041")[-1]
+    assert finished["PRINCIPAL"] == "user:alice"
+    assert finished["MODEL"] == "smollm2"
+    assert finished["COMPLETION_TOKENS"] == "8"
+    assert "France" not in json.dumps(finished)
+
+
+def test_workers_die_before_the_daemon_when_memory_runs_out(machine: Machine) -> None:
+    pid = machine.show("openclawd", "MainPID")
+    assert machine.run(f"cat /proc/{pid}/oom_score_adj").strip() == "-500"
+    worker = model_row(machine)["worker_pid"]
+    assert machine.run(f"cat /proc/{worker}/oom_score_adj").strip() == "500"
+
+
+# ---- the sandbox ----
+
+
+def test_verify_is_silent(machine: Machine) -> None:
+    done = machine.attempt("systemd-analyze verify --man=no /lib/systemd/system/openclawd*.*")
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(("drop_in", "most"), [("", 0.8), ("torch", 1.2), ("cuda", 2.0)])
+def test_the_exposure(machine: Machine, drop_in: str, most: float) -> None:
+    folder = "/etc/systemd/system/openclawd.service.d"
+    if drop_in:
+        example = f"/usr/share/doc/openclawd/examples/{drop_in}.conf"
+        machine.run(f"mkdir -p {folder} && cp {example} {folder} && systemctl daemon-reload")
+    line = machine.run("systemd-analyze security --no-pager openclawd.service | tail -1")
+    if drop_in:
+        machine.run("systemctl restart openclawd")
+        machine.run(ASK)
+        machine.run(f"rm -r {folder} && systemctl daemon-reload")
+    found = re.search(r"exposure level for openclawd.service: ([0-9.]+)", line)
+    assert found, line
+    assert float(found[1]) <= most
+
+
+def test_the_service_has_no_network_and_may_write_nowhere_else(machine: Machine) -> None:
+    machine.run("systemctl restart openclawd")
+    pid = machine.show("openclawd", "MainPID")
+    inside = f"nsenter --target {pid} --mount --net --"
+    assert machine.run(f"{inside} cat /proc/net/dev | grep -c :").strip() == "1"  # loopback
+    assert machine.attempt(f"{inside} touch /etc/openclawd/x").returncode != 0
+    assert machine.run(f"grep -i seccomp: /proc/{pid}/status").split()[1] == "2"
+    assert machine.run(f"grep CapBnd /proc/{pid}/status").split()[1].strip("0") == ""
+
+
+# ---- reload ----
+
+
+def test_a_good_configuration_is_reloaded_and_a_bad_one_is_reported(machine: Machine) -> None:
+    pid = machine.show("openclawd", "MainPID")
+    machine.run("systemctl reload openclawd")
+    set_config(machine, CONFIG + "no_such_key: 1\n")
+    bad = machine.attempt("systemctl reload openclawd")
+    set_config(machine, CONFIG)
+    assert bad.returncode != 0
+    assert "no_such_key" in machine.run("journalctl -u openclawd -n 20 --no-pager")
+    assert machine.show("openclawd", "MainPID") == pid
+    assert machine.show("openclawd", "ActiveState") == "active"
+    machine.run(ASK)
+
+
+def test_a_bad_configuration_does_not_start_and_is_not_tried_again(machine: Machine) -> None:
+    set_config(machine, "models: [")
+    assert machine.attempt("systemctl restart openclawd").returncode != 0
+    assert machine.show("openclawd", "ActiveState") == "failed"
+    set_config(machine, CONFIG)
+    machine.run("systemctl reset-failed openclawd; systemctl restart openclawd.socket openclawd")
+    machine.run(ASK)
+
+
+# ---- what dies and hangs ----
+
+
+def test_a_killed_worker_is_replaced(machine: Machine) -> None:
+    pid, other = model_row(machine)["worker_pid"], model_row(machine, "other")["worker_pid"]
+    asking = machine.start(ASK_LONG, user="alice")
+    machine.wait("openclawctl status --json | grep -q '\"running\": *1'")
+    machine.run(f"kill -KILL {pid}")
+    assert answer(asking.communicate()[0])["usage"]["completion_tokens"] == 400
+    assert model_row(machine)["worker_pid"] != pid
+    assert model_row(machine, "other")["worker_pid"] == other
+
+
+def test_a_stopped_worker_is_replaced_long_before_the_service(machine: Machine) -> None:
+    service = machine.show("openclawd", "MainPID")
+    pid, other = model_row(machine)["worker_pid"], model_row(machine, "other")["worker_pid"]
+    asking = machine.start(ASK_LONG, user="alice")
+    machine.wait("openclawctl status --json | grep -q '\"running\": *1'")
+    machine.run(f"kill -STOP {pid}")
+    while model_row(machine)["stalled_s"] < 1:  # said before it is replaced
+        assert model_row(machine)["worker_pid"] == pid
+    assert answer(machine.run(f"{ASK} --model other"))["model"] == "other"
+    assert answer(asking.communicate()[0])["usage"]["completion_tokens"] == 400
+    assert model_row(machine)["worker_pid"] != pid
+    assert model_row(machine, "other")["worker_pid"] == other
+    assert machine.show("openclawd", "MainPID") == service
+    (stalled,) = entries(machine, "MESSAGE_ID=6c0e5d91f3a84b27b1d84a7e92f05c63")
+    assert stalled["WORKER_PID"] == str(pid)
+
+
+def test_a_killed_daemon_is_started_again_and_takes_its_workers_with_it(machine: Machine) -> None:
+    pid, worker = machine.show("openclawd", "MainPID"), model_row(machine)["worker_pid"]
+    machine.run(f"kill -KILL {pid}")
+    machine.wait(f"test ! -e /proc/{worker}")
+    wait_answer(machine)
+    assert machine.show("openclawd", "MainPID") not in (pid, "0")
+
+
+def test_the_watchdog_ends_a_daemon_that_hangs(machine: Machine) -> None:
+    folder = "/run/systemd/system/openclawd.service.d"
+    machine.run(
+        f"mkdir -p {folder} && printf '[Service]\\nWatchdogSec=3\\n' > {folder}/fast.conf"
+        " && systemctl daemon-reload && systemctl restart openclawd"
+    )
+    pid = machine.show("openclawd", "MainPID")
+    machine.run(f"kill -STOP {pid}")
+    machine.wait(f"test ! -e /proc/{pid}")
+    wait_answer(machine)
+    machine.run(f"rm -r {folder} && systemctl daemon-reload")
+    assert "watchdog" in machine.run("journalctl -u openclawd --no-pager -n 100").lower()
+    machine.run("systemctl restart openclawd")
+
+
+# ---- stop and restart ----
+
+
+def test_a_stop_lets_what_runs_finish(machine: Machine) -> None:
+    asking = machine.start(ASK_LONG, user="alice")
+    machine.wait("openclawctl status --json | grep -q '\"running\": *1'")
+    machine.run("systemctl stop openclawd")
+    assert answer(asking.communicate()[0])["usage"]["completion_tokens"] == 400
+    assert machine.show("openclawd", "Result") == "success"
+    assert machine.run("stat -c '%U %G %a' /run/openclawd/openclawd.sock") == "root openclaw 660\n"
+
+
+def test_who_asks_a_stopped_service_starts_it(machine: Machine) -> None:
+    machine.run(ASK, user="alice")
+    assert machine.show("openclawd", "ActiveState") == "active"
+
+
+def test_restarts_under_load_refuse_and_lose_nothing(machine: Machine) -> None:
+    machine.write("/root/load.py", LOAD)
+    machine.run("cp /root/load.py /tmp/load.py && chmod 644 /tmp/load.py && systemctl reset-failed")
+    load = machine.start("python3 /tmp/load.py", user="alice")
+    for number in (20, 70, 120, 170, 220):
+        machine.wait(f"test $(cat /tmp/started) -ge {number}")
+        machine.run("systemctl restart openclawd")
+    output, _ = load.communicate(timeout=400)
+    assert output.strip() == "0 of 300 failed"
+
+
+def test_no_service_is_stopped_for_good_by_stopping_its_socket_too(machine: Machine) -> None:
+    machine.run("systemctl stop openclawd.socket openclawd")
+    gone = machine.attempt(ASK)
+    assert gone.returncode == 3
+    machine.run("systemctl start openclawd")
+    machine.run(ASK)
+
+
+# ---- beside the service ----
+
+
+def test_an_alert_is_delivered_by_a_service_of_its_own(machine: Machine) -> None:
+    machine.run(f"{ASK} --session alerting", user="alice")
+    journal = "journalctl -u openclawd-notify --no-pager --output cat"
+    machine.wait(f"{journal} | grep -q 'budget alerting at 0.01'")
+    uid = machine.run("id -u openclawd").strip()
+    assert f"uid {uid}" not in machine.run(journal)
+
+
+def test_a_second_instance_has_its_own_configuration(machine: Machine) -> None:
+    machine.run("systemctl start openclawd@two.socket openclawd@two")
+    socket = "/run/openclawd/two.sock"
+    assert machine.run(f"stat -c '%U %G %a' {socket}") == "root openclaw 660\n"
+    status = answer(machine.run(f"openclawctl --socket {socket} status --json"))
+    assert status["models"] == []
+    machine.run("systemctl stop openclawd@two.socket openclawd@two")
+    machine.run(ASK)
+
+
+def test_the_packages_own_test(machine: Machine) -> None:
+    smoke = machine.root / "root/smoke"
+    smoke.write_text((DEBIAN / "tests/smoke").read_text())
+    machine.run("sh /root/smoke")

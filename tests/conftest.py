@@ -81,8 +81,8 @@ def _open_things() -> set[str]:
 
 
 def _children() -> set[int]:
-    """From the kernel, where it tells (CONFIG_PROC_CHILDREN): to look at every process of the machine
-    instead takes some milliseconds, twice for each of thousands of tests."""
+    """From the kernel, where it tells (CONFIG_PROC_CHILDREN): to look at every process of the
+    machine instead takes some milliseconds, twice for each of thousands of tests."""
     found: set[int] = set()
     for thread in os.listdir("/proc/self/task"):
         try:

@@ -151,8 +151,8 @@ class Fleet:
         return self._config.aliases.get(name, name)
 
     def resolve(self, name: str | None, *, may_see: Callable[[str], bool] = _anybody) -> Model:
-        """The model a request means. Raises `NotFound`, also for one that the caller may not see, or
-        `InvalidRequest`.
+        """The model a request means. Raises `InvalidRequest`, and `NotFound` also for one that the
+        caller may not see.
 
         Looks for files only when the name is not configured, and then only at one path per folder.
         """

@@ -57,6 +57,7 @@ SCENARIOS: Final = (
     "admission",
     "encoders",
     "scrape",
+    "torch_batch",
 )
 ROUNDS: Final = 5
 QUICK_ROUNDS: Final = 3

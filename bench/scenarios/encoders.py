@@ -1,10 +1,9 @@
 """64 requests of one text each, of eight clients, against one batched call without any daemon.
 
 all-MiniLM-L6-v2 on torch; the call is that of sentence-transformers, with the same threads. Three
-sets of texts: short ones of at most
-8 tokens, middle ones of 34, and mixed ones from 4 to 250. Beside that the same requests one by one,
-and what the daemon adds to a request shows as the difference. Requests are sent by this process,
-which takes its share of the machine.
+sets of texts: short ones of at most 8 tokens, middle ones of 34, and mixed ones from 4 to 250.
+Beside that the same requests one by one. Requests are sent by this process, which takes its share
+of the machine.
 """
 
 from __future__ import annotations

@@ -54,8 +54,7 @@ class ClassifyParams:
             _texts(source, "input"),
             source.text_or_none("model", max_chars=MAX_MODEL_NAME_CHARS),
             top_k=source.integer_or_none("top_k", low=1, high=MAX_LABELS),
-            keep_alive_s=decode_keep_alive_s(source),
-            **{**decode_scheduling(source), **decode_labels(source)},
+            **_of_everything(source),
         )
 
     def encode(self) -> dict[str, Any]:
@@ -94,8 +93,7 @@ class RerankParams:
             source.text_or_none("model", max_chars=MAX_MODEL_NAME_CHARS),
             top_n=source.integer_or_none("top_n", low=1, high=MAX_SCORED_TEXTS),
             return_documents=source.boolean("return_documents", default=False),
-            keep_alive_s=decode_keep_alive_s(source),
-            **{**decode_scheduling(source), **decode_labels(source)},
+            **_of_everything(source),
         )
 
     def encode(self) -> dict[str, Any]:
@@ -154,6 +152,12 @@ def decode_ranking(source: Fields) -> list[Ranked]:
     """`ranking` of a result: the documents, the best first."""
     ranked = source.items("ranking", max_items=MAX_SCORED_TEXTS)
     return [Ranked.decode(source.nested(each, "ranking")) for each in ranked]
+
+
+def _of_everything(source: Fields) -> dict[str, Any]:
+    """What every operation that computes has."""
+    values = {**decode_scheduling(source), **decode_labels(source)}
+    return {**values, "keep_alive_s": decode_keep_alive_s(source)}
 
 
 def _maps(source: Fields, values: object) -> list[Fields]:

@@ -63,7 +63,8 @@ class ModelInfo:
     A model that classifies has `labels`, and its vectors are their scores, as `label_scores` makes
     them; the number of one with a single label comes raw. `rank_scores` makes that of how well two
     texts go together, where it can tell. Of a model that embeds, `pooling` says how its vectors
-    come from those of the tokens, and whether their length is 1 (`is_normalised`)."""
+    come from those of the tokens, and whether their length is 1 (`is_normalised`). `attention` is
+    how that is computed, where there is a choice."""
 
     description: str
     architecture: str
@@ -87,6 +88,7 @@ class ModelInfo:
     rank_scores: Scoring | None = None
     pooling: str = ""
     is_normalised: bool = True
+    attention: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +175,10 @@ ForwardResult = Outputs | NoFreeCells | DecodeFailed | Stopped
 def go_on() -> bool:
     """Nothing is to be done between the parts of a batch."""
     return True
+
+
+class NotNumbers(Exception):
+    """Among the logits is one that is no number, or the highest is infinite."""
 
 
 class GrammarFailed(Exception):

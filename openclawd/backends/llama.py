@@ -25,6 +25,7 @@ from openclawd.backends.base import (
     LoadSpec,
     ModelInfo,
     NoFreeCells,
+    NotNumbers,
     PairFormat,
     Stopped,
     go_on,
@@ -34,7 +35,7 @@ from openclawd.backends.llama_arrays import BatchArrays, pointer_to, slot_of
 from openclawd.backends.llama_aside import Ending
 from openclawd.backends.llama_candidates import Candidates
 from openclawd.backends.llama_load import Loaded, load_model
-from openclawd.backends.llama_sampler import DrySamplers, NotNumbers, Sampler
+from openclawd.backends.llama_sampler import DrySamplers, Sampler
 from openclawd.backends.llama_vocab import LlamaVocab
 from openclawd.backends.llama_waits import Waits
 from openclawd.engine.batch import (

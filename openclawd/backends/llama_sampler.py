@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any, Final
 import llama_cpp
 import numpy as np
 
+from openclawd.backends.base import NotNumbers
+from openclawd.backends.logprobs import logprobs
 from openclawd.engine.batch import TokenOutput
 from openclawd.engine.sampling import SamplingParams, seed_at, seed_of
 
@@ -47,18 +49,12 @@ _DRY_BREAKERS: Final = (b"\n", b":", b'"', b"*")
 
 _NUM_DRY_KEPT: Final = 8
 
-_BLOCK: Final = 64
-
 _LEAST_SHARE: Final = 1e-30
 """Of the likeliest token's probability. In 32-bit floats no larger share of a sum over a vocabulary
 comes out as 0."""
 
 _LOWEST_PROBABILITY: Final = 1e-45
 """Above 0, to which 32-bit floats may round one down."""
-
-
-class NotNumbers(Exception):
-    """Among the logits is one that is no number, or the highest is infinite."""
 
 
 class DrySamplers:
@@ -143,7 +139,7 @@ class Sampler:
         mu = None if self._mirostat is None else self._mirostat.mu
         if self._params.num_top is None:
             return TokenOutput(token, mu=mu)
-        logprob, top = _logprobs(self._logits(context, output), token, self._params.num_top)
+        logprob, top = logprobs(self._logits(context, output), token, self._params.num_top)
         return TokenOutput(token, logprob, top, mu)
 
     def close(self) -> None:
@@ -306,31 +302,3 @@ def _accept(sampler: Any, tokens: Iterable[int]) -> None:
 def _seed(seed: int, position: int) -> int:
     bits = seed_at(seed, position)
     return bits if bits != _RANDOM_SEED else 0
-
-
-def _logprobs(
-    logits: npt.NDArray[np.float32], token: int, num_top: int
-) -> tuple[float, tuple[tuple[int, float], ...]]:
-    """The logarithm of probability of a token, and the likeliest ones with theirs."""
-    highest = logits.max()
-    total = float(highest) + math.log(np.exp(logits - highest).sum(dtype=np.float64))
-    top = tuple((each, float(logits[each]) - total) for each in _likeliest(logits, num_top))
-    return float(logits[token]) - total, top
-
-
-def _likeliest(logits: npt.NDArray[np.float32], count: int) -> list[int]:
-    """The tokens with the highest logits, the highest first. Among the maxima of blocks, of which
-    there are far fewer, is a bound that just few logits reach: a fifth of the time of partitioning
-    all of them (80 us for 49,152, measured 2026-11-23)."""
-    if not count:
-        return []
-    num_blocks = logits.size // _BLOCK
-    if count > num_blocks:
-        candidates = np.arange(logits.size)
-    else:
-        maxima = logits[: num_blocks * _BLOCK].reshape(num_blocks, _BLOCK).max(axis=1)
-        bound = np.partition(maxima, num_blocks - count)[num_blocks - count]
-        candidates = np.flatnonzero(logits >= bound)
-    order = np.lexsort((candidates, -logits[candidates]))
-    likeliest: list[int] = candidates[order[:count]].tolist()
-    return likeliest

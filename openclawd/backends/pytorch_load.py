@@ -104,8 +104,9 @@ def load_weights(
         )
     finally:
         transformers.logging.set_tqdm_hook(hook)
-    missing = [name for name in told["missing_keys"] if not optional or optional not in name]
-    _check_complete(spec, missing)
+    _check_complete(
+        spec, [name for name in told["missing_keys"] if not (optional and optional in name)]
+    )
     model.requires_grad_(requires_grad=False)
     return model.eval()
 
@@ -127,14 +128,14 @@ class _Bar:
     def __init__(
         self,
         on_progress: Callable[[float], bool],
-        items: Any = None,
+        iterable: Any = None,
         *,
         total: float | None = None,
         **_: Any,
     ) -> None:
         self._on_progress = on_progress
-        self._items = items
-        self._total = total or (len(items) if hasattr(items, "__len__") else 0)
+        self._items = iterable
+        self._total = total or (len(iterable) if hasattr(iterable, "__len__") else 0)
         self._num_done = 0.0
 
     def __iter__(self) -> Iterator[Any]:
@@ -162,7 +163,7 @@ def _check_complete(spec: LoadSpec, missing: list[str]) -> None:
     """Transformers makes up what is missing, at random."""
     if missing:
         raise CannotLoad(
-            f"{spec.path} lacks {len(missing)} tensors of its model, such as {missing[0]}",
+            f"{spec.path} lacks {len(missing)} tensors of its model, such as {min(missing)}",
             hint="compare the folder with its source, or try another model",
             permanent=True,
         )

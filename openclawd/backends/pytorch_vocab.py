@@ -15,7 +15,7 @@ from openclawd.backends.base import CannotLoad, ChatFormat, InfillTokens
 from openclawd.backends.token_bytes import TokenBytes
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Sequence
 
 _WIDE_BAR: Final = "\uff5c"
 """In the control tokens of DeepSeek's models."""
@@ -88,12 +88,10 @@ class TorchVocab:
         self.max_token_bytes = self._bytes.max_token_bytes
         control = self._bytes.control_tokens
         self.control_texts = tuple(control)
-        self.end_tokens = frozenset(end_tokens) | {
-            token for text, token in control.items() if text in _END_TEXTS
-        }
-        self.suppressed_tokens = tuple(
-            {*suppressed_tokens, *(each for each in range(size) if each not in self._bytes)}
-        )
+        known_ends = (token for text, token in control.items() if text in _END_TEXTS)
+        self.end_tokens = frozenset(_within(size, [*end_tokens, *known_ends]))
+        no_tokens = (token for token in range(size) if token not in self._bytes)
+        self.suppressed_tokens = frozenset(_within(size, [*suppressed_tokens, *no_tokens]))
         """Those that the model's files say are never to be sampled, and rows of the model that no
         token belongs to."""
         self.infill_tokens = _infill_tokens(self._bytes.ids)
@@ -129,6 +127,11 @@ class TorchVocab:
             adds_eos=len(added) > adds_bos and added[-1] == ids.get(eos),
             tool_template=templates.get("tool_use"),
         )
+
+
+def _within(size: int, tokens: Iterable[int]) -> Iterator[int]:
+    """Those that the model has: its files may name any."""
+    return (token for token in tokens if 0 <= token < size)
 
 
 def _plain_tokenizer(description: str) -> Any:

@@ -167,8 +167,9 @@ def _num_positions(model: Any) -> int | None:
     """None where positions are not counted in a table. Some tables begin behind their padding."""
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding):
-            padding = module.padding_idx
-            return int(module.num_embeddings) - (0 if padding is None else padding + 1)
+            padding: int | None = module.padding_idx
+            size: int = module.num_embeddings
+            return size - (0 if padding is None else padding + 1)
     positions = getattr(model.config, "max_position_embeddings", None)
     return positions if isinstance(positions, int) and positions > 0 else None
 
@@ -255,7 +256,8 @@ def _may_pad(loaded: LoadedEncoder, texts: list[list[int]], alone: torch.Tensor)
         together = loaded.compute(texts)
     except (ValueError, IndexError, RuntimeError):
         return False
-    return bool(torch.allclose(together, alone, rtol=_SAME, atol=_SAME))
+    is_same: bool = torch.allclose(together, alone, rtol=_SAME, atol=_SAME)
+    return is_same
 
 
 def _first_line(error: Exception) -> str:

@@ -21,13 +21,13 @@ _QUANTISED_BITS: Final = {"8bit": 8, "4bit": 5}
 """With the scales of each block of weights."""
 
 _FLOAT: Final = 4
-TORCH_LIBRARIES: Final = 95 * 2**20
+TORCH_LIBRARIES: Final = 120 * 2**20
 """Pages of torch's libraries that are mapped; other torch workers share them."""
 
-_PROCESS: Final = 195 * 2**20
-"""Of its own, with transformers and the classes of one model."""
+_PROCESS: Final = 250 * 2**20
+"""Of its own, with transformers, the classes of one model, and what oneDNN keeps."""
 
-_PER_TOKEN: Final = 800
+_PER_TOKEN: Final = 1000
 """Of the vocabulary: tokenizers' tables, and ours of each token's bytes."""
 
 _ROWS: Final = 8
@@ -40,6 +40,7 @@ def torch_parts(facts: ModelFacts, load: Load, *, device: str = HOST) -> list[Pa
     process = TORCH_LIBRARIES + _PROCESS + _PER_TOKEN * facts.vocab_size
     parts = [
         _weights(facts, load, bits, device),
+        Part("copy of the embeddings", _embeddings(facts, bits), "as transformers loads", device),
         Part("KV cache", *_cache(facts, load, bits), device),
         Part("activations", *_activations(facts, load, bits), device),
         Part("process", process, "interpreter, torch and vocabulary"),
@@ -54,6 +55,10 @@ def _weights(facts: ModelFacts, load: Load, bits: int, device: str) -> Part:
     is_mapped = bits == stored and device == HOST
     how = f"all tensors in {bits} bits"
     return Part("weights", facts.weights_bytes * bits // stored, how, device, is_mapped)
+
+
+def _embeddings(facts: ModelFacts, bits: int) -> int:
+    return 0 if facts.is_encoder else facts.vocab_size * facts.embedding_width * bits // 8
 
 
 def _cache(facts: ModelFacts, load: Load, bits: int) -> tuple[int, str]:

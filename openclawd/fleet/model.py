@@ -298,7 +298,12 @@ class Model:
     def _best_link(self, demand: Demand) -> Link | None:
         """None while no worker is ready. Those with other settings are on their way out."""
         current = [each for each in self.replicas if each.spec.is_same_worker(self.spec)]
-        return _best_of(current, demand) or _best_of(self.replicas, demand)
+        link = _best_of(current, demand) or _best_of(self.replicas, demand)
+        must_wait = link is not None and demand.has_begun and self._is_full(link, demand)
+        return None if must_wait and any(each.will_be_ready for each in current) else link
+
+    def _is_full(self, link: Link, demand: Demand) -> bool:
+        return link.num_sequences + demand.num_sequences > self.spec.load.parallel
 
     def _check_hope(self, patience_s: float) -> None:
         """Raise when waiting for the model is pointless: what the first to be tried again says."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import sys
 from typing import TYPE_CHECKING, Final
 
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 PROBE_TIMEOUT_S: Final = 60.0
 """A header of some megabytes, from a slow disk."""
+
+_ITS_VARIABLES: Final = ("PATH", "PYTHONPATH", "LANG", "LC_ALL")
+"""It reads hostile files, so it gets nothing that it does not need: no socket, no credential."""
 
 _MAX_ANSWER_BYTES: Final = 1024 * 1024
 """4096 kinds of layers have 400 KB."""
@@ -33,6 +37,7 @@ async def probe(path: str) -> ModelFacts:
         "-m",
         "openclawd.worker.probe",
         path,
+        env={name: os.environ[name] for name in _ITS_VARIABLES if name in os.environ},
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.DEVNULL,

@@ -154,6 +154,12 @@ class Replica:
         return is_over or not self.is_wanted
 
     @property
+    def will_be_ready(self) -> bool:
+        """Will there be a worker soon, as far as is known?"""
+        is_on_its_way = self.state in (ModelState.LOADING, ModelState.BACKOFF, ModelState.READY)
+        return is_on_its_way and self.ready_link is None and not self.is_retired
+
+    @property
     def has_old_files(self) -> bool:
         """Have the model's files changed since its worker was started?"""
         return self._link is not None and self._link.files != self.spec.files()

@@ -86,6 +86,7 @@ class Residents:
         self._is_planning = False
         self._is_outdated = False
         self._lowered: set[str] = set()
+        self._writing = asyncio.Lock()
         self._auto_bytes = 0
         self._auto_until = 0.0
         self._measure_at: dict[tuple[str, bool], float] = {}
@@ -297,7 +298,8 @@ class Residents:
             is_used=is_used,
         )
         if is_news:
-            await asyncio.to_thread(self._footprints.write, self._footprints.snapshot())
+            async with self._writing:  # one at a time, and the newest last
+                await asyncio.to_thread(self._footprints.write, self._footprints.snapshot())
 
     def _budget(self) -> int:
         """What all may take together. Read anew now and then: many may ask at once."""

@@ -62,6 +62,8 @@ class Demand:
     domain: str = ""
     prefixes: Prefixes = ()
     num_sequences: int = 0
+    has_begun: bool = False
+    """In a worker that died. Rather than in a full one it goes on in one that is on its way."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,9 @@ clients, nor what a token means.
 
 Rules (design, "Failure rules"): a request that was in flight when two workers in a row died, with
 nothing delivered in between, is suspected of killing them, and ends with `worker-died`. If there
-are several, they come back one at a time, and the one whose worker dies a third time ends.
+are several, they come back one at a time, and the one whose worker dies a third time ends. So does
+one alone if its model has several workers: that two of these die one after the other says less,
+since it came to the second one in the middle of others' requests.
 
 Invariants: nothing is delivered twice; a token is computed again only if nobody was told of it.
 """
@@ -204,6 +206,8 @@ class Submission:
         self._link = link
         self._call = link.prepare(self._op, self._params, **self._cut)
         self._call.is_survivor = self._num_deaths > 0
+        if self._demand.has_begun:  # others that come back see that the slot is taken
+            self._call.num_sequences = self._demand.num_sequences
         prepared = await link.wait_prepared(self._call)
         if isinstance(prepared, Prepared):
             self._prompt_tokens = prepared.prompt_tokens
@@ -250,7 +254,8 @@ class Submission:
             return
         self._num_deaths += 1
         self.num_outlived += 1
-        if self._num_deaths > _SUSPICIOUS or self._call.is_only_suspect:
+        is_sure = self._call.is_only_suspect and len(self._model.replicas) == 1
+        if self._num_deaths > _SUSPICIOUS or is_sure:
             raise self._suspected(death)
 
     async def _is_ready(self) -> bool:
@@ -282,6 +287,7 @@ class Submission:
 
     async def _come_back(self) -> None:
         """Have the next worker prepare it, and wait until it may start there."""
+        self._demand = replace(self._demand, has_begun=True)
         with contextlib.suppress(WorkerDied):  # not its doing: it has been prepared before
             await self._prepare(lambda progress: None, patience_s=COMEBACK_PATIENCE_S)
             await self._go_alone_if_suspected()

@@ -37,7 +37,7 @@ class ModelFacts:
     layers alone, `packed_bytes` those of the copies that this machine's CPU computes from, where it
     has a layout of its own for them. `state_width` is how many numbers of 32 bits all recurrent
     layers together keep of one sequence. `vocab_bytes` is the length of all tokens' texts,
-    `stored_bits` those of the widest weight (safetensors)."""
+    `stored_bits` those of most of the weights (safetensors)."""
 
     kind: str
     architecture: str

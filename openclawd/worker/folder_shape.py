@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import struct
+from collections import Counter
 from pathlib import Path
 from typing import Any, Final
 
@@ -99,7 +100,9 @@ class _Config:
 
     def facts(self, tensors: list[tuple[int, int]]) -> ModelFacts:
         num_layers = min(self._number("num_hidden_layers", "n_layer"), MAX_LAYERS)
-        kinds = {bits for size, bits in tensors if size and bits}
+        bytes_of: Counter[int] = Counter()
+        for size, bits in tensors:
+            bytes_of[bits] += size
         model_type = self._values.get("model_type")
         return ModelFacts(
             kind="torch",
@@ -115,7 +118,7 @@ class _Config:
             num_heads=self._number("num_attention_heads", "n_head"),
             attention=self._attention(num_layers),
             is_encoder=not self._generates,
-            stored_bits=max(kinds, default=0),
+            stored_bits=max(bytes_of, key=bytes_of.__getitem__, default=0),
         )
 
     @property

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-import openclawd.backends.llama  # noqa: F401 - opens descriptors for good when first imported
+import openclawd.backends.llama  # opens descriptors for good when first imported
+import openclawd.backends.pytorch  # noqa: F401 - the same
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "structure.md").read_text()

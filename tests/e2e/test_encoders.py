@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 from backends.tiny_bert import write_tiny_bert
 from harness import Daemon, minilm_path, running_daemon, short_folder
+from models.tiny_torch import write_classifier
 
 from openclawctl import Client, PromptTooLong, Unsupported
 
@@ -20,38 +21,25 @@ if TYPE_CHECKING:
 
 LABELS = ["joy", "anger", "fear"]
 
-_WRITE = """
-import sys
-from pathlib import Path
-from models.tiny_torch import write_classifier
-folder = Path(sys.argv[1])
-write_classifier(folder / "intent", {labels})
-write_classifier(folder / "reranker", ["good"])
-"""
-"""In a process of its own: what torch keeps open would count as a leak of every test after it."""
-
 
 @pytest.fixture(scope="module")
 def encoders() -> Iterator[Daemon]:
     with short_folder() as folder:
-        program = _WRITE.format(labels=LABELS)
-        subprocess.run([sys.executable, "-c", program, folder], cwd="tests", check=True)
+        write_classifier(folder / "intent", LABELS)
+        write_classifier(folder / "reranker", ["good"])
         write_tiny_bert(folder / "bert.gguf")
         models = {
             "minilm": {"path": str(minilm_path()), "context": 256},
             "intent": {"path": str(folder / "intent"), "context": 64},
-            "cut": {
-                "path": str(folder / "reranker"),
-                "context": 64,
-                "inference_settings": {"on_too_long": "truncate_head"},
-            },
             "reranker": {"path": str(folder / "reranker"), "context": 64},
             "bert": {"path": str(folder / "bert.gguf"), "context": 64},
         }
         for model in models.values():
             model["threads"] = 1
         config = folder / "c.json"
-        config.write_text(json.dumps({"models": models}))
+        rule = {"name": "short", "match": {"app": "short"}, "max_prompt_tokens": 40}
+        limits = [{**rule, "on_too_long": "truncate_head"}]
+        config.write_text(json.dumps({"models": models, "limits": limits}))
         with running_daemon("--config", str(config)) as daemon:
             yield daemon.wait_ready()
 
@@ -169,12 +157,12 @@ def test_a_text_over_the_context_is_refused_with_the_numbers(client: Client) -> 
 
 
 def test_of_a_pair_that_is_too_long_the_document_is_cut(client: Client) -> None:
-    r = client.rerank("the cat", ["a dog", "the " * 100], model="cut")
+    r = client.rerank("the cat", ["a dog", "the " * 50], model="reranker", app="short")
     assert r.context["policy"] == "truncate_head"
-    assert r.context["dropped"] == 100 + 5 - 64
-    assert r.usage.prompt_tokens == 64 + 7
-    with pytest.raises(PromptTooLong, match="64 tokens"):
-        client.rerank("cat " * 70, ["a"], model="cut")
+    assert r.context["dropped"] == 50 + 5 - 40
+    assert r.usage.prompt_tokens == 40 + 7
+    with pytest.raises(PromptTooLong, match=r"limit short allows 40"):
+        client.rerank("cat " * 45, ["a"], model="reranker", app="short")
 
 
 def test_what_was_computed_is_in_the_ledger(client: Client) -> None:

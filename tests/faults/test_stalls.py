@@ -9,7 +9,8 @@ import subprocess
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from harness import running_daemon, smollm2_path, wait_until
+from harness import running_daemon, wait_until
+from models.tiny import CONTEXT
 
 from openclawctl import Client
 
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
     from harness import Daemon
     from models.library import ModelLibrary
+
+NUM_TOKENS = 1500
+"""They take the tiny model about a second."""
 
 SPIN = """
 #define _GNU_SOURCE
@@ -49,15 +53,17 @@ def spin_library(folder: Path) -> Path:
 
 @contextlib.contextmanager
 def two_models(
-    folder: Path, tiny: Path, environ: dict[str, str]
+    folder: Path, file: Path, environ: dict[str, str]
 ) -> Iterator[tuple[Daemon, Client]]:
-    """SmolLM2 and a tiny model in one daemon, where a worker may stall for a second."""
+    """A tiny model twice in one daemon, where a worker may stall for two seconds: thousands of its
+    steps, however busy the machine is."""
     config = folder / "openclawd.yaml"
     config.write_text(
-        "resource_limits: {step_timeout: 1s, cpu_cores_per_worker: 1}\n"
+        "resource_limits: {step_timeout: 2s, cpu_cores_per_worker: 1}\n"
+        "inference_settings: {max_output_tokens: 100000}\n"
         "models:\n"
-        f"  smollm2: {{path: {smollm2_path()}, preload: true}}\n"
-        f"  tiny: {{path: {tiny}, preload: true}}\n"
+        f"  one: {{path: {file}, preload: true, context: {CONTEXT}}}\n"
+        f"  other: {{path: {file}, preload: true}}\n"
     )
     with (
         running_daemon("--config", str(config), folder=folder, environ=environ) as daemon,
@@ -86,22 +92,22 @@ def test_a_worker_that_hangs_is_replaced_and_its_request_goes_on(
 ) -> None:
     environ = {"LD_PRELOAD": str(spin_library(folder)), "SPIN_FOLDER": str(folder)}
     with two_models(folder, models.tiny("full"), environ) as (daemon, client):
-        pid, pid_of_other = (row_of(client, name)["worker_pid"] for name in ("smollm2", "tiny"))
+        pid, pid_of_other = (row_of(client, name)["worker_pid"] for name in ("one", "other"))
         with (
             Client(socket_path=str(daemon.socket), retries=0) as asker,
             asker.generate(
-                "1 2 3 4", model="smollm2", max_tokens=400, temperature=0, stream=True
+                "a b c", model="one", max_tokens=NUM_TOKENS, ignore_eos=True, stream=True
             ) as stream,
         ):
-            texts = [next(stream).text]
+            next(stream)
             hang(folder, pid)
-            wait_until(lambda: row_of(client, "smollm2")["stalled_s"] > 0.3, what="the stall")
-            assert client.generate("a b", model="tiny", max_tokens=4).text is not None
-            texts += [delta.text for delta in stream]
-            assert stream.result.usage.completion_tokens == 400
-        assert len(texts) > 300
-        assert row_of(client, "smollm2")["worker_pid"] != pid
-        assert row_of(client, "tiny")["worker_pid"] == pid_of_other
+            wait_until(lambda: row_of(client, "one")["stalled_s"] > 0.5, what="the stall")
+            assert client.generate("a b", model="other", max_tokens=4).usage.completion_tokens
+            for _ in stream:
+                pass
+            assert stream.result.usage.completion_tokens == NUM_TOKENS
+        assert row_of(client, "one")["worker_pid"] != pid
+        assert row_of(client, "other")["worker_pid"] == pid_of_other
         assert f"worker {pid} has made no step" in daemon.log()
 
 
@@ -109,9 +115,9 @@ def test_a_worker_that_was_stopped_while_idle_is_replaced_when_it_is_needed(
     folder: Path, models: ModelLibrary
 ) -> None:
     with two_models(folder, models.tiny("full"), {}) as (daemon, client):
-        pid = row_of(client, "tiny")["worker_pid"]
+        pid = row_of(client, "other")["worker_pid"]
         os.kill(pid, signal.SIGSTOP)
-        assert row_of(client, "tiny")["stalled_s"] == 0  # nothing is asked of it
-        assert client.generate("a b", model="tiny", max_tokens=4).usage.completion_tokens
-        assert row_of(client, "tiny")["worker_pid"] != pid
+        assert row_of(client, "other")["stalled_s"] == 0  # nothing is asked of it
+        assert client.generate("a b", model="other", max_tokens=4).usage.completion_tokens
+        assert row_of(client, "other")["worker_pid"] != pid
         assert "stopped by a signal" in daemon.log()

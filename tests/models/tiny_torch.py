@@ -1,6 +1,7 @@
 """Writes tiny encoders as folders that transformers reads: real architectures, random weights.
 
-Importing this brings torch and transformers: do it in the test that needs them.
+Without torch, whose import takes longer than all else here. Source of the names: transformers,
+`models/bert/modeling_bert.py`, and the layout of sentence-transformers.
 """
 
 from __future__ import annotations
@@ -8,9 +9,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-import torch
-import transformers
-from safetensors.torch import save_file
+import numpy as np
+from safetensors.numpy import save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer
@@ -18,30 +18,34 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.processors import TemplateProcessing
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 CONTEXT = 64
 LENGTH = 32
+FEED_FORWARD = 64
+NUM_LAYERS = 2
 CONTROLS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS = ["a", "the", "cat", "dog", "report", "of", "finance", "sat", "[", "]", "sep", "##s"]
+_VOCABULARY = {word: number for number, word in enumerate(CONTROLS + WORDS)}
+
+Tensors = dict[str, np.ndarray]
 
 
-def write_classifier(folder: Path, labels: Sequence[str], *, seed: int = 1, **config: Any) -> None:
+def write_classifier(folder: Path, labels: Sequence[str], **config: Any) -> None:
     """A BERT for sequence classification, with these labels."""
+    weights = _Weights()
+    tensors = weights.bert("bert.") | weights.linear("classifier", LENGTH, len(labels))
     named = {"id2label": dict(enumerate(labels)), "label2id": {n: i for i, n in enumerate(labels)}}
-    torch.manual_seed(seed)
-    model = transformers.BertForSequenceClassification(_bert(**named, **config))
-    torch.nn.init.normal_(model.classifier.weight)  # as small as they come, all texts are alike
-    _write(folder, model)
+    _write(folder, tensors, architectures=["BertForSequenceClassification"], **named, **config)
 
 
 def write_sentence_encoder(
     folder: Path, *, pooling: str, is_normalised: bool, activation: str = ""
 ) -> None:
     """A BERT that embeds; with a dense layer if an `activation` is given."""
-    torch.manual_seed(1)
-    _write(folder, transformers.BertModel(_bert()))
+    weights = _Weights()
+    _write(folder, weights.bert(""), architectures=["BertModel"])
     modules = ["", "1_Pooling"]
     _write_json(folder / "1_Pooling", word_embedding_dimension=LENGTH, pooling_mode=pooling)
     if activation:
@@ -49,8 +53,8 @@ def write_sentence_encoder(
         function = f"torch.nn.modules.activation.{activation}"
         features = {"in_features": LENGTH, "out_features": LENGTH // 2, "bias": True}
         _write_json(folder / "2_Dense", **features, activation_function=function)
-        state = torch.nn.Linear(LENGTH, LENGTH // 2).state_dict(prefix="linear.")
-        save_file(state, folder / "2_Dense" / "model.safetensors")
+        dense = weights.linear("linear", LENGTH, LENGTH // 2)
+        save_file(dense, folder / "2_Dense" / "model.safetensors", {"format": "pt"})
     if is_normalised:
         modules.append("3_Normalize")
     names = ["Transformer", *(path.partition("_")[2] for path in modules[1:])]
@@ -61,47 +65,91 @@ def write_sentence_encoder(
     (folder / "modules.json").write_text(json.dumps(entries))
 
 
-def _bert(**more: Any) -> transformers.BertConfig:
-    return transformers.BertConfig(
-        vocab_size=len(CONTROLS) + len(WORDS),
+class _Weights:
+    """Always the same random numbers in the same order."""
+
+    def __init__(self) -> None:
+        self._random = np.random.default_rng(1)
+
+    def matrix(self, *shape: int) -> np.ndarray:
+        return (self._random.standard_normal(shape) / 2).astype("<f4")
+
+    def linear(self, name: str, num_in: int, num_out: int) -> Tensors:
+        return {
+            f"{name}.weight": self.matrix(num_out, num_in),
+            f"{name}.bias": self.matrix(num_out),
+        }
+
+    def bert(self, prefix: str) -> Tensors:
+        rows = {"word": len(_VOCABULARY), "position": CONTEXT, "token_type": 2}
+        tensors = {
+            f"{prefix}embeddings.{name}_embeddings.weight": self.matrix(number, LENGTH)
+            for name, number in rows.items()
+        }
+        tensors |= _norm(f"{prefix}embeddings.LayerNorm")
+        for number in range(NUM_LAYERS):
+            tensors |= self._layer(f"{prefix}encoder.layer.{number}")
+        return tensors | self.linear(f"{prefix}pooler.dense", LENGTH, LENGTH)
+
+    def _layer(self, name: str) -> Tensors:
+        tensors: Tensors = {}
+        for part in ("self.query", "self.key", "self.value", "output.dense"):
+            tensors |= self.linear(f"{name}.attention.{part}", LENGTH, LENGTH)
+        tensors |= self.linear(f"{name}.intermediate.dense", LENGTH, FEED_FORWARD)
+        tensors |= self.linear(f"{name}.output.dense", FEED_FORWARD, LENGTH)
+        return (
+            tensors
+            | _norm(f"{name}.attention.output.LayerNorm")
+            | _norm(f"{name}.output.LayerNorm")
+        )
+
+
+def _norm(name: str) -> Tensors:
+    return {f"{name}.weight": np.ones(LENGTH, "<f4"), f"{name}.bias": np.zeros(LENGTH, "<f4")}
+
+
+def _write(folder: Path, tensors: Mapping[str, np.ndarray], **config: Any) -> None:
+    _write_json(
+        folder,
+        model_type="bert",
+        vocab_size=len(_VOCABULARY),
         hidden_size=LENGTH,
-        num_hidden_layers=2,
+        num_hidden_layers=NUM_LAYERS,
         num_attention_heads=4,
-        intermediate_size=2 * LENGTH,
+        intermediate_size=FEED_FORWARD,
         max_position_embeddings=CONTEXT,
-        initializer_range=0.5,
-        **more,
+        type_vocab_size=2,
+        hidden_act="gelu",
+        pad_token_id=0,
+        dtype="float32",
+        **config,
     )
+    save_file(dict(tensors), folder / "model.safetensors", {"format": "pt"})
+    _tokenizer().save(str(folder / "tokenizer.json"))
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": CONTEXT,
+        "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
+    }
+    for name, text in zip(("pad", "unk", "cls", "sep", "mask"), CONTROLS, strict=True):
+        settings[f"{name}_token"] = text
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
 
 
-def _write(folder: Path, model: Any) -> None:
-    model.eval().save_pretrained(folder)
-    _tokenizer().save_pretrained(folder)
-
-
-def _tokenizer() -> transformers.PreTrainedTokenizerFast:
-    vocabulary = {word: number for number, word in enumerate(CONTROLS + WORDS)}
-    tokenizer = Tokenizer(WordPiece(vocabulary, unk_token="[UNK]"))
+def _tokenizer() -> Tokenizer:
+    tokenizer = Tokenizer(WordPiece(_VOCABULARY, unk_token="[UNK]"))
+    tokenizer.add_special_tokens(CONTROLS)
     tokenizer.normalizer = BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = BertPreTokenizer()
     tokenizer.post_processor = TemplateProcessing(
         single="[CLS] $A [SEP]",
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[(text, vocabulary[text]) for text in ("[CLS]", "[SEP]")],
+        special_tokens=[(text, _VOCABULARY[text]) for text in ("[CLS]", "[SEP]")],
     )
     tokenizer.enable_truncation(8)  # as real files do: it must not be obeyed
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        model_max_length=CONTEXT,
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        mask_token="[MASK]",
-        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
-    )
+    return tokenizer
 
 
 def _write_json(folder: Path, **content: Any) -> None:
-    folder.mkdir()
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(content))

@@ -7,8 +7,8 @@ import struct
 import pytest
 
 from openclawctl.wire.errors import LimitExceeded, Unsupported
-from openclawctl.wire.operations import ClassifyParams, EmbedParams, RerankParams
-from openclawctl.wire.scoring import MAX_SCORES
+from openclawctl.wire.operations import EmbedParams
+from openclawctl.wire.scoring import MAX_SCORES, ClassifyParams, RerankParams
 from openclawd.server.scores import Scores, scores_of
 
 INFO = {"labels": ["joy", "anger", "fear"]}

@@ -113,6 +113,7 @@ class Machine:
         target = self.root / path.lstrip("/")
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(text)
+        target.chmod(0o644)
 
 
 @contextlib.contextmanager
@@ -146,6 +147,7 @@ def _booted(root: Path, console: Path) -> Iterator[int]:
     """The process id of its init, seen from outside."""
     command = ["systemd-nspawn", "--directory", str(root), "--boot", "--register=no"]
     command += ["--keep-unit", "--private-network", "--console=read-only", "--quiet"]
+    command += ["--capability=CAP_SYS_RESOURCE"]  # for OOMScoreAdjust=
     with console.open("wb") as file:
         container = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file)
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,6 +19,7 @@ pytestmark = pytest.mark.timeout(600)
 
 DEBIAN: Final = Path(__file__).parents[2] / "packaging" / "debian"
 
+CAP_SYS_RESOURCE: Final = 24
 ASK: Final = "openclawctl generate --json 'The capital of France is' --max-tokens 8 --temperature 0"
 ASK_LONG: Final = "openclawctl generate --json '1 2 3 4' --max-tokens 400 --temperature 0"
 
@@ -31,7 +33,7 @@ def next_number():
     global started
     with lock:
         started += 1
-        open("/tmp/started", "w").write(str(started))
+        open("/home/alice/started", "w").write(str(started))
         return started
 
 def ask():
@@ -52,8 +54,8 @@ print(f"{len(failures)} of 300 failed")
 
 
 def answer(text: str) -> dict[str, Any]:
-    """The object that a command printed last."""
-    result: dict[str, Any] = json.loads(text.strip().splitlines()[-1])
+    """The object that a command printed."""
+    result: dict[str, Any] = json.loads(text)
     return result
 
 
@@ -84,14 +86,9 @@ def test_it_was_active_when_its_models_had_answered_and_not_before(machine: Mach
     assert machine.show("openclawd", "ActiveState") == "active"
     rows = answer(machine.run("openclawctl status --json"))["models"]
     assert [row["state"] for row in rows] == ["ready", "ready"]
-    pid = machine.show("openclawd", "MainPID")
-    ready = [
-        int(entry["__MONOTONIC_TIMESTAMP"])
-        for entry in entries(machine, f"_PID={pid}")
-        if re.search(r"model \S+: ready", entry["MESSAGE"])
-    ]
-    assert len(ready) == 2
-    assert int(machine.show("openclawd", "ActiveEnterTimestampMonotonic")) >= max(ready)
+    shown = machine.run("systemctl show -P ActiveEnterTimestamp --timestamp=us+utc openclawd")
+    active_at = datetime.strptime(shown.strip(), "%a %Y-%m-%d %H:%M:%S.%f UTC").replace(tzinfo=UTC)
+    assert active_at.timestamp() >= max(row["since"] for row in rows)
 
 
 def test_the_status_line_says_what_an_administrator_wants_to_know(machine: Machine) -> None:
@@ -103,10 +100,10 @@ def test_the_status_line_says_what_an_administrator_wants_to_know(machine: Machi
 
 def test_a_member_of_the_group_gets_an_answer_and_a_stranger_does_not(machine: Machine) -> None:
     result = answer(machine.run(ASK, user="alice"))
-    assert "Paris" in result["choices"][0]["text"]
+    assert "Paris" in result["text"]
     stranger = machine.attempt(ASK, user="bob")
-    assert stranger.returncode != 0
-    assert "denied" in stranger.stdout + stranger.stderr
+    assert stranger.returncode == 3
+    assert "usermod -aG openclaw bob" in stranger.stdout
 
 
 def test_the_library_on_debians_own_python(machine: Machine) -> None:
@@ -125,7 +122,10 @@ def test_the_journal_has_each_request_with_its_fields(machine: Machine) -> None:
 
 def test_workers_die_before_the_daemon_when_memory_runs_out(machine: Machine) -> None:
     pid = machine.show("openclawd", "MainPID")
-    assert machine.run(f"cat /proc/{pid}/oom_score_adj").strip() == "-500"
+    capabilities = int(machine.run("grep CapEff /proc/1/status").split()[1], 16)
+    may_lower = capabilities >> CAP_SYS_RESOURCE & 1  # not in every container
+    score = machine.run(f"cat /proc/{pid}/oom_score_adj").strip()
+    assert score == ("-500" if may_lower else "0")
     worker = model_row(machine)["worker_pid"]
     assert machine.run(f"cat /proc/{worker}/oom_score_adj").strip() == "500"
 
@@ -159,7 +159,8 @@ def test_the_service_has_no_network_and_may_write_nowhere_else(machine: Machine)
     pid = machine.show("openclawd", "MainPID")
     inside = f"nsenter --target {pid} --mount --net --"
     assert machine.run(f"{inside} cat /proc/net/dev | grep -c :").strip() == "1"  # loopback
-    assert machine.attempt(f"{inside} touch /etc/openclawd/x").returncode != 0
+    assert machine.attempt(f"{inside} touch /usr/x /etc/x /home/x").returncode != 0  # even as root
+    assert machine.attempt(f"{inside} runuser -u openclawd touch /etc/openclawd/x").returncode != 0
     assert machine.run(f"grep -i seccomp: /proc/{pid}/status").split()[1] == "2"
     assert machine.run(f"grep CapBnd /proc/{pid}/status").split()[1].strip("0") == ""
 
@@ -260,11 +261,11 @@ def test_who_asks_a_stopped_service_starts_it(machine: Machine) -> None:
 
 
 def test_restarts_under_load_refuse_and_lose_nothing(machine: Machine) -> None:
-    machine.write("/root/load.py", LOAD)
-    machine.run("cp /root/load.py /tmp/load.py && chmod 644 /tmp/load.py && systemctl reset-failed")
-    load = machine.start("python3 /tmp/load.py", user="alice")
+    machine.write("/home/alice/load.py", LOAD)
+    machine.run("systemctl reset-failed")
+    load = machine.start("python3 /home/alice/load.py", user="alice")
     for number in (20, 70, 120, 170, 220):
-        machine.wait(f"test $(cat /tmp/started) -ge {number}")
+        machine.wait(f"test $(cat /home/alice/started) -ge {number}")
         machine.run("systemctl restart openclawd")
     output, _ = load.communicate(timeout=400)
     assert output.strip() == "0 of 300 failed"

@@ -87,7 +87,7 @@ def test_a_fresh_installation_runs_without_a_model(fresh_machine: Machine) -> No
     assert "put a GGUF file into" in fresh_machine.show("openclawd", "StatusText")
     assert fresh_machine.run("openclawctl ping")
     owners = fresh_machine.run("stat -c '%U:%G %a' /var/lib/openclawd /var/lib/openclawd/models")
-    assert owners.splitlines() == ["openclawd:openclawd 700", "root:openclawd 750"]
+    assert owners.splitlines() == ["openclawd:openclawd 700", "openclawd-fetch:openclawd 2750"]
 
 
 def test_completions_are_there(fresh_machine: Machine) -> None:
@@ -104,10 +104,9 @@ def test_an_upgrade_under_load_refuses_nothing_and_keeps_the_state(
     machine.run(ASK)
     before = answer(machine.run("openclawctl usage --json"))
     shutil.copytree(next_version, machine.root / "root" / "next")
-    machine.write("/root/load.py", LOAD)
-    machine.run("cp /root/load.py /tmp/load.py && chmod 644 /tmp/load.py")
-    load = machine.start("python3 /tmp/load.py", user="alice")
-    machine.wait("test $(cat /tmp/started) -ge 30")
+    machine.write("/home/alice/load.py", LOAD)
+    load = machine.start("python3 /home/alice/load.py", user="alice")
+    machine.wait("test $(cat /home/alice/started) -ge 30")
     machine.run("dpkg -i /root/next/*.deb")
     output, _ = load.communicate(timeout=400)
     assert output.strip() == "0 of 300 failed"
@@ -119,9 +118,8 @@ def test_an_upgrade_under_load_refuses_nothing_and_keeps_the_state(
 def test_a_ledger_of_an_older_version_is_migrated_with_a_backup(fresh_machine: Machine) -> None:
     machine = fresh_machine
     machine.run("systemctl stop openclawd.socket openclawd")
-    machine.write("/root/old.py", OLD_LEDGER)
-    machine.run("cp /root/old.py /tmp/old.py && chmod 644 /tmp/old.py")
-    machine.run("runuser -u openclawd -- /usr/lib/openclawd/bin/python3 /tmp/old.py")
+    machine.write("/usr/local/lib/old.py", OLD_LEDGER)
+    machine.run("runuser -u openclawd -- /usr/lib/openclawd/bin/python3 /usr/local/lib/old.py")
     machine.run("systemctl start openclawd")
     assert "old-model" in machine.run("openclawctl usage --json --by model --since 2020-01-01")
     mode = machine.run("stat -c '%U %a' /var/lib/openclawd/ledger.sqlite3.v1.bak")

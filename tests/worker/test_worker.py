@@ -49,6 +49,7 @@ def test_the_gauges_of_a_step(warm_worker: WorkerProcess) -> None:
         "kv_kept_tokens",
         "kv_total_tokens",
         "batch_tokens",
+        "preemptions",
         "step_us",
         "step_slots",
         "step_context_tokens",

@@ -231,7 +231,12 @@ async def _service(rules: str) -> AsyncIterator[Service]:
         names = stack.enter_context(contextlib.closing(Names(post)))
         alerts = AlertSender(AlertTarget(), folder / "alerts")
         stack.enter_context(contextlib.closing(alerts))
-        fleet = Fleet(config, prefix_dir=folder / "prefixes", on_change=lambda model: None)
+        fleet = Fleet(
+            config,
+            prefix_dir=folder / "prefixes",
+            on_change=lambda model: None,
+            fetcher=cast("Any", None),
+        )
         async with asyncio.TaskGroup() as tasks:
             fleet.start(tasks)
             yield Service(

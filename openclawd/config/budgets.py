@@ -135,7 +135,7 @@ class BudgetConfig(Section):
         meaning="What becomes of a request of which not even the prompt and one token fit.",
         allowed="reject, or fallback:MODEL",
     )
-    alerts: Annotated[tuple[int, ...], PlainValidator(_alerts)] = key(
+    alerts: Annotated[tuple[int, ...], BeforeValidator(_alerts)] = key(
         (800, 950, 1000),
         meaning="Shares of the limit at which an alert is logged, once in a window.",
         allowed="a list of numbers from 0.001 to 1",

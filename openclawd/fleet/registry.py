@@ -151,18 +151,21 @@ class Fleet:
         return self._config.aliases.get(name, name)
 
     def resolve(self, name: str | None, *, may_see: Callable[[str], bool] = _anybody) -> Model:
-        """The model a request means. Raises `NotFound` or `InvalidRequest`.
+        """The model a request means. Raises `InvalidRequest`, and `NotFound` also for one that the
+        caller may not see.
 
         Looks for files only when the name is not configured, and then only at one path per folder.
         """
-        name = self.name_of(name, may_see=may_see)
-        model = self._models.get(name) or self._find_file(name)
+        own_name = self.name_of(name, may_see=may_see)
+        is_seen = may_see(own_name)
+        model = (self._models.get(own_name) or self._find_file(own_name)) if is_seen else None
         if model is None:
+            asked = name or own_name
             aliases = self._config.aliases
             known = [*self._models, *aliases]
             known = [each for each in known if may_see(aliases.get(each, each))]
             raise NotFound(
-                f"there is no model {name!r}" + suggestion(name, known),
+                f"there is no model {asked!r}" + suggestion(asked, known),
                 hint="`openclawctl models` lists what there is; what is in "
                 f"{' or '.join(self._config.model_paths)} can be used by its name: a GGUF file by"
                 " that without .gguf, a folder with safetensors by its own",

@@ -70,6 +70,10 @@ class AuditLog:
             Write(lambda database: self._chain.append(database, entry), None, Loss.PITY)
         )
 
+    def append(self, database: sqlite3.Connection, entry: AuditEntry) -> None:
+        """Add a row inside a write of the ledger: both are on disk, or neither."""
+        self._chain.append(database, entry)
+
     def tell_head(self) -> None:
         """Tell the journal of the head, unless it has been told."""
         self._chain.tell()

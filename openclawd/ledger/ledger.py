@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from openclawctl.wire.errors import Unavailable
     from openclawd.admission.budget_rules import Alert, Counter
+    from openclawd.ledger.audit_chain import AuditEntry
     from openclawd.ledger.audit_key import AuditKey, Head
     from openclawd.ledger.insights import Insights, ModelSize
     from openclawd.ledger.model_peaks import Peaks
@@ -119,19 +120,32 @@ class Ledger:
         """Note how far an open request is. Written within the progress interval; never waits."""
         self._writer.note_progress(request_id, completion_tokens)
 
-    def settle(self, end: Settlement) -> asyncio.Future[None]:
-        """Write down how a reserved request ended. Kept and tried again if the disk refuses it."""
+    def settle(self, end: Settlement, audit: AuditEntry | None = None) -> asyncio.Future[None]:
+        """Write down how a reserved request ended, in one transaction with its audit row. Kept and
+        tried again if the disk refuses it."""
         self._open.discard(end.request_id)
         self._writer.forget_progress(end.request_id)
-        return self._submit(lambda database: settle_row(database, end), loss=Loss.NEVER)
 
-    def record(self, row: Reservation, end: Settlement) -> asyncio.Future[None]:
+        def apply(database: sqlite3.Connection) -> None:
+            settle_row(database, end)
+            if audit is not None:
+                self.audit.append(database, audit)
+
+        return self._submit(apply, loss=Loss.NEVER)
+
+    def record(
+        self, row: Reservation, end: Settlement, audit: AuditEntry | None = None
+    ) -> asyncio.Future[None]:
         """Write down a request that ended before its reservation was confirmed, in one go. The
         reservation may be there all the same: a write goes on when its waiter is cancelled."""
         self._open.discard(end.request_id)
-        return self._submit(
-            lambda database: record_row(database, self._node, row, end), loss=Loss.PITY
-        )
+
+        def apply(database: sqlite3.Connection) -> None:
+            record_row(database, self._node, row, end)
+            if audit is not None:
+                self.audit.append(database, audit)
+
+        return self._submit(apply, loss=Loss.PITY)
 
     # ---- reports ----
 

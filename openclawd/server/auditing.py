@@ -92,26 +92,6 @@ class Auditing:
             )
         )
 
-    def finished(self, inference: Inference, settlement: Settlement) -> None:
-        """Write an inference request that reached `prepare`. The journal has its canonical line."""
-        peer = inference.exchange.peer
-        inference.exchange.is_recorded = True
-        tokens = settlement.tokens
-        self.log.note(
-            AuditEntry(
-                at=time.time(),
-                action=inference.op.value,
-                principal=peer.principal.name,
-                uid=peer.credentials.uid,
-                pid=peer.credentials.pid,
-                app=inference.app,
-                model=inference.model.name,
-                code=settlement.error_code or settlement.finish_reason or "",
-                tokens=tokens.get("prompt", 0) + tokens.get("completion", 0),
-                request_id=settlement.request_id,
-            )
-        )
-
     def refused(self, exchange: Exchange, problem: Problem) -> None:
         """Count a request that ended so, if it was refused and has no row of its own."""
         if problem.code in REFUSALS and not exchange.is_recorded:
@@ -213,4 +193,22 @@ def tell_mismatch(story: str) -> None:
         "%s; see `openclawctl audit verify`",
         story,
         extra=fields(message_id=message_ids.AUDIT_BROKEN),
+    )
+
+
+def row_of(inference: Inference, settlement: Settlement) -> AuditEntry:
+    """Of an inference request that reached `prepare`: written with its settlement. The journal has
+    its canonical line."""
+    peer, tokens = inference.exchange.peer, settlement.tokens
+    return AuditEntry(
+        at=time.time(),
+        action=inference.op.value,
+        principal=peer.principal.name,
+        uid=peer.credentials.uid,
+        pid=peer.credentials.pid,
+        app=inference.app,
+        model=inference.model.name,
+        code=settlement.error_code or settlement.finish_reason or "",
+        tokens=tokens.get("prompt", 0) + tokens.get("completion", 0),
+        request_id=settlement.request_id,
     )

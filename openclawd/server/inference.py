@@ -33,6 +33,7 @@ from openclawctl.wire.operations import (
 from openclawctl.wire.results import Choice, FinishReason, InferenceResult, Timings, Usage
 from openclawctl.wire.scheduling import KEEP_FOR_EVER
 from openclawd.admission.tiers import Priority, Tier
+from openclawd.fleet.spec import ModelState
 from openclawd.fleet.submission import submit
 from openclawd.server.account import Account
 from openclawd.server.deadline import Stage, deadline
@@ -89,6 +90,7 @@ async def _serve(inference: Inference) -> None:
     model.check_adapter(params.adapter)
     known = model.info
     check_size(inference)  # before anything is loaded, with what is known of the model by then
+    _note_load(inference.service, exchange, model)
     async with submit(
         model,
         exchange.request.op,
@@ -101,6 +103,16 @@ async def _serve(inference: Inference) -> None:
         if model.info is not known:
             check_size(inference)  # it was loaded meanwhile
         await inference.run(submission)
+
+
+def _note_load(service: Service, exchange: Exchange, model: Model) -> None:
+    """Write into the audit who is to thank for a model that comes on demand. How it ends is in the
+    request's own row."""
+    if model.state is ModelState.UNLOADED:
+        reason = {"for": exchange.request.op}
+        service.audit.note(
+            action=Op.LOAD.value, model=model.name, peer=exchange.peer, detail=reason
+        )
 
 
 def _keep_alive_s(params: InferenceParams) -> float | None:
@@ -129,6 +141,7 @@ async def ask_tokenizer(
 ) -> dict[str, Any]:
     """Serve `tokenize` or `detokenize`: no sequence, no queue, no ledger row."""
     model = service.fleet.resolve(params.model)
+    _note_load(service, exchange, model)
     async with submit(
         model,
         exchange.request.op,

@@ -14,6 +14,7 @@ from openclawctl.wire.results import FinishReason
 from openclawd.ledger import Counts, Outcome, Reservation, Settlement
 from openclawd.ledger.prefix_use import PrefixUse
 from openclawd.observe.logs import log_request
+from openclawd.server.auditing import row_of
 from openclawd.server.deadline import Stage
 
 if TYPE_CHECKING:
@@ -35,13 +36,14 @@ async def settle(inference: Inference, problem: Problem | None) -> None:
     _count(inference, settlement)
     _log(inference, settlement)
     _note_prompt(inference, settlement)
-    inference.service.audit.finished(inference, settlement)  # nearly always in the same commit
+    inference.exchange.is_recorded = True
+    audit = row_of(inference, settlement)
     ledger = inference.service.ledger
     try:
         if inference.is_reserved:
-            await ledger.settle(settlement)
+            await ledger.settle(settlement, audit)
         else:
-            await ledger.record(_reservation(inference), settlement)
+            await ledger.record(_reservation(inference), settlement, audit)
     finally:  # however the disk is: the ledger keeps what it could not write
         tokens = settlement.tokens
         inference.account.settle(

@@ -62,7 +62,7 @@ class Statistics:
         """The result of the `insights` operation. Whoever is no admin sees his own use only. Raises
         `Denied`, `NotFound`, `Unavailable` and `DeadlineExceeded`."""
         principal = _visible(params.principal, caller)
-        model = params.model and self._fleet.resolve(params.model).name
+        model = params.model and self._fleet.resolve(params.model, may_see=caller.may_see).name
         await self.write()
         report = await self._ledger.insights(
             self._sizes(), since_s=params.since_s, principal=principal, model=model

@@ -42,9 +42,9 @@ class Vocabulary(Protocol):
 
 @dataclass(slots=True)
 class _Request:
-    num_prompt_tokens: int
     finish_by_index: list[Finish | None]
     parsers: list[AnswerParser | None]
+    num_prompt_tokens: int = 0
     num_completion_tokens: int = 0
     num_cached_tokens: int = 0
     num_guessed_tokens: int = 0
@@ -111,7 +111,6 @@ class Requests:
     ) -> None:
         """A request has started. Of each sequence, the parser that takes its text apart."""
         self._open[rid] = _Request(
-            num_prompt_tokens=sum(map(_num_prompt_tokens, sequences)),
             finish_by_index=[None] * len(sequences),
             parsers=parsers,
             num_completion_tokens=sum(sequence.num_completion_tokens for sequence in sequences),
@@ -167,7 +166,10 @@ class Requests:
     def _end(self, step: StepOutputs, sequence: Sequence, finish: Finish) -> None:
         request = self._open[sequence.rid]
         request.finish_by_index[sequence.index] = finish
-        request.num_cached_tokens += _num_cached_tokens(sequence)
+        if _owns_its_prompt(sequence):
+            num_tokens = _num_prompt_tokens(sequence, finish)
+            request.num_prompt_tokens += num_tokens
+            request.num_cached_tokens += min(_num_cached_tokens(sequence), num_tokens)
         request.num_guessed_tokens += sequence.guessing.num_proposed
         request.num_accepted_tokens += sequence.guessing.num_accepted
         if request.has_ended:
@@ -180,8 +182,11 @@ def _owns_its_prompt(sequence: Sequence) -> bool:
     return sequence.index == 0 or sequence.kind is BatchKind.EMBEDDING
 
 
-def _num_prompt_tokens(sequence: Sequence) -> int:
-    return sequence.num_prompt_tokens if _owns_its_prompt(sequence) else 0
+def _num_prompt_tokens(sequence: Sequence, finish: Finish) -> int:
+    """Of the prompt what was computed or found: all of it, unless it was cancelled before that."""
+    if finish is not Finish.CANCELLED or sequence.num_completion_tokens:
+        return sequence.num_prompt_tokens
+    return min(sequence.num_computed_tokens, sequence.num_prompt_tokens)
 
 
 def _num_cached_tokens(sequence: Sequence) -> int:

@@ -253,6 +253,15 @@ def test_a_foreign_model_is_refused_whether_or_not_it_exists(guarded: Daemon, op
             assert "theirs" not in f"{end.message} {end.hint}"
 
 
+def test_insights_of_a_foreign_model_are_those_of_none(guarded: Daemon) -> None:
+    with caller(guarded, UIDS["user"]) as client:
+        for model in ("theirs", "alias", "nonesuch"):
+            end = client.ask("insights", model=model)
+            assert isinstance(end, Error)
+            assert (end.code, end.message) == ("not-found", f"there is no model {model!r}")
+        assert isinstance(client.ask("insights", model="mine-1"), Done)
+
+
 @pytest.mark.parametrize("op", ["load", "unload"])
 def test_operators_load_their_own_models_only(guarded: Daemon, op: str) -> None:
     with caller(guarded, UIDS["operator"]) as client:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from harness import Daemon
+    from models.library import ModelLibrary
 
 CONTEXT = 8192
 PARALLEL = 8
@@ -93,11 +94,13 @@ def test_what_was_seen_outlives_the_daemon_and_its_key_is_private(large: Daemon)
     assert (large.state_dir / "prefix.key").stat().st_mode & 0o777 == 0o600
 
 
-def test_prompts_that_begin_alike_are_counted_by_hash_and_not_stored(folder: Path) -> None:
+def test_prompts_that_begin_alike_are_counted_by_hash_and_not_stored(
+    folder: Path, models: ModelLibrary
+) -> None:
     secret = "The launch code is quite a secret. " * 40
-    options = {"path": str(smollm2_path()), "prefix_sharing": "off", "preload": True}
+    options = {"path": str(models.tiny("full")), "prefix_sharing": "off", "preload": True}
     config = folder / "openclawd.yaml"
-    config.write_text(json.dumps({"models": {"smollm2": options}}))
+    config.write_text(json.dumps({"models": {"tiny": options}}))
     with running_daemon("--config", str(config), folder=folder) as running:
         running.wait_ready()
         with Client(socket_path=running.socket) as client:

@@ -44,6 +44,7 @@ def test_who_did_and_was_refused_what(folder: Path) -> None:
             with pytest.raises(OpenclawError):
                 client.load("none")  # no refusal, a mistake
             client.unload("smollm2")
+            client.generate("c", max_tokens=1)  # it is loaded again for this
         assert daemon.terminate() == 0
     with running_daemon(folder=folder) as daemon:
         daemon.wait_ready()
@@ -52,6 +53,8 @@ def test_who_did_and_was_refused_what(folder: Path) -> None:
             assert client.audit_verify()["valid"]
     actions = [row["action"] for row in rows]
     assert actions[:4] == ["start", "config", "load", "generate"]
+    assert actions[-7:-4] == ["unload", "load", "generate"]
+    assert (rows[-6]["app"], rows[-6]["detail"]) == ("crm", {"for": "generate"})
     assert actions[-4:] == ["refused", "stop", "start", "config"]
     load, generate = rows[2:4]
     assert (load["model"], load["app"], load["code"]) == ("smollm2", "crm", "")

@@ -1,4 +1,4 @@
-"""Eight daemons and eight workers are killed at random moments under load, and the ledger, the
+"""Five daemons and five workers are killed at random moments under load, and the ledger, the
 budgets and the audit are in order after each. `bench/chaos.py` does the same twenty times."""
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-NUM_ROUNDS = 8
+NUM_ROUNDS = 5
 SEED = 20_261_129
 
 

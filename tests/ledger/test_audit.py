@@ -6,6 +6,7 @@ import sqlite3
 import pytest
 from ledger.audit_story import KEY, START, entry, forger, verify
 
+from openclawctl.wire.errors import Internal
 from openclawd.ledger import Ledger, audit_chain, writer
 from openclawd.ledger.audit import AuditQuery
 
@@ -44,6 +45,22 @@ def test_a_row_is_on_disk_before_the_settlement_that_came_after_it(
 
     rows, head = with_audit(use)
     assert rows == [(1, "chat", 1)]
+    assert verify(path, head).is_valid
+
+
+def test_a_settlement_and_its_row_are_written_together_or_not_at_all(
+    with_audit, path, reservation, settlement, query
+):
+    async def use(ledger):
+        await ledger.reserve(reservation("r1"))
+        await ledger.settle(settlement("r1"), entry(1))
+        with pytest.raises(Internal):  # it is settled already
+            await ledger.settle(settlement("r1"), entry(2))
+        await ledger.record(reservation("r2"), settlement("r2"), entry(3))
+        return query("SELECT seq, tokens FROM audit"), ledger.audit.head
+
+    rows, head = with_audit(use)
+    assert rows == [(1, 1), (2, 3)]
     assert verify(path, head).is_valid
 
 

@@ -263,6 +263,13 @@ def test_in_the_pauses_of_what_is_aside_the_others_go_on() -> None:
     assert {ended.completion_tokens for ended in ends(steps).values()} == {9, 3}
 
 
+def test_what_is_cancelled_within_its_prompt_costs_what_was_computed_of_it() -> None:
+    _, steps, _ = serve([], start(LONG), then={1: [Abort(LONG)]})
+    ended = ends(steps)[LONG]
+    assert ended.finish_reasons == ["cancelled"]
+    assert (ended.prompt_tokens, ended.completion_tokens) == (16, 0)  # of 20: one batch
+
+
 def test_what_is_aborted_in_a_pause_of_its_own_ends_there() -> None:
     requests = start(1, max_tokens=9), start(LONG)
     status, steps, backend = serve([], *requests, num_pauses=50, then={2: [Abort(LONG)]})

@@ -97,7 +97,6 @@ class CausalBackend:
         self.piece = vocab.piece
         self.is_end = vocab.is_end
         self.check_grammar = self._grammars.check
-        self.pair_format: PairFormat | None = None
 
     @property
     def chat_format(self) -> ChatFormat:

@@ -24,7 +24,7 @@ models:
   smollm2: {{path: {MODEL}.gguf, preload: true, required: true, parallel: 4, context: 1024}}
   other: {{path: {MODEL}.gguf, preload: true, parallel: 2, context: 256}}
 default_model: smollm2
-resource_limits: {{step_timeout: 20s, drain_timeout: 20s}}
+resource_limits: {{step_timeout: 20s, drain_timeout: 60s}}
 security: {{groups: {{openclaw: {{role: user}}}}}}
 budgets:
   - {{name: alerting, match: {{session: alerting}}, tokens: 100, window: day, alerts: [0.01]}}

@@ -30,12 +30,12 @@ class SavedCells:
     positions: npt.NDArray[np.int64]
     rows: dict[int, torch.Tensor]
 
-    @torch.inference_mode()  # the pool was made in it
     def write(self, cells: npt.NDArray[np.int64]) -> None:
         """Put them into these cells of the pool."""
         index = torch.from_numpy(cells).to(self.pool.device)
-        for layer, rows in self.rows.items():
-            self.pool.rows[layer].index_copy_(0, index, rows.to(self.pool.device))
+        with torch.inference_mode():  # the pool was made in it
+            for layer, rows in self.rows.items():
+                self.pool.rows[layer].index_copy_(0, index, rows.to(self.pool.device))
 
 
 def to_bytes(pool: KvPool, positions: npt.NDArray[np.int64], cells: npt.NDArray[np.int64]) -> bytes:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, logging
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,35 +49,33 @@ class TorchModel:
         return cls(path, torch.float32)
 
     def __enter__(self) -> TorchModel:
+        logging.disable_progress_bar()  # a bar has a thread, which stays
         self._model: Any = AutoModelForCausalLM.from_pretrained(self.path, dtype=self.dtype).eval()
-        self._tokenizer = AutoTokenizer.from_pretrained(self.path)
+        self._tokenizer = AutoTokenizer.from_pretrained(self.path, padding_side="left")
         return self
 
     def __exit__(self, *_: object) -> None:
         del self._model
 
-    def answer(self, prompt: Sequence[int], num_tokens: int) -> list[int]:
-        """The likeliest answer, which goes on after an end."""
+    def answers(self, prompts: Sequence[list[int]], num_tokens: int) -> list[list[int]]:
+        """The likeliest answers, which go on after an end, by one `generate` of all."""
+        batch = self._tokenizer.pad({"input_ids": [*prompts]}, return_tensors="pt")
         generated = self._model.generate(
-            torch.tensor([list(prompt)]),
-            attention_mask=torch.ones(1, len(prompt), dtype=torch.int64),
+            **batch,
             do_sample=False,
             max_new_tokens=num_tokens,
             min_new_tokens=num_tokens,
             pad_token_id=0,
         )
-        return generated[0, len(prompt) :].tolist()
+        return generated[:, batch["input_ids"].shape[1] :].tolist()
 
     def partings(self, prompts: Sequence[str], answers: Sequence[list[int]]) -> list[float]:
         """Of the answers that part from `generate`'s: how far the logits of the two tokens are
         apart where they do."""
-        gaps = []
-        for prompt, ours in zip(prompts, answers, strict=True):
-            start: list[int] = self._tokenizer(prompt)["input_ids"]
-            theirs = self.answer(start, len(ours))
-            if ours != theirs:
-                gaps.append(self._gap(start, ours, theirs))
-        return gaps
+        starts: list[list[int]] = self._tokenizer(list(prompts))["input_ids"]
+        theirs = self.answers(starts, len(answers[0]))
+        triples = zip(starts, answers, theirs, strict=True)
+        return [self._gap(start, a, b) for start, a, b in triples if a != b]
 
     def _gap(self, prompt: list[int], ours: list[int], theirs: list[int]) -> float:
         end = next(n for n, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b)

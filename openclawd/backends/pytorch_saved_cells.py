@@ -32,8 +32,8 @@ class SavedCells:
 
     def write(self, cells: npt.NDArray[np.int64]) -> None:
         """Put them into these cells of the pool."""
+        index = torch.from_numpy(cells).to(self.pool.device)
         with torch.inference_mode():  # the pool was made in it
-            index = torch.from_numpy(cells).to(self.pool.device)
             for layer, rows in self.rows.items():
                 self.pool.rows[layer].index_copy_(0, index, rows.to(self.pool.device))
 

@@ -10,6 +10,7 @@ import os
 from typing import TYPE_CHECKING
 
 from openclawd.backends.base import CannotLoad
+from openclawd.backends.safetensors_folder import check_folder
 
 if TYPE_CHECKING:
     from openclawd.backends.base import Load
@@ -20,7 +21,7 @@ def load_of(backend: str, path: str) -> Load:
     folder. Raises `CannotLoad`."""
     if backend == "auto":
         backend = "torch" if os.path.isdir(path) else "llama"
-    return _torch() if backend == "torch" else _llama()
+    return _torch(path) if backend == "torch" else _llama()
 
 
 def _llama() -> Load:
@@ -35,7 +36,8 @@ def _llama() -> Load:
     return llama.load
 
 
-def _torch() -> Load:
+def _torch(path: str) -> Load:
+    check_folder(path)  # importing torch takes seconds, which a wrong path need not wait for
     try:
         from openclawd.backends import pytorch
     except (ImportError, OSError, RuntimeError) as error:

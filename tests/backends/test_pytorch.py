@@ -81,7 +81,7 @@ def test_every_kind_says_what_transformers_says(folders: dict[str, Path], kind: 
         together = generate_together(loaded, prompts, [GREEDY] * 3)
         in_parts = [generate(loaded, prompt, 12, chunk_tokens=5) for prompt in prompts]
         with TorchModel.of(folders[kind]) as model:
-            theirs = [model.answer(prompt, 12) for prompt in prompts]
+            theirs = [model.answers([prompt], 12)[0] for prompt in prompts]
     assert together == theirs
     assert in_parts == theirs
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from harness import Daemon
 
-NUM_TOKENS = 24
+NUM_TOKENS = 16
 NEAR_TIE = 1e-3
 """In logits: in 32 bits, batches of other shapes round by some 1e-5."""
 
@@ -118,27 +118,17 @@ def test_a_chat_with_a_schema_and_exact_usage(both: Daemon) -> None:
 
 
 def test_a_prompt_is_shared_with_its_next_turn(both: Daemon) -> None:
-    beginning = " ".join(PROMPTS)
+    beginning = " ".join(PROMPTS) * 2  # shorter ones are not kept
     first = ask(both, "torch", beginning, max_tokens=4)
     second = ask(both, "torch", beginning + first.text + " And then", max_tokens=4)
     assert second.usage.cached_tokens >= first.usage.prompt_tokens
 
 
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        ("{device: 'cuda:7'}", "cuda:7 is not there"),
-        ("{quantize: 4bit, device: cpu}", "bitsandbytes"),
-        ("{mlock: true}", "unknown option 'mlock' of the torch backend"),
-    ],
-)
-def test_an_option_that_cannot_be_kept_is_a_failure_with_its_reason(
-    options: str, said: str
-) -> None:
+def test_a_device_that_is_not_there_is_a_failure_with_its_reason() -> None:
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(short_folder())
         path = torch_smollm2_path()
-        config = f"models: {{m: {{path: {path}, options: {options}}}}}\n"
+        config = f"models: {{m: {{path: {path}, options: {{device: 'cuda:7'}}}}}}\n"
         (folder / "c.yaml").write_text(config)
         daemon = stack.enter_context(
             running_daemon("--config", str(folder / "c.yaml"), folder=folder)
@@ -146,4 +136,4 @@ def test_an_option_that_cannot_be_kept_is_a_failure_with_its_reason(
         client = stack.enter_context(Client(daemon.wait_ready().socket))
         with pytest.raises(ModelFailed) as failure:
             client.generate("x", max_tokens=1)
-        assert said in failure.value.message
+        assert "cuda:7 is not there" in failure.value.message

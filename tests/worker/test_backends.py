@@ -22,13 +22,15 @@ if TYPE_CHECKING:
     [
         ("auto", True, "pytorch"),
         ("auto", False, "llama"),
-        ("torch", False, "pytorch"),
+        ("torch", True, "pytorch"),
         ("llama", True, "llama"),
     ],
 )
 def test_a_folder_is_torchs_unless_the_configuration_says_otherwise(
     folder: Path, backend: str, is_folder: bool, module: str
 ) -> None:
+    for name in ("config.json", "model.safetensors"):
+        (folder / name).touch()
     path = folder if is_folder else folder / "x.gguf"
     assert load_of(backend, str(path)).__module__ == f"openclawd.backends.{module}"
 
@@ -36,16 +38,20 @@ def test_a_folder_is_torchs_unless_the_configuration_says_otherwise(
 @pytest.mark.parametrize(
     ("blocked", "path", "said"),
     [
-        ("torch", "/", "torch or transformers cannot be imported.*openclawd.torch"),
+        ("torch", "", "torch or transformers cannot be imported.*openclawd.torch"),
         ("llama_cpp", "/x.gguf", "llama-cpp-python cannot be imported.*openclawd.daemon"),
     ],
 )
-def test_a_library_that_is_not_installed_is_named(blocked: str, path: str, said: str) -> None:
+def test_a_library_that_is_not_installed_is_named(
+    folder: Path, blocked: str, path: str, said: str
+) -> None:
+    for name in ("config.json", "model.safetensors"):
+        (folder / name).touch()
     script = (
         f"import sys; sys.modules[{blocked!r}] = None\n"
         "from openclawd.backends.base import CannotLoad\n"
         "from openclawd.worker.backends import load_of\n"
-        f"try: load_of('auto', {path!r})\n"
+        f"try: load_of('auto', {path or str(folder)!r})\n"
         "except CannotLoad as failure: print(failure.message, failure.hint)\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)

@@ -62,7 +62,7 @@ def test_many_clients_at_once_get_what_each_would_get_alone(encoders: Daemon, mo
     with Client(encoders.socket) as client:
         together = client.embed(texts, model=model)
         (row,) = [row for row in client.models() if row["name"] == model]
-        assert row["parallel"] >= 64
+        assert row["slots"] >= 64
         with ThreadPoolExecutor(len(texts)) as pool:
             vectors = list(pool.map(embed, texts))
     for one, other in zip(vectors, together, strict=True):

@@ -50,7 +50,7 @@ def vocabulary_only(path: Path) -> None:
     ("spoil", "words"),
     [
         (missing, "not exist|no such file|not there"),
-        (a_directory, "directory"),
+        (a_directory, "no config.json"),
         (empty, "empty|not a GGUF"),
         (not_a_gguf, "not a GGUF"),
         (cut, "cut|incomplete|truncated|shorter"),

@@ -117,12 +117,17 @@ def test_promtool_finds_nothing_to_complain_of(daemon: Daemon) -> None:
 def test_every_metric_is_documented_with_its_labels(daemon: Daemon) -> None:
     with Client(daemon.socket) as client:
         client.generate("Hello", max_tokens=2)
-    samples = parse(get(metrics_socket(daemon), "/metrics")[1])
-    for name, by_labels in samples.items():
-        labels = {label for found in by_labels for label, _ in found} - {"le"}
-        assert METRICS[family(name)] == labels, name
-    missing = METRICS.keys() - {family(name) for name in samples}
-    assert all(NOT_HERE.match(name) for name in missing), missing
+
+    def is_complete() -> bool:
+        """An answer may be that of a moment ago, and the first knows none before it."""
+        samples = parse(get(metrics_socket(daemon), "/metrics")[1])
+        for name, by_labels in samples.items():
+            labels = {label for found in by_labels for label, _ in found} - {"le"}
+            assert METRICS[family(name)] == labels, name
+        missing = METRICS.keys() - {family(name) for name in samples}
+        return all(NOT_HERE.match(name) for name in missing)
+
+    wait_until(is_complete, what="every metric that is documented")
 
 
 def test_every_query_of_the_dashboard_is_answered(prometheus: Prometheus) -> None:

@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from openclawd.fleet.changes import Changes
 from openclawd.fleet.gpus import GpuReport, decode_report
 from openclawd.fleet.process import worker_environment
 
@@ -50,7 +51,7 @@ class GpuWatch:
         self._silence_s = silence_s
         self.report = GpuReport(problem="NVIDIA's driver is not loaded")
         self._is_wanted = asyncio.Event()
-        self._waiters: set[asyncio.Future[None]] = set()
+        self._changes = Changes()
         self._process: asyncio.subprocess.Process | None = None
 
     @property
@@ -75,7 +76,7 @@ class GpuWatch:
         if self._process is not None and self._process.stdin is not None:
             self._process.stdin.write(b"\n")
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._wait_next(), LOOK_S)
+            await asyncio.wait_for(self._changes.wait(), LOOK_S)
         return self.report
 
     async def wait_for(self, is_enough: Callable[[GpuReport], bool], timeout_s: float) -> None:
@@ -83,7 +84,7 @@ class GpuWatch:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 while not is_enough(self.report):
-                    await self._wait_next()
+                    await self._changes.wait()
 
     async def _read(self) -> None:
         self._process = process = await asyncio.create_subprocess_exec(
@@ -126,17 +127,7 @@ class GpuWatch:
                 report.problem or ", ".join(gpu.name for gpu in report.gpus),
             )
         self.report = report
-        for waiter in self._waiters:
-            if not waiter.done():
-                waiter.set_result(None)
-
-    async def _wait_next(self) -> None:
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiters.add(waiter)
-        try:
-            await waiter
-        finally:
-            self._waiters.discard(waiter)
+        self._changes.tell()
 
 
 def _is_driver_likely() -> bool:

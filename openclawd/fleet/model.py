@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Final
 from openclawctl.wire.errors import NoMemory, NotFound
 from openclawctl.wire.fields import suggestion
 from openclawctl.wire.units import format_duration
+from openclawd.fleet.changes import Changes
 from openclawd.fleet.history import WorkerHistory
 from openclawd.fleet.interest import Interest
 from openclawd.fleet.peaks import Peaks
@@ -103,7 +104,7 @@ class Model:
         self._is_over = asyncio.Event()
         self._num_leases = 0
         self._keep_alive_timer: asyncio.TimerHandle | None = None
-        self._waiters: set[asyncio.Future[None]] = set()
+        self._changes = Changes()
         self._interest = Interest()
         self._keep_alive_s = spec.keep_alive_s
         self.is_shrunk = False
@@ -359,9 +360,7 @@ class Model:
 
     def wake(self) -> None:
         """Have those who wait look again."""
-        for waiter in self._waiters:
-            if not waiter.done():
-                waiter.set_result(None)
+        self._changes.tell()
         if self._interest.has_wish and self.state is ModelState.UNLOADED:
             asyncio.get_running_loop().call_soon(self._wish_again)
 
@@ -488,12 +487,7 @@ class Model:
     async def wait_change(self) -> None:
         """Until the state or the load progress of a replica changes, or somebody is done with the
         model."""
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiters.add(waiter)
-        try:
-            await waiter
-        finally:
-            self._waiters.discard(waiter)
+        await self._changes.wait()
 
     # ---- keep-alive ----
 

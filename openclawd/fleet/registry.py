@@ -7,6 +7,7 @@ model does is `model.py`'s, how its workers are changed `rolling.py`'s.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import os
 from dataclasses import asdict, dataclass
@@ -25,6 +26,7 @@ from openclawd.config import (
 )
 from openclawd.config.cpus import format_cpus
 from openclawd.config.model_files import MODEL_SUFFIX
+from openclawd.fleet.changes import Changes
 from openclawd.fleet.footprints import Footprints
 from openclawd.fleet.gpu_watch import GpuWatch
 from openclawd.fleet.gpus import GpuWish
@@ -101,7 +103,7 @@ class Fleet:
             footprints=Footprints(footprints_file),
             version=version,
         )
-        self._watchers: set[asyncio.Future[None]] = set()
+        self._news = Changes()
         self._models: dict[str, Model] = {}
         self._tasks: asyncio.TaskGroup | None = None
         self._run_tasks: set[asyncio.Task[None]] = set()
@@ -264,21 +266,13 @@ class Fleet:
 
     def note_change(self) -> None:
         """Something that `rows` shows is different."""
-        for watcher in self._watchers:
-            if not watcher.done():
-                watcher.set_result(None)
+        self._news.tell()
 
     async def wait_change(self, at_most_s: float) -> None:
         """Until a model changes, or so long."""
-        watcher: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._watchers.add(watcher)
-        try:
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(at_most_s):
-                await watcher
-        except TimeoutError:
-            return
-        finally:
-            self._watchers.discard(watcher)
+                await self._news.wait()
 
     def rows(self) -> list[dict[str, Any]]:
         """What `status` shows of each model."""

@@ -39,12 +39,6 @@ def nothing_yet(value: object) -> dict[str, Any]:
     return value
 
 
-def one_worker(value: int) -> int:
-    if value != 1:
-        raise NotBuiltError("more than one worker per model is not built yet; write 1")
-    return value
-
-
 def system_prompts(value: list[str]) -> list[str]:
     is_fine = all(map(str.strip, value)) and len(set(value)) == len(value) <= MAX_SYSTEM_PROMPTS
     if not is_fine:

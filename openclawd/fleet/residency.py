@@ -46,11 +46,6 @@ class Need:
     weights: str = ""
     weights_bytes: int = 0
 
-    @property
-    def host_bytes(self) -> int:
-        """Of the host's memory, if nobody shares its weights."""
-        return self.own.get(HOST, 0) + self.weights_bytes
-
 
 def total(needs: Iterable[Need]) -> Counter[str]:
     """What models take together, by device."""

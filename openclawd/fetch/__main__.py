@@ -22,11 +22,11 @@ from openclawctl.wire.errors import Internal, Problem
 from openclawd.fetch.messages import MAX_MESSAGE_BYTES, decode_request, encode
 from openclawd.fetch.service import Service, Settings
 from openclawd.fetch.transport import SILENCE_S
+from openclawd.sidecar import passed_descriptor, start_logging
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-_FIRST_PASSED_FD: Final = 3
 _PROGRESS_S: Final = 0.2
 """At most five progress messages a second."""
 
@@ -40,8 +40,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0 served, 1 a bug, 2 there is no socket or a setting is wrong."""
     parser = _parser()
     arguments = parser.parse_args(argv)
-    _start_logging()
-    descriptor = arguments.fd if arguments.fd is not None else _passed_descriptor(os.environ)
+    start_logging("openclawd-fetch")
+    # httpx tells the whole address of every request, with what may be secret in it.
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    descriptor = arguments.fd if arguments.fd is not None else passed_descriptor(os.environ)
     if descriptor is None:
         parser.error("no socket was passed: enable openclawd-fetch.socket, or let openclawd start")
     try:
@@ -77,11 +79,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--silence", type=float, default=SILENCE_S, metavar="SECONDS", help="default: 30")
     add("--first-pause", type=float, default=1.0, metavar="SECONDS", help="default: 1")
     return parser
-
-
-def _passed_descriptor(environ: Mapping[str, str]) -> int | None:
-    is_ours = environ.get("LISTEN_PID") == str(os.getpid()) and environ.get("LISTEN_FDS") == "1"
-    return _FIRST_PASSED_FD if is_ours else None
 
 
 def _token(file: Path | None, environ: Mapping[str, str]) -> str | None:
@@ -151,25 +148,6 @@ def _serve(connection: _Connection, settings: Settings) -> int:
         connection.send("error", **Internal("openclawd-fetch failed on a bug").as_dict())
         return 1
     return 0
-
-
-class _Formatter(logging.Formatter):
-    """With the priorities of sd-daemon(3) where the journal reads them."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        text = " ".join(super().format(record).splitlines())
-        if "JOURNAL_STREAM" not in os.environ:
-            return f"openclawd-fetch: {text}"
-        priority = 3 if record.levelno >= logging.ERROR else 4
-        return f"<{priority if record.levelno >= logging.WARNING else 6}>{text}"
-
-
-def _start_logging() -> None:
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Formatter("%(message)s"))
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
-    # httpx tells the whole address of every request, with what may be secret in it.
-    logging.getLogger("httpx").setLevel(logging.WARNING)
 
 
 if __name__ == "__main__":

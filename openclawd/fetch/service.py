@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from openclawctl.wire.errors import InvalidRequest, Unavailable, Unsupported
+from openclawd.durable import sync_folder
 from openclawd.fetch import hub
 from openclawd.fetch.checks import GGUF
 from openclawd.fetch.download import FIRST_PAUSE_S, Download, Limits
@@ -25,7 +26,6 @@ from openclawd.fetch.store import (
     check_absent,
     disk_errors,
     hash_file,
-    sync_folder,
 )
 from openclawd.fetch.transport import SILENCE_S, Interrupted, Transport
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from openclawctl.wire.errors import InvalidRequest, NotFound, Overloaded, Unavailable
 from openclawctl.wire.units import format_size
+from openclawd.durable import sync_folder
 from openclawd.fetch.checks import GGUF
 
 if TYPE_CHECKING:
@@ -193,15 +194,6 @@ def disk_errors(path: Path) -> Iterator[None]:
             f"{error.filename or path}: {error.strerror}",
             hint="check the disk, and that openclawd-fetch may write there",
         ) from None
-
-
-def sync_folder(folder: Path) -> None:
-    """Have the names in a folder on disk (fsync(2), "Calling fsync() does not…")."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def check_absent(path: Path, *, replaces: bool) -> None:

@@ -18,15 +18,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from openclawd.metrics.relay import Relay
+from openclawd.sidecar import passed_descriptor, start_logging
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
 DEFAULT_SOCKET: Final = Path("/run/openclawd/openclawd-metrics.sock")
 DEFAULT_LISTEN: Final = "127.0.0.1:9867"
 EXIT_FAILED: Final = 1
 
-_FIRST_PASSED_FD: Final = 3
 _BACKLOG: Final = 16
 
 logger = logging.getLogger("openclawd.metrics")
@@ -55,9 +55,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         help=f"a loopback address; default: {DEFAULT_LISTEN}. Ignored when systemd passes a socket",
     )
     arguments = parser.parse_args(argv)
-    _start_logging()
+    start_logging("openclawd-metrics")
+    descriptor = passed_descriptor(os.environ)
     try:
-        sock = _passed_socket(os.environ) or _bound_socket(*arguments.listen)
+        sock = (
+            _bound_socket(*arguments.listen)
+            if descriptor is None
+            else socket.socket(fileno=descriptor)
+        )
     except OSError as error:
         logger.error("cannot listen on %s port %d: %s", *arguments.listen, error.strerror)
         return EXIT_FAILED
@@ -96,12 +101,6 @@ def _loopback(text: str) -> tuple[str, int]:
     return host, int(port)
 
 
-def _passed_socket(environ: Mapping[str, str]) -> socket.socket | None:
-    """The one that systemd listens on."""
-    is_ours = environ.get("LISTEN_PID") == str(os.getpid()) and environ.get("LISTEN_FDS") == "1"
-    return socket.socket(fileno=_FIRST_PASSED_FD) if is_ours else None
-
-
 def _bound_socket(host: str, port: int) -> socket.socket:
     """Raises `OSError`."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -114,23 +113,6 @@ def _bound_socket(host: str, port: int) -> socket.socket:
         sock.close()
         raise
     return sock
-
-
-class _Formatter(logging.Formatter):
-    """With the priorities of sd-daemon(3) where the journal reads them."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        text = " ".join(super().format(record).splitlines())
-        if "JOURNAL_STREAM" not in os.environ:
-            return f"openclawd-metrics: {text}"
-        priority = 3 if record.levelno >= logging.ERROR else 4
-        return f"<{priority if record.levelno >= logging.WARNING else 6}>{text}"
-
-
-def _start_logging() -> None:
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Formatter("%(message)s"))
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
 
 
 if __name__ == "__main__":

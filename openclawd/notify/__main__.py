@@ -20,14 +20,14 @@ from openclawd.notify.command import run_command
 from openclawd.notify.delivery import FIRST_RETRY_S, Deliveries, Delivery
 from openclawd.notify.messages import MAX_MESSAGE_BYTES, Alert, MessageError, decode_alert
 from openclawd.notify.webhook import post_webhook, shown
+from openclawd.sidecar import passed_descriptor, start_logging
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
 GRACE_S: Final = 5.0
 """How long attempts that run at the end may go on."""
 
-_FIRST_PASSED_FD: Final = 3
 _MESSAGES_AT_A_TIME: Final = 64
 
 logger = logging.getLogger("openclawd.notify")
@@ -44,18 +44,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--first-retry", type=float, default=FIRST_RETRY_S, metavar="SECONDS", help="default: 1"
     )
     arguments = parser.parse_args(argv)
-    _start_logging()
-    descriptor = arguments.fd if arguments.fd is not None else _passed_descriptor(os.environ)
+    start_logging("openclawd-notify")
+    descriptor = arguments.fd if arguments.fd is not None else passed_descriptor(os.environ)
     if descriptor is None:
         parser.error("no socket was passed: enable openclawd-notify.socket, or let openclawd start")
     with socket.socket(fileno=descriptor) as sock:
         asyncio.run(serve(sock, first_retry_s=arguments.first_retry))
     return 0
-
-
-def _passed_descriptor(environ: Mapping[str, str]) -> int | None:
-    is_ours = environ.get("LISTEN_PID") == str(os.getpid()) and environ.get("LISTEN_FDS") == "1"
-    return _FIRST_PASSED_FD if is_ours else None
 
 
 async def serve(sock: socket.socket, *, first_retry_s: float) -> None:
@@ -101,23 +96,6 @@ def _deliveries_of(alert: Alert) -> Iterator[Delivery]:
     if alert.webhook is not None:
         what = f"{subject} by webhook {shown(alert.webhook)}"
         yield Delivery(what, functools.partial(post_webhook, alert), alert.retries)
-
-
-class _Formatter(logging.Formatter):
-    """With the priorities of sd-daemon(3) where the journal reads them."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        text = " ".join(super().format(record).splitlines())
-        if "JOURNAL_STREAM" not in os.environ:
-            return f"openclawd-notify: {text}"
-        priority = 3 if record.levelno >= logging.ERROR else 4
-        return f"<{priority if record.levelno >= logging.WARNING else 6}>{text}"
-
-
-def _start_logging() -> None:
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Formatter("%(message)s"))
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
 
 
 if __name__ == "__main__":

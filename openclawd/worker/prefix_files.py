@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Final
 
 from openclawctl.wire.fields import Fields
 from openclawctl.wire.units import format_duration
+from openclawd.durable import sync_folder
 from openclawd.engine.prefixes import Owner
 
 if TYPE_CHECKING:
@@ -192,7 +193,7 @@ class PrefixFolder:
                 file.flush()
                 os.fsync(file.fileno())
             unfinished.rename(self._path / name)
-            _sync_folder(self._path)
+            sync_folder(self._path)
         except OSError:
             unfinished.unlink(missing_ok=True)
             raise
@@ -241,11 +242,3 @@ def _read_own_file(path: Path) -> bytes:
         if stat.S_IMODE(status.st_mode) & 0o077:
             raise _Unusable("others may read or write it")
         return file.read()
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from array import array
 from dataclasses import asdict, dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from openclawctl.wire import results as wire
 from openclawctl.wire.errors import ProtocolError
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from openclawctl.wire.messages import Delta
 
 _FLOAT_BYTES: Final = 4
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,27 +131,24 @@ class Embeddings(list[list[float]]):
         return list(self)
 
     def as_dict(self) -> dict[str, Any]:
-        return {
-            "request_id": self.request_id,
-            "model": self.model,
-            "embeddings": self.vectors,
-            "usage": usage_dict(self.usage),
-            "timings": asdict(self.timings),
-            "context": self.context,
-        }
+        return _computed_dict(self, {"embeddings": self.vectors})
 
 
-class Classifications(list[list[LabelScore]]):
-    """Of each text its labels with their scores, the best first, with what they cost. `context`
-    says what became of the texts."""
+class _Scored(list[T]):
+    """What came of texts that were scored, and what that cost."""
 
-    def __init__(self, texts: Iterable[list[LabelScore]], result: InferenceResult) -> None:
-        super().__init__(texts)
+    def __init__(self, items: Iterable[T], result: InferenceResult) -> None:
+        super().__init__(items)
         self.request_id = result.request_id
         self.model = result.model
         self.usage = result.usage
         self.timings = result.timings
         self.context = result.context
+
+
+class Classifications(_Scored[list[LabelScore]]):
+    """Of each text its labels with their scores, the best first, with what they cost. `context`
+    says what became of the texts."""
 
     @property
     def labels(self) -> list[str]:
@@ -157,27 +156,14 @@ class Classifications(list[list[LabelScore]]):
         return [text[0].label for text in self]
 
     def as_dict(self) -> dict[str, Any]:
-        return {
-            "request_id": self.request_id,
-            "model": self.model,
-            "classifications": [[asdict(each) for each in text] for text in self],
-            "usage": usage_dict(self.usage),
-            "timings": asdict(self.timings),
-            "context": self.context,
-        }
+        return _computed_dict(
+            self, {"classifications": [[asdict(each) for each in text] for text in self]}
+        )
 
 
-class Ranking(list[Ranked]):
+class Ranking(_Scored[Ranked]):
     """Documents by how well they answer the query, the best first, with what that cost. `context`
     says what became of the texts."""
-
-    def __init__(self, documents: Iterable[Ranked], result: InferenceResult) -> None:
-        super().__init__(documents)
-        self.request_id = result.request_id
-        self.model = result.model
-        self.usage = result.usage
-        self.timings = result.timings
-        self.context = result.context
 
     @property
     def indexes(self) -> list[int]:
@@ -185,14 +171,21 @@ class Ranking(list[Ranked]):
         return [each.index for each in self]
 
     def as_dict(self) -> dict[str, Any]:
-        return {
-            "request_id": self.request_id,
-            "model": self.model,
-            "ranking": [each.encode() for each in self],
-            "usage": usage_dict(self.usage),
-            "timings": asdict(self.timings),
-            "context": self.context,
-        }
+        return _computed_dict(self, {"ranking": [each.encode() for each in self]})
+
+
+def _computed_dict(
+    result: Embeddings | Classifications | Ranking, items: dict[str, Any]
+) -> dict[str, Any]:
+    """With what there is beside the `items`."""
+    return {
+        "request_id": result.request_id,
+        "model": result.model,
+        **items,
+        "usage": usage_dict(result.usage),
+        "timings": asdict(result.timings),
+        "context": result.context,
+    }
 
 
 def _choice(choice: wire.Choice, logprobs: list[TokenLogprob] | None) -> Choice:

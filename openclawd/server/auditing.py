@@ -7,19 +7,21 @@ or a completion.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from typing import TYPE_CHECKING, Any, Final
 
 from openclawctl.wire.completion import MAX_MODEL_NAME_CHARS
-from openclawctl.wire.errors import CODES, Code, Kind
+from openclawctl.wire.errors import CODES, Code, Kind, Problem
 from openclawd.admission.refusals import Refusal, Refusals, Refused
 from openclawd.ledger.audit_chain import AuditEntry
 from openclawd.observe import message_ids
 from openclawd.observe.logs import fields
 
 if TYPE_CHECKING:
-    from openclawctl.wire.errors import Problem
+    from collections.abc import Iterator
+
     from openclawd.admission.identity import Credentials
     from openclawd.ledger.audit import AuditLog
     from openclawd.ledger.audit_key import Head
@@ -91,6 +93,22 @@ class Auditing:
                 detail=detail or {},
             )
         )
+
+    @contextlib.contextmanager
+    def deed(
+        self, exchange: Exchange, model: str, *, detail: dict[str, Any] | None = None
+    ) -> Iterator[None]:
+        """Write that a caller did in this block what it asked for to a model, and how it ended."""
+        code = Code.CANCELLED.value
+        try:
+            yield
+            code = ""
+        except Problem as problem:
+            code = problem.code
+            raise
+        finally:
+            action, peer = exchange.request.op, exchange.peer
+            self.note(action=action, model=model, code=code, peer=peer, detail=detail)
 
     def refused(self, exchange: Exchange, problem: Problem) -> None:
         """Count a request that ended so, if it was refused and has no row of its own."""

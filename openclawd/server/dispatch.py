@@ -7,14 +7,12 @@ and the model it names. A test fails when an operation of the protocol has no en
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from typing import TYPE_CHECKING, Any, Final
 
 from openclawctl.wire.completion import MAX_MODEL_NAME_CHARS, ChatParams, GenerateParams
 from openclawctl.wire.errors import (
-    Code,
     Internal,
     InvalidRequest,
     LimitExceeded,
@@ -50,7 +48,7 @@ from openclawd.server import fetching, keys, models_view, upkeep
 from openclawd.server.inference import ask_tokenizer, infer, tell_loading
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Callable
 
     from openclawd.server.peer import Exchange
     from openclawd.server.service import Service
@@ -133,7 +131,7 @@ async def _models(service: Service, exchange: Exchange, params: Params) -> dict[
 async def _load(service: Service, exchange: Exchange, params: Params) -> dict[str, Any]:
     assert isinstance(params, ModelParams)
     model = service.model_for(exchange.peer.principal, params.model)
-    with _audited(service, exchange, model.name):
+    with service.audit.deed(exchange, model.name):
         await model.load(lambda progress: tell_loading(exchange, progress))
     return {"model": model.name, "state": model.state.value, "info": model.info}
 
@@ -146,7 +144,7 @@ async def _reload(service: Service, exchange: Exchange, params: Params) -> dict[
 async def _unload(service: Service, exchange: Exchange, params: Params) -> dict[str, Any]:
     assert isinstance(params, ModelParams)
     model = service.model_for(exchange.peer.principal, params.model)
-    with _audited(service, exchange, model.name):
+    with service.audit.deed(exchange, model.name):
         await model.unload()
     return {"model": model.name, "state": model.state.value}
 
@@ -159,21 +157,6 @@ async def _show(service: Service, exchange: Exchange, params: Params) -> dict[st
 async def _watch(service: Service, exchange: Exchange, params: Params) -> dict[str, Any]:
     assert isinstance(params, WatchParams)
     return await models_view.watch(service, exchange, params)
-
-
-@contextlib.contextmanager
-def _audited(service: Service, exchange: Exchange, model: str) -> Iterator[None]:
-    """Write into the audit that a caller did this to a model, and how it ended."""
-    code = Code.CANCELLED.value
-    try:
-        yield
-        code = ""
-    except Problem as problem:
-        code = problem.code
-        raise
-    finally:
-        note = service.audit.note
-        note(action=exchange.request.op, model=model, code=code, peer=exchange.peer)
 
 
 async def _infer(service: Service, exchange: Exchange, params: Params) -> dict[str, Any]:

@@ -6,16 +6,13 @@ work is `openclawd-fetch`'s. Everything is in the audit.
 
 from __future__ import annotations
 
-import contextlib
 from typing import TYPE_CHECKING, Any
 
-from openclawctl.wire.errors import Code, Denied, Problem
+from openclawctl.wire.errors import Denied
 from openclawd.admission.identity import check_model
 from openclawd.admission.roles import EVERYTHING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from openclawctl.wire.fetching import ModelFileParams, PullParams
     from openclawd.admission.identity import Principal
     from openclawd.server.peer import Exchange
@@ -25,7 +22,8 @@ if TYPE_CHECKING:
 async def pull(service: Service, exchange: Exchange, params: PullParams) -> dict[str, Any]:
     """Get a model; `pulling` events tell how far it is. Raises `Problem`."""
     config = service.fleet.fetch_config
-    with _audited(service, exchange, params.name or "", params.source):
+    detail = {"source": _shown(params.source)}
+    with service.audit.deed(exchange, params.name or "", detail=detail):
         _check_name(exchange.peer.principal, params.name)
         request = {
             "type": "pull",
@@ -40,7 +38,7 @@ async def pull(service: Service, exchange: Exchange, params: PullParams) -> dict
 async def remove(service: Service, exchange: Exchange, params: ModelFileParams) -> dict[str, Any]:
     """Take a model's file away, if no model uses it. Raises `Problem`."""
     check_model(exchange.peer.principal, params.model)
-    with _audited(service, exchange, params.model):
+    with service.audit.deed(exchange, params.model):
         service.fleet.release_file(params.model)
         return await _ask(service, exchange, {"type": "remove", "name": params.model})
 
@@ -48,7 +46,7 @@ async def remove(service: Service, exchange: Exchange, params: ModelFileParams) 
 async def verify(service: Service, exchange: Exchange, params: ModelFileParams) -> dict[str, Any]:
     """Read a model's files, and compare them with their checksums. Raises `Problem`."""
     check_model(exchange.peer.principal, params.model)
-    with _audited(service, exchange, params.model):
+    with service.audit.deed(exchange, params.model):
         return await _ask(service, exchange, {"type": "verify", "name": params.model})
 
 
@@ -67,25 +65,6 @@ def _check_name(principal: Principal, name: str | None) -> None:
         raise Denied(
             f"{principal.name} may use some models only, and so must name the one it fetches",
             hint="give a name that you may use with --name",
-        )
-
-
-@contextlib.contextmanager
-def _audited(
-    service: Service, exchange: Exchange, model: str, source: str | None = None
-) -> Iterator[None]:
-    """Write into the audit who did this, and how it ended."""
-    code = Code.CANCELLED.value
-    try:
-        yield
-        code = ""
-    except Problem as problem:
-        code = problem.code
-        raise
-    finally:
-        detail = {"source": _shown(source)} if source is not None else None
-        service.audit.note(
-            action=exchange.request.op, model=model, code=code, peer=exchange.peer, detail=detail
         )
 
 

@@ -9,33 +9,14 @@ import json
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from openclawd.observe.gpus import Gpu
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 CONTEXT_BYTES: Final = 512 * 1024 * 1024
 """What is left alone on each GPU: the driver's own memory of a process that uses CUDA (300 to 500
 MiB on current cards by NVIDIA's forums; not measured by us, see docs/gpu.md)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Gpu:
-    """A card, or a MIG slice of one (`is_slice`, then `index` is the card's). `busy` is a share of
-    time; None is what the card does not say. `node` is the NUMA node it is attached to."""
-
-    index: int
-    uuid: str
-    name: str
-    memory_bytes: int
-    used_bytes: int
-    is_slice: bool = False
-    node: int | None = None
-    busy: float | None = None
-    power_w: float | None = None
-    celsius: float | None = None
-
-    @property
-    def free_bytes(self) -> int:
-        return max(self.memory_bytes - self.used_bytes, 0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,9 +21,10 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 
     from openclawd.fleet.gpu_watch import GpuWatch
-    from openclawd.fleet.gpus import Gpu, GpuReport, GpuWish
+    from openclawd.fleet.gpus import GpuReport, GpuWish
     from openclawd.fleet.placement import CoreAllocator
     from openclawd.fleet.staging import Stager
+    from openclawd.observe.gpus import Gpu
     from openclawd.worker.messages import Load
 
 Result = TypeVar("Result")

@@ -23,7 +23,7 @@ from openclawd.observe.logs import fields
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from openclawd.observe.gpus import GpuReading
+    from openclawd.observe.gpus import Gpu
 
 CLEARED_BELOW: Final = 0.05
 """How far under its limit a share has to be before the next warning: nothing that goes to and fro
@@ -121,7 +121,7 @@ class Pressure:
         known = [each for each in both if each is not None]
         return min(known, key=lambda each: each.available_bytes, default=None)
 
-    def look(self, gpus: Iterable[GpuReading], *, elapsed_s: float) -> None:
+    def look(self, gpus: Iterable[Gpu], *, elapsed_s: float) -> None:
         """Warn of what has become too much since the last look, `elapsed_s` ago."""
         if (memory := self.memory()) is not None:
             self._look_at_memory(memory)
@@ -145,20 +145,20 @@ class Pressure:
                 ),
             )
 
-    def _look_at_gpu(self, gpu: GpuReading) -> None:
-        if self._is_new(f"memory of GPU {gpu.gpu}", gpu.memory_share, self._warn_share):
+    def _look_at_gpu(self, gpu: Gpu) -> None:
+        if self._is_new(f"memory of GPU {gpu.label}", gpu.memory_share, self._warn_share):
             logger.warning(
                 "the memory of GPU %s (%s) is nearly used up: %s of %s are in use; unload a model"
                 " (`openclawctl ps`), or lower `gpu_layers`, `parallel` or `context` of one",
-                gpu.gpu,
+                gpu.label,
                 gpu.name,
-                format_size(gpu.memory_used_bytes),
-                format_size(gpu.memory_total_bytes),
+                format_size(gpu.used_bytes),
+                format_size(gpu.memory_bytes),
                 extra=fields(
                     message_id=message_ids.VRAM_LOW,
-                    gpu=gpu.gpu,
-                    used_bytes=gpu.memory_used_bytes,
-                    limit_bytes=gpu.memory_total_bytes,
+                    gpu=gpu.label,
+                    used_bytes=gpu.used_bytes,
+                    limit_bytes=gpu.memory_bytes,
                 ),
             )
 

@@ -8,11 +8,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from openclawd.observe.exposition import Exposition
-    from openclawd.observe.gpus import GpuReading
+    from openclawd.observe.gpus import Gpu
     from openclawd.observe.pressure import Memory, Pressure
 
 
-def write(text: Exposition, pressure: Pressure, gpus: Sequence[GpuReading]) -> None:
+def write(text: Exposition, pressure: Pressure, gpus: Sequence[Gpu]) -> None:
     _machine(text, pressure.memory(), pressure.group.throttled_s())
     _gpus(text, gpus)
 
@@ -35,12 +35,12 @@ def _machine(text: Exposition, memory: Memory | None, throttled_s: float | None)
     )
 
 
-def _gpus(text: Exposition, gpus: Sequence[GpuReading]) -> None:
-    def show(name: str, help_text: str, of: Callable[[GpuReading], float | None]) -> None:
-        values = (((gpu.gpu, gpu.name), of(gpu)) for gpu in gpus)
+def _gpus(text: Exposition, gpus: Sequence[Gpu]) -> None:
+    def show(name: str, help_text: str, of: Callable[[Gpu], float | None]) -> None:
+        values = (((gpu.label, gpu.name), of(gpu)) for gpu in gpus)
         samples = [(labels, value) for labels, value in values if value is not None]
         text.family(f"openclawd_gpu_{name}", "gauge", help_text, ("gpu", "name"), samples)
 
-    show("memory_used_bytes", "GPU memory in use, by anybody.", lambda g: g.memory_used_bytes)
-    show("memory_total_bytes", "GPU memory there is.", lambda g: g.memory_total_bytes)
-    show("utilization_ratio", "The share of the time it computed.", lambda g: g.utilization)
+    show("memory_used_bytes", "GPU memory in use, by anybody.", lambda g: g.used_bytes)
+    show("memory_total_bytes", "GPU memory there is.", lambda g: g.memory_bytes)
+    show("utilization_ratio", "The share of the time it computed.", lambda g: g.busy)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from openclawd.admission.budget_standings import Standing
     from openclawd.fleet.model import Model
-    from openclawd.observe.gpus import GpuReading
+    from openclawd.observe.gpus import Gpu
     from openclawd.observe.histogram import Histogram
     from openclawd.observe.pressure import Pressure
     from openclawd.server.meters import Meters, ModelTimes
@@ -45,7 +45,7 @@ class Metrics:
         service: Service,
         pressure: Pressure,
         *,
-        read_gpus: Callable[[], Sequence[GpuReading]],
+        read_gpus: Callable[[], Sequence[Gpu]],
     ) -> None:
         self._service = service
         self._pressure = pressure

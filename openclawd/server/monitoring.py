@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Final
 
 from openclawd.observe import message_ids
 from openclawd.observe.exposition import CONTENT_TYPE
-from openclawd.observe.gpus import GpuReading
 from openclawd.observe.http import HttpServer, Response
 from openclawd.observe.logs import fields
 from openclawd.observe.pressure import ControlGroup, Pressure
@@ -22,7 +21,10 @@ from openclawd.server.meters import ROTATE_EVERY_S
 from openclawd.server.metrics import Metrics
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from openclawd.config.monitoring import MonitoringConfig
+    from openclawd.observe.gpus import Gpu
     from openclawd.server.service import Service
 
 LOOK_EVERY_S: Final = 10.0
@@ -77,18 +79,9 @@ class Monitoring:
             }
         )
 
-    def _read_gpus(self) -> list[GpuReading]:
+    def _read_gpus(self) -> Sequence[Gpu]:
         """What was read last."""
-        return [
-            GpuReading(
-                gpu.uuid if gpu.is_slice else str(gpu.index),
-                gpu.name,
-                memory_used_bytes=gpu.used_bytes,
-                memory_total_bytes=gpu.memory_bytes,
-                utilization=gpu.busy,
-            )
-            for gpu in self._service.fleet.gpus.report.gpus
-        ]
+        return self._service.fleet.gpus.report.gpus
 
     async def keep(self) -> None:
         """Look around until cancelled."""

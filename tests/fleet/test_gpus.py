@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openclawd.fleet.gpus import CONTEXT_BYTES, Gpu, GpuReport, budgets, decode_report
+from openclawd.fleet.gpus import CONTEXT_BYTES, GpuReport, budgets, decode_report
+from openclawd.observe.gpus import Gpu
 
 GIB = 2**30
 

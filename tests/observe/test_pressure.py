@@ -7,7 +7,7 @@ import logging
 import pytest
 
 from openclawd.observe import message_ids, pressure
-from openclawd.observe.gpus import GpuReading
+from openclawd.observe.gpus import Gpu
 from openclawd.observe.pressure import ControlGroup, Pressure
 
 GIB = 2**30
@@ -26,7 +26,7 @@ def group(tmp_path):
 
 
 def gpu(share):
-    return GpuReading("0", "H200", int(share * 100 * GIB), 100 * GIB)
+    return Gpu(0, "GPU-0", "H200", memory_bytes=100 * GIB, used_bytes=int(share * 100 * GIB))
 
 
 def ids(caplog):

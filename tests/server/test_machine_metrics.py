@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from openclawd.observe.exposition import Exposition
-from openclawd.observe.gpus import GpuReading
+from openclawd.observe.gpus import Gpu
 from openclawd.observe.pressure import ControlGroup, Pressure
 from openclawd.server import machine_metrics
 
@@ -16,7 +16,10 @@ def written(group, gpus):
 
 
 def test_gpus_that_somebody_can_read():
-    gpus = [GpuReading("0", "H200", 5, 10, 0.25), GpuReading("MIG-1", "H200 1g", 1, 2)]
+    gpus = [
+        Gpu(0, "GPU-0", "H200", memory_bytes=10, used_bytes=5, busy=0.25),
+        Gpu(0, "MIG-1", "H200 1g", memory_bytes=2, used_bytes=1, is_slice=True),
+    ]
     found = written(ControlGroup(None), gpus)
     assert [line for line in found if "gpu" in line] == [
         'openclawd_gpu_memory_used_bytes{gpu="0",name="H200"} 5',

@@ -196,6 +196,15 @@ class CannotLoad(Exception):
         self.permanent = permanent
 
 
+def unreadable(path: str, error: OSError) -> CannotLoad:
+    """What the disk says of a model's file. It may do better later."""
+    return CannotLoad(
+        f"{path} cannot be read: {error.strerror}",
+        hint="look at the disk or the network file system it is on",
+        permanent=False,
+    )
+
+
 class LoadAborted(Exception):
     """`on_progress` asked to give up."""
 

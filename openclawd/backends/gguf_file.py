@@ -13,7 +13,7 @@ import stat
 import struct
 from typing import Final
 
-from openclawd.backends.base import CannotLoad
+from openclawd.backends.base import CannotLoad, unreadable
 
 _HEADER: Final = struct.Struct("<4sIqq")  # magic, version, number of tensors, number of keys
 _MAGIC: Final = b"GGUF"
@@ -68,11 +68,7 @@ def _read_header(path: str) -> bytes:
             f"check the file's mode and that of every directory above it: namei -l {path}",
         ) from None
     except OSError as error:
-        raise CannotLoad(
-            f"{path} cannot be read: {error.strerror}",
-            hint="look at the disk or the network file system it is on",
-            permanent=False,
-        ) from None
+        raise unreadable(path, error) from None
 
 
 def _open_without_waiting(path: str, flags: int) -> int:

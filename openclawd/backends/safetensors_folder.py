@@ -12,7 +12,7 @@ import stat
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
-from openclawd.backends.base import CannotLoad
+from openclawd.backends.base import CannotLoad, unreadable
 
 CONFIG: Final = "config.json"
 _WEIGHTS: Final = "model.safetensors"
@@ -124,11 +124,7 @@ def _fail_to_read(path: Path, error: OSError) -> NoReturn:
                 f"the daemon's user may not read {path}",
                 f"check its mode and that of every directory above it: namei -l {path}",
             ) from None
-    raise CannotLoad(
-        f"{path} cannot be read: {error.strerror}",
-        hint="look at the disk or the network file system it is on",
-        permanent=False,
-    ) from None
+    raise unreadable(str(path), error) from None
 
 
 def _unusable(message: str, hint: str) -> CannotLoad:

@@ -300,10 +300,10 @@ class Link(asyncio.BufferedProtocol):
 
     def _take_step(self, step: Step) -> None:
         self.num_steps += 1
-        self._step_at = time.monotonic()
+        self._step_at = now = time.monotonic()  # the loop's clock, too
         self.gauges = step.gauges
         num_tokens = sum(len(output.token_ids) for output in step.outputs)
-        self.tempo.note(num_tokens, asyncio.get_running_loop().time())
+        self.tempo.note(num_tokens, now)
         self._on_step(step.gauges)
         for output in step.outputs:
             if call := self._calls.get(output.rid):

@@ -14,7 +14,7 @@ import struct
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from openclawd.backends.base import CannotLoad
+from openclawd.backends.base import CannotLoad, unreadable
 from openclawd.backends.gguf_file import check_gguf_file
 
 MAX_KEYS: Final = 65_536
@@ -64,11 +64,7 @@ def read_gguf_metadata(path: str) -> GgufMetadata:
             permanent=True,
         ) from None
     except OSError as error:
-        raise CannotLoad(
-            f"{path} cannot be read: {error.strerror}",
-            hint="look at the disk or the network file system it is on",
-            permanent=False,
-        ) from None
+        raise unreadable(path, error) from None
 
 
 class _BadFile(Exception):

@@ -13,6 +13,7 @@ import sys
 import urllib.error
 import urllib.parse
 import urllib.request
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -60,6 +61,8 @@ class Prometheus:
         try:
             found = self.ask("query", query=query)["result"]
         except urllib.error.HTTPError as error:
+            if error.code == HTTPStatus.SERVICE_UNAVAILABLE:
+                return None  # It listens before it has read its database.
             raise AssertionError(f"{query}: {error.read().decode()}") from None
         except OSError:
             return None

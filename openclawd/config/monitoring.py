@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import AfterValidator, PlainValidator
+from pydantic import AfterValidator
 
 from openclawd.config import values
 from openclawd.config.keys import Section, key
@@ -24,15 +24,6 @@ class MonitoringConfig(Section):
         meaning="Where that socket is. It has mode 0660 and the group of the daemon's own socket.",
         allowed="an absolute path",
         default_text="beside the daemon's own socket: `openclawd-metrics.sock`",
-    )
-    stall_timeout_s: Annotated[float, PlainValidator(values.duration_s)] = key(
-        60.0,
-        alias="stall_timeout",
-        meaning="How long a model's worker may say nothing while it has work, before the daemon"
-        " counts as unhealthy. A large model on few cores may read a part of a long prompt for that"
-        " long.",
-        allowed="a duration such as 60s",
-        default_text="60s",
     )
     memory_warning: float = key(
         0.9,

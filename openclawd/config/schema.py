@@ -553,7 +553,9 @@ class ResourceLimits(Section):
         120.0,
         alias="step_timeout",
         meaning="How long a model's worker that has something to compute may go without finishing"
-        " a step; then it is killed and replaced, and its requests go on in the new one.",
+        " a step. After half of that the daemon counts as unhealthy (docs/monitoring.md), at its"
+        " end the worker is killed and replaced, and its requests go on in the new one. A large"
+        " model on few cores may take long to read a part of a long prompt.",
         allowed="a duration from 1s to 1h",
         default_text="2m",
     )

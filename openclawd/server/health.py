@@ -4,8 +4,8 @@ Pure: it looks at models and says what it finds.
 
 - `ok`: every model is loaded, or can be, and what was asked of it is being computed;
 - `degraded`: a model cannot be used, or is tried again; the others can;
-- `failing`: the daemon is starting or draining, a worker has said nothing for `stall_timeout`
-  although it has work, no model at all can be used, or the disk refuses the ledger.
+- `failing`: the daemon is starting or draining, a worker has said nothing for half its
+  `step_timeout` although it has work, no model at all can be used, or the disk refuses the ledger.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
     from openclawctl.wire.errors import Problem
     from openclawd.fleet.model import Model
+
+_STALLED_AFTER: Final = 0.5
+"""Share of `step_timeout`, at whose end the worker is replaced: it is told of before."""
 
 _UNUSABLE: Final = (ModelState.FAILED, ModelState.BACKOFF)
 
@@ -66,13 +69,11 @@ class Health:
         }
 
 
-def health_of(
-    models: Sequence[Model], *, server: str, ledger_problem: Problem | None, stall_timeout_s: float
-) -> Health:
+def health_of(models: Sequence[Model], *, server: str, ledger_problem: Problem | None) -> Health:
     """The daemon's health at this moment. `server` is `starting`, `ready` or `draining`."""
     unusable = [model for model in models if model.state in _UNUSABLE]
     grave = [] if server == "ready" else [Reason(f"the daemon is {server}")]
-    grave += [_stalled(model) for model in models if model.stalled_s >= stall_timeout_s]
+    grave += [_stalled(model) for model in models if _is_stalled(model)]
     if ledger_problem is not None:
         grave.append(Reason(f"usage cannot be recorded: {ledger_problem.message}"))
     if unusable and len(unusable) == len(models):
@@ -83,6 +84,10 @@ def health_of(
     ]
     status = Status.FAILING if grave else Status.DEGRADED if slight else Status.OK
     return Health(status, server, (*grave, *slight))
+
+
+def _is_stalled(model: Model) -> bool:
+    return model.stalled_s >= _STALLED_AFTER * model.step_timeout_s
 
 
 def _stalled(model: Model) -> Reason:

@@ -441,7 +441,6 @@ class Service:
             list(self.fleet.models),
             server=self._state(),
             ledger_problem=self.ledger.problem,
-            stall_timeout_s=self._config.monitoring.stall_timeout_s,
         )
 
     @property

@@ -22,18 +22,18 @@ def load(tmp_path):
 def test_what_is_left_out(load):
     found = load("")
     assert (found.metrics, found.socket) == (True, None)
-    assert (found.stall_timeout_s, found.memory_warning) == (60, 0.9)
+    assert found.memory_warning == 0.9
 
 
 def test_all_of_it(load):
-    found = load("{metrics: false, socket: /run/m, stall_timeout: 2m, memory_warning: 0.75}")
+    found = load("{metrics: false, socket: /run/m, memory_warning: 0.75}")
     assert (found.metrics, found.socket) == (False, "/run/m")
-    assert (found.stall_timeout_s, found.memory_warning) == (120, 0.75)
+    assert found.memory_warning == 0.75
 
 
 @pytest.mark.parametrize(
     "section",
-    ["{metrics: 1}", "{socket: here}", "{stall_timeout: soon}", "{memory_warning: 0}", "{port: 1}"],
+    ["{metrics: 1}", "{socket: here}", "{memory_warning: 0}", "{port: 1}"],
 )
 def test_what_may_not_stand_there(load, section):
     with pytest.raises(ConfigError, match=r"allowed: |unknown key"):

@@ -36,7 +36,7 @@ budgets:
   - {{name: each, per: principal, tokens: 100000}}
 limits:
   - {{name: small, match: {{app: small}}, max_completion_tokens: 4}}
-monitoring: {{stall_timeout: 2s}}
+resource_limits: {{step_timeout: 12s}}
 """
 LONG = "The capital of France is the city of " * 60
 TOKENS = ("prompt", "cached", "completion")

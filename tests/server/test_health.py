@@ -41,7 +41,7 @@ def test_models_that_somebody_may_not_see_are_not_named():
 
 def test_a_daemon_without_models():
     def health(server):
-        return health_of([], server=server, ledger_problem=None, stall_timeout_s=1).status
+        return health_of([], server=server, ledger_problem=None).status
 
     assert (health("ready"), health("starting"), health("draining")) == (
         Status.OK,

@@ -243,9 +243,9 @@ class Account:
         self._look_at(now)
         if not self.rule.alerts:
             return False
-        used, least = self._used, self.rule.alerts[0]
-        return any(
-            used.of(measure) * WHOLE_SHARE >= least * limit for measure, limit in self.rule.limits
+        rule, used, least = self.rule, self._used, self.rule.alerts[0]
+        return _is_reached(used.tokens, least, rule.tokens) or _is_reached(
+            used.money, least, rule.money
         )
 
     def _fits_beside(self, taken: Amount) -> Callable[[Amount], bool]:
@@ -306,6 +306,10 @@ class Account:
         if used and forecast > limit:
             used_up_at = now + max(0, limit - used) * elapsed_s // used
         return {"forecast": forecast, "used_up_at": used_up_at}
+
+
+def _is_reached(used: int, share: int, limit: int | None) -> bool:
+    return limit is not None and used * WHOLE_SHARE >= share * limit
 
 
 def _fits(wanted: int, taken: int, limit: int | None) -> bool:

@@ -58,7 +58,7 @@ class Amount:
 NOTHING: Final = Amount()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: one is made for every request
 class Need:
     """What a request may use: `worst(m)` at most, if each answer may have `m` tokens; it grows with
     `m`. `max_completion` is what the request would like, `least_completion` what it cannot do

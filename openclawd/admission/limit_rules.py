@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 from openclawd.admission.subjects import MAX_KNOWN, Match, Per
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from openclawd.admission.subjects import Subject
 
@@ -61,14 +61,14 @@ class OnTooLong:
         return self.action in (Action.TRUNCATE_HEAD, Action.TRUNCATE_MIDDLE)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: one is made for every request
 class Situation:
     """How things are when a request comes. `queue_depth` requests wait for its model; `budget_left`
-    is the share, 0 to 1, that is left of its tightest budget; `prompt_tokens` are those it asks
-    with, before anything is cut."""
+    gives the share, 0 to 1, that is left of its tightest budget, and is asked last; `prompt_tokens`
+    are those it asks with, before anything is cut."""
 
     queue_depth: int = 0
-    budget_left: float = 1.0
+    budget_left: Callable[[], float] = lambda: 1.0
     prompt_tokens: int = 0
 
 
@@ -86,12 +86,12 @@ class When:
     def holds(self, subject: Subject, situation: Situation) -> bool:
         return (
             (self.queue_depth_over is None or situation.queue_depth > self.queue_depth_over)
-            and (self.budget_left_below is None or situation.budget_left < self.budget_left_below)
             and (
                 self.prompt_tokens_over is None or situation.prompt_tokens > self.prompt_tokens_over
             )
             and _fits(self.operation, subject.operation)
             and _fits(self.app, subject.app)
+            and (self.budget_left_below is None or situation.budget_left() < self.budget_left_below)
         )
 
 
@@ -113,11 +113,6 @@ class LimitRule:
     when: When | None = None
     on_too_long: OnTooLong = field(default_factory=OnTooLong)
 
-    @property
-    def asks_budgets(self) -> bool:
-        """Does it depend on what is left of a budget?"""
-        return self.when is not None and self.when.budget_left_below is not None
-
 
 class FittingRules:
     """The rules that fit a subject's requests, whatever the situation, in the order of the
@@ -128,7 +123,6 @@ class FittingRules:
         self._rules: Sequence[LimitRule] = [rule for rule in rules if rule.match.fits(subject)]
         self._always = all(rule.when is None for rule in self._rules)
         self.serves_too_long = any(rule.on_too_long.serves for rule in self._rules)
-        self.asks_budgets = any(rule.asks_budgets for rule in self._rules)
 
     def applying(self, situation: Situation) -> Sequence[LimitRule]:
         """Those that a request is under."""

@@ -48,7 +48,7 @@ class TokenLimits:
     on_too_long: OnTooLong = field(default_factory=OnTooLong)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: one is made for every request
 class Asked:
     """The answer that is asked for: `n` choices of `max_tokens` each (None: as many as may be). An
     embedding asks for none, `n` is 0."""

@@ -24,9 +24,9 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -87,6 +87,11 @@ class Window:
         """What counts now, debt included: so it may be more than the limit."""
         self._forget(now_us)
         return self._taken + self._debt
+
+    def has_room(self, amount: int, now_us: int) -> bool:
+        """Can so much be taken at once, or all there is where that is less?"""
+        self._forget(now_us)
+        return self._taken + self._debt + min(amount, self._limit) <= self._limit
 
     def due_us(self, amount: int, now_us: int) -> int:
         """When so much, at most the limit, can be taken at once if nothing comes meanwhile;
@@ -224,32 +229,31 @@ class Window:
 Key = tuple[str, str, str, int]
 
 
-class Meter(NamedTuple):
-    """One count: what it is of (`unit`, for example tokens), of which rule, whose (`bucket`). A
-    tuple, for it is looked up by with every token."""
+@dataclass(frozen=True, slots=True)
+class Meter:
+    """One count: what it is of (`unit`, for example tokens), of which rule, whose (`bucket`). It is
+    the same count with another limit, so it is looked up by its `key`, with every token."""
 
     rule: str
     bucket: str
     unit: str
     limit: int
     window_us: int
+    key: Key = field(init=False, repr=False, compare=False)
 
-    @property
-    def key(self) -> Key:
-        """It is the same count with another limit."""
-        return self.rule, self.bucket, self.unit, self.window_us
-
-
-class Need(NamedTuple):
-    meter: Meter
-    amount: int
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "key", (self.rule, self.bucket, self.unit, self.window_us))
 
 
-@dataclass(frozen=True, slots=True)
+Need = tuple[Meter, int]
+"""A count and how much of it."""
+
+
+@dataclass(slots=True)  # not frozen: making those takes twice as long, for every request
 class Lease:
     """What was granted, all at one moment."""
 
-    needs: tuple[Need, ...]
+    needs: Sequence[Need]
     at_us: int
 
 
@@ -270,8 +274,8 @@ class QuotaStore(Protocol):
     def used(self, meter: Meter, *, now: float) -> int:
         """What counts now; more than the limit when it is in debt."""
 
-    def charge(self, meter: Meter, amount: int, *, now: float) -> None:
-        """Take it, whether there is room or not."""
+    def charge(self, meters: Sequence[Meter], amount: int, *, now: float) -> None:
+        """Take it of each, whether there is room or not."""
 
     def give_back(self, lease: Lease, meter: Meter, *, now: float) -> None:
         """Untake what a lease took of one count."""
@@ -295,14 +299,13 @@ class WindowStore:
     def lease(self, needs: Sequence[Need], *, now: float) -> Lease | None:
         now_us = _microseconds(now)
         self._sweep(now_us)
-        windows = [(self._window(need.meter), need.amount) for need in needs]
-        if any(
-            window.due_us(min(amount, window.limit), now_us) > now_us for window, amount in windows
-        ):
-            return None
-        for window, amount in windows:
+        windows = [self._window(meter) for meter, _ in needs]
+        for window, (_, amount) in zip(windows, needs, strict=True):
+            if not window.has_room(amount, now_us):
+                return None
+        for window, (_, amount) in zip(windows, needs, strict=True):
             window.charge(amount, now_us)
-        return Lease(tuple(needs), now_us)
+        return Lease(needs, now_us)
 
     def due(self, meter: Meter, amounts: Sequence[int], *, now: float) -> float:
         now_us = _microseconds(now)
@@ -314,11 +317,13 @@ class WindowStore:
         window = self._find(meter)
         return 0 if window is None else window.used(_microseconds(now))
 
-    def charge(self, meter: Meter, amount: int, *, now: float) -> None:
-        self._window(meter).charge(amount, _microseconds(now))
+    def charge(self, meters: Sequence[Meter], amount: int, *, now: float) -> None:
+        now_us = _microseconds(now)
+        for meter in meters:
+            self._window(meter).charge(amount, now_us)
 
     def give_back(self, lease: Lease, meter: Meter, *, now: float) -> None:
-        amount = sum(need.amount for need in lease.needs if need.meter.key == meter.key)
+        amount = sum(amount for each, amount in lease.needs if each.key == meter.key)
         if window := self._find(meter):
             window.give_back(amount, taken_at_us=lease.at_us, now_us=_microseconds(now))
 
@@ -330,10 +335,10 @@ class WindowStore:
                 window.change_limit(limit, _microseconds(now))
 
     def _window(self, meter: Meter) -> Window:
-        window = self._find(meter)
+        window = self._windows.get(meter.key) or self._find(meter)
         if window is None:
             is_full = len(self._windows) >= self._max_windows
-            key = (meter._replace(bucket=_OTHERS) if is_full else meter).key
+            key = _key_of_others(meter) if is_full else meter.key
             window = self._windows[key] = Window(meter.limit, meter.window_us)
             self._num_new += 1
         return window
@@ -342,7 +347,7 @@ class WindowStore:
         """Questions make no windows."""
         window = self._windows.get(meter.key)
         if window is None and len(self._windows) >= self._max_windows:
-            window = self._windows.get(meter._replace(bucket=_OTHERS).key)
+            window = self._windows.get(_key_of_others(meter))
         return window
 
     def _sweep(self, now_us: int) -> None:
@@ -354,6 +359,10 @@ class WindowStore:
                 self._windows.move_to_end(key)
             else:
                 del self._windows[key]
+
+
+def _key_of_others(meter: Meter) -> Key:
+    return replace(meter, bucket=_OTHERS).key
 
 
 def _due_us(window: Window, amounts: Sequence[int], now_us: int) -> int:

@@ -117,7 +117,7 @@ class _Buckets:
         return cls(each, meters, tuple(meter for meter in meters if meter.unit == TOKENS))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: one is made for every request
 class Grant:
     """What was taken for one request that may go on."""
 
@@ -265,8 +265,7 @@ class RateLimiter(Generic[Ticket]):
 
     def charge(self, grant: Grant, num_tokens: int, *, now: float) -> None:
         """Completion tokens have come."""
-        for meter in grant.buckets.token_meters:
-            self._store.charge(meter, num_tokens, now=now)
+        self._store.charge(grant.buckets.token_meters, num_tokens, now=now)
 
     def refund(self, grant: Grant, *, now: float) -> None:
         """It ends without having been computed, and stays counted as a request. `wake` is to be
@@ -420,17 +419,17 @@ class RateLimiter(Generic[Ticket]):
     ) -> RateLimited:
         """Names the count of the bucket that has room last; `retry_after_s` is about all rules."""
         rule = bucket.rule
-        need = max(
+        meter, amount = max(
             _needs(bucket.meters, entry.prompt_tokens),
-            key=lambda need: self._store.due(need.meter, [need.amount], now=now),
+            key=lambda need: self._store.due(need[0], [need[1]], now=now),
         )
-        used = self._store.used(need.meter, now=now)
+        used = self._store.used(meter, now=now)
         at = max(self._room_at(entry, each, now) for each in entry.buckets.each)
         retry_after_s = round(at - now, 6)
         return RateLimited(
-            f"rate limit {rule.name} allows {need.meter.limit} {need.meter.unit} in "
+            f"rate limit {rule.name} allows {meter.limit} {meter.unit} in "
             f"{format_duration(rule.window_s)} {_whose(bucket)}: {used} are used, and this request "
-            f"takes {need.amount}{why}",
+            f"takes {amount}{why}",
             hint=f"try again in {format_duration(retry_after_s)}",
             retry_after_s=retry_after_s,
         )
@@ -468,7 +467,7 @@ def _tickets(line: _Line[Ticket]) -> list[Ticket]:
 
 def _needs(meters: Iterable[Meter], prompt_tokens: int) -> list[Need]:
     """What one request takes of them when it is admitted."""
-    return [Need(meter, prompt_tokens if meter.unit == TOKENS else 1) for meter in meters]
+    return [(meter, prompt_tokens if meter.unit == TOKENS else 1) for meter in meters]
 
 
 def _rejects(bucket: _Bucket) -> bool:

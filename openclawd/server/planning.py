@@ -99,10 +99,10 @@ def subject_of(inference: Inference) -> Subject:
 def situation_of(inference: Inference, prompt_tokens: int) -> Situation:
     """How things are for a request that asks with so many tokens. What is left of budgets is looked
     up where a rule asks for it."""
-    asks, budgets = inference.fitting.asks_budgets, inference.service.budgets
+    budgets = inference.service.budgets
     return Situation(
         inference.model.turns.num_waiting,
-        budget_left=budgets.share_left(inference.subject) if asks else 1.0,
+        budget_left=lambda: budgets.share_left(inference.subject),
         prompt_tokens=prompt_tokens,
     )
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from openclawd.admission.quotas import Lease, Meter, Need, Window, WindowStore
+from openclawd.admission.quotas import Lease, Meter, Window, WindowStore
 
 SECOND = 1_000_000
 
@@ -207,7 +207,7 @@ def meter(bucket: str = "a", *, limit: int = 10, window_us: int = SECOND) -> Met
 
 
 def take(store: WindowStore, amount: int, now: float, *meters: Meter) -> Lease | None:
-    return store.lease([Need(each, amount) for each in meters], now=now)
+    return store.lease([(each, amount) for each in meters], now=now)
 
 
 def test_a_lease_takes_everything_or_nothing() -> None:
@@ -291,11 +291,11 @@ def test_a_count_goes_on_under_another_limit_and_one_that_needs_more_takes_it_wh
         return Meter("r", "alice", "tokens", limit, 60 * SECOND)
 
     store = WindowStore()
-    assert store.lease([Need(tokens(100), 30)], now=0)
+    assert store.lease([(tokens(100), 30)], now=0)
     store.change_limits([tokens(40)], now=1)
     assert store.used(tokens(40), now=1) == 30
-    assert store.lease([Need(tokens(40), 11)], now=1) is None
-    assert store.lease([Need(tokens(40), 10)], now=1)
+    assert store.lease([(tokens(40), 11)], now=1) is None
+    assert store.lease([(tokens(40), 10)], now=1)
     assert store.due(tokens(40), [70], now=1) == 61, "when everything is forgotten"
-    assert store.lease([Need(tokens(40), 70)], now=61)
+    assert store.lease([(tokens(40), 70)], now=61)
     assert store.used(tokens(40), now=61) == 70

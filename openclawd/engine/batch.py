@@ -19,6 +19,8 @@ class BatchKind(enum.Enum):
     GENERATION = "generation"
     EMBEDDING = "embedding"
 
+    __hash__ = object.__hash__  # members are singletons; that of `Enum` is a function in Python
+
 
 @dataclass(frozen=True, slots=True)
 class CopyCells:
@@ -81,7 +83,7 @@ class Opening:
     mu: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: one is made for every token, which takes half as long
 class Chunk:
     """Consecutive tokens of one sequence, at positions `[position, position + len(tokens))`.
 
@@ -114,7 +116,7 @@ class Batch:
         return sum(len(chunk.tokens) for chunk in self.chunks)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: one is made for every token, which takes half as long
 class TokenOutput:
     """A sampled token. `logprob` is its natural logarithm of probability before any filter, `top`
     the likeliest tokens with theirs; both only where the sampling parameters ask for them. `mu` is

@@ -78,6 +78,8 @@ class Sequence:
     adapter: str = ""
     num_cached_tokens: int | None = None
     mu: float | None = None
+    kind: BatchKind = field(init=False)
+    group: Group = field(init=False)
     num_prompt_tokens: int = field(init=False)
     num_computed_tokens: int = 0
     slot: int | None = None
@@ -92,14 +94,8 @@ class Sequence:
     def __post_init__(self) -> None:
         assert self.tokens, "a sequence without a token has nothing to compute"
         self.num_prompt_tokens = len(self.tokens)
-
-    @property
-    def kind(self) -> BatchKind:
-        return BatchKind.GENERATION if self.max_tokens else BatchKind.EMBEDDING
-
-    @property
-    def group(self) -> Group:
-        return self.kind, self.adapter
+        self.kind = BatchKind.GENERATION if self.max_tokens else BatchKind.EMBEDDING
+        self.group = self.kind, self.adapter
 
     @property
     def owner(self) -> Owner:
@@ -118,7 +114,7 @@ class Sequence:
     @property
     def is_decoding(self) -> bool:
         """Does it compute a single token, to get the next?"""
-        return self.kind is BatchKind.GENERATION and self.num_remaining_tokens == 1
+        return self.max_tokens > 0 and len(self.tokens) - self.num_computed_tokens == 1
 
     @property
     def num_completion_tokens(self) -> int:
@@ -167,7 +163,7 @@ class Sequence:
         return Ended(self, finish)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: one is made for every token, which takes half as long
 class Sampled:
     """A token was added to a sequence; `text` is what may be shown now, often nothing."""
 

@@ -13,7 +13,7 @@ from openclawd.engine.batch import BatchKind, Chunk
 from openclawd.engine.pace import ASIDE_STRETCH, MAX_STRETCH, Pace
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection, Iterable
 
     from openclawd.engine.batch import Batch
     from openclawd.engine.limits import Limits
@@ -35,6 +35,35 @@ class Plan:
 
 
 @dataclass(slots=True)
+class _Ready:
+    """Whom a step may be for, each kind in the order of admission: `decodes` compute one token
+    each, to get the next, and `prompts` are all others. Told apart once a step, for it is asked at
+    every turn of what follows."""
+
+    decodes: list[Sequence]
+    prompts: list[Sequence]
+
+    @classmethod
+    def of(cls, running: Iterable[Sequence]) -> _Ready:
+        ready = cls([], [])
+        for each in running:
+            (ready.decodes if each.is_decoding else ready.prompts).append(each)
+        return ready
+
+    @property
+    def everybody(self) -> list[Sequence]:
+        return self.decodes + self.prompts
+
+    @property
+    def paced_priority(self) -> int | None:
+        """The highest priority of those whose pace a prefill must not disturb."""
+        return max((each.priority for each in self.decodes), default=None)
+
+    def only(self, wanted: Callable[[Sequence], bool]) -> _Ready:
+        return _Ready([*filter(wanted, self.decodes)], [*filter(wanted, self.prompts)])
+
+
+@dataclass(slots=True)
 class _Budget:
     """What is left of a step: `num_tokens` for everybody, and of those `num_paced_tokens` for
     prompts that must keep to the pace of running streams: all whose priority is not above
@@ -44,18 +73,10 @@ class _Budget:
     num_paced_tokens: int
     paced_priority: int | None
 
-    def left_for(self, sequence: Sequence) -> int:
-        paced = self.num_paced_tokens if self._is_paced(sequence) else self.num_tokens
+    def left_for(self, prompt: Sequence) -> int:
+        is_paced = self.paced_priority is not None and prompt.priority <= self.paced_priority
+        paced = self.num_paced_tokens if is_paced else self.num_tokens
         return max(0, min(self.num_tokens, paced))
-
-    def take(self, sequence: Sequence, num_tokens: int) -> None:
-        self.num_tokens -= num_tokens
-        if not sequence.is_decoding:
-            self.num_paced_tokens -= num_tokens
-
-    def _is_paced(self, sequence: Sequence) -> bool:
-        is_bound = self.paced_priority is not None and sequence.priority <= self.paced_priority
-        return is_bound and not sequence.is_decoding
 
 
 class Steps:
@@ -71,21 +92,23 @@ class Steps:
 
     def plan(self, running: Collection[Sequence], aside: Sequence | None) -> Plan | None:
         """The next step, beside what is computed `aside`; None if there is nobody to compute."""
-        if aside is None and (prompt := self._next_aside(running)):
+        ready = _Ready.of(running)
+        if aside is None and (prompt := self._next_aside(ready)):
             return Plan(prompt.group, [self._part_aside(prompt)], prompt)
-        computable = self._computable(running, aside)
-        if not computable:
+        if aside is not None:
+            ready = self._beside(aside, ready)
+        if not (ready.decodes or ready.prompts):
             return None
-        group = self._next_group(computable)
+        group = self._next_group(ready)
         stretch = MAX_STRETCH if aside is None else ASIDE_STRETCH
-        return Plan(group, self._chunks(group, computable, stretch))
+        return Plan(group, self._chunks(group, ready, stretch))
 
     def max_aside_s(self, running: Collection[Sequence], aside: Sequence) -> float:
         """See `Scheduler.max_aside_s`."""
-        others = self._computable(running, aside)
-        if any(each.priority > aside.priority and not each.is_decoding for each in others):
+        others = self._beside(aside, _Ready.of(running))
+        if any(each.priority > aside.priority for each in others.prompts):
             return 0.0
-        return self._pace.max_aside_s(sum(each.is_decoding for each in others))
+        return self._pace.max_aside_s(len(others.decodes))
 
     def note_duration(self, batch: Batch, duration_s: float) -> None:
         """A step took this long."""
@@ -97,13 +120,14 @@ class Steps:
 
     # ---- aside ----
 
-    def _next_aside(self, running: Collection[Sequence]) -> Sequence | None:
+    def _next_aside(self, ready: _Ready) -> Sequence | None:
         """Whose prompt is read aside next, if it would disturb running streams."""
-        paced_priority = _paced_priority(running)
-        prompts = [sequence for sequence in running if not sequence.is_decoding]
-        if paced_priority is None or any(each.priority > paced_priority for each in prompts):
+        if not ready.prompts:
+            return None
+        paced_priority = ready.paced_priority
+        if paced_priority is None or any(each.priority > paced_priority for each in ready.prompts):
             return None  # nobody is disturbed, or may not mind
-        return min(filter(self._is_for_aside, prompts), key=_urgency, default=None)
+        return max(filter(self._is_for_aside, ready.prompts), key=_priority_of, default=None)
 
     def _part_aside(self, sequence: Sequence) -> Chunk:
         """As much as can be, but no rest that would be too small for the next."""
@@ -125,98 +149,99 @@ class Steps:
         is_worth_copying = len(sequence.tokens) - num_copied >= num_copied // 8
         return sequence.num_remaining_tokens >= most // 2 and is_worth_copying
 
-    def _computable(self, running: Collection[Sequence], aside: Sequence | None) -> list[Sequence]:
-        """Whom the next step may be for: not who is being computed aside, nor who will be next."""
-        if aside is None:
-            return [*running]
-        return [
-            sequence
-            for sequence in running
-            if sequence is not aside
-            and (sequence.priority > aside.priority or not self._is_for_aside(sequence))
-        ]
+    def _beside(self, aside: Sequence, ready: _Ready) -> _Ready:
+        """Whom a step may be for meanwhile: not who is being computed aside, nor who will be
+        next."""
+        return ready.only(
+            lambda each: (
+                each is not aside
+                and (each.priority > aside.priority or not self._is_for_aside(each))
+            )
+        )
 
     # ---- together ----
 
-    def _next_group(self, computable: list[Sequence]) -> Group:
+    def _next_group(self, ready: _Ready) -> Group:
         """Those that can be computed together take turns: the one goes first that has waited
         longest."""
-        groups = {sequence.group: None for sequence in computable}
+        groups = {sequence.group: None for sequence in ready.everybody}
         group = min(groups, key=lambda group: self._turns.get(group, 0))
         self._num_steps += 1
         self._turns[group] = self._num_steps
         return group
 
-    def _chunks(self, group: Group, computable: list[Sequence], stretch: float) -> list[Chunk]:
+    def _chunks(self, group: Group, ready: _Ready, stretch: float) -> list[Chunk]:
         kind, _ = group
-        is_burst = self._is_rest_of_burst(computable)
-        num_paced = None if is_burst else self._max_paced_tokens(computable, stretch)
+        is_burst = self._is_rest_of_burst(ready)
+        num_paced = None if is_burst else self._max_paced_tokens(ready, stretch)
         num_tokens = self._limits.budget(kind)
-        budget = _Budget(num_tokens, num_paced or num_tokens, _paced_priority(computable))
+        budget = _Budget(num_tokens, num_paced or num_tokens, ready.paced_priority)
         self._had_prompts &= not is_burst
-        running = self._of_step([each for each in computable if each.group == group], budget)
-        guesses = self._guess(running, budget.num_tokens)
+        step = self._of_step(ready.only(lambda each: each.group == group), budget)
+        guesses = self._guess(step, budget.num_tokens)
         chunks = []
-        for sequence in sorted(running, key=_urgency):  # stable: equals in the order of admission
-            allowed = budget.left_for(sequence)
-            num_tokens = min(sequence.num_remaining_tokens, allowed)
-            is_whole = num_tokens == sequence.num_remaining_tokens
-            if not self._limits.splits_prompts and not is_whole:
+        # Higher priorities first, then decodes, and equals in the order of admission.
+        for sequence in sorted(step.everybody, key=_priority_of, reverse=True):
+            num_remaining = sequence.num_remaining_tokens
+            is_prompt = num_remaining > 1 or kind is BatchKind.EMBEDDING
+            allowed = budget.left_for(sequence) if is_prompt else budget.num_tokens
+            num_tokens = min(num_remaining, allowed)
+            if not self._limits.splits_prompts and num_tokens < num_remaining:
                 num_tokens = 0
-            if num_tokens:
+            if num_tokens > 0:
                 chunk = _chunk(sequence, num_tokens, guesses.get(sequence, []))
-                budget.take(sequence, len(chunk.tokens))
+                budget.num_tokens -= len(chunk.tokens)
+                budget.num_paced_tokens -= len(chunk.tokens) if is_prompt else 0
                 chunks.append(chunk)
         return chunks
 
-    def _of_step(self, running: list[Sequence], budget: _Budget) -> list[Sequence]:
+    def _of_step(self, ready: _Ready, budget: _Budget) -> _Ready:
         """Those that the next step is for: all of its group, or only its decodes or its prompts if
         the two together would be too many tokens."""
-        decodes = [sequence for sequence in running if sequence.is_decoding]
-        prompts = [sequence for sequence in running if not sequence.is_decoding]
         tile = self._limits.tile_tokens
-        if tile is None or not (decodes and prompts):
-            self._had_prompts = bool(prompts)
-            return running
-        allowed = max(budget.left_for(sequence) for sequence in prompts)
-        to_come = sum(sequence.num_remaining_tokens for sequence in prompts)
-        if len(decodes) + min(allowed, to_come) < tile:
+        if tile is None or not (ready.decodes and ready.prompts):
+            self._had_prompts = bool(ready.prompts)
+            return ready
+        allowed = max(budget.left_for(sequence) for sequence in ready.prompts)
+        to_come = sum(sequence.num_remaining_tokens for sequence in ready.prompts)
+        if len(ready.decodes) + min(allowed, to_come) < tile:
             self._had_prompts = True
-            return running
+            return ready
         self._had_prompts = not self._had_prompts
         if not self._had_prompts:
-            return decodes
+            return _Ready(ready.decodes, [])
         budget.num_paced_tokens = max(1, round(budget.num_paced_tokens / tile)) * tile
-        return prompts
+        return _Ready([], ready.prompts)
 
-    def _is_rest_of_burst(self, computable: list[Sequence]) -> bool:
+    def _is_rest_of_burst(self, ready: _Ready) -> bool:
         """Is what is left of the prompts no more than one batch, and were they all here before any
         running stream had its first token? Then these have no pace to lose yet, and all of the
         burst end sooner if it is read first: the steps until then would hold some of them only,
         and take nearly as long as with all."""
-        prompts = [each for each in computable if not each.is_decoding]
-        firsts = [each.began for each in computable if each.is_decoding]
-        if not (prompts and firsts) or max(each.arrived for each in prompts) >= min(firsts):
+        prompts, decodes = ready.prompts, ready.decodes
+        if not (prompts and decodes):
+            return False
+        if max(each.arrived for each in prompts) >= min(each.began for each in decodes):
             return False
         return sum(each.num_remaining_tokens for each in prompts) <= self._limits.batch_tokens
 
-    def _max_paced_tokens(self, computable: list[Sequence], stretch: float) -> int:
+    def _max_paced_tokens(self, ready: _Ready, stretch: float) -> int:
         """Prompt tokens that may be computed in a step while sequences are decoding."""
         if not self._limits.splits_prompts:
             return self._limits.embedding_batch_tokens
-        streams = [each for each in computable if each.kind is BatchKind.GENERATION]
-        num_decoding = sum(each.is_decoding for each in streams)
-        num_prompts = len(streams) - num_decoding
-        allowed = self._pace.max_prefill_tokens(num_decoding, num_prompts, stretch=stretch)
+        num_prompts = sum(each.kind is BatchKind.GENERATION for each in ready.prompts)
+        num_decodes = len(ready.decodes)
+        allowed = self._pace.max_prefill_tokens(num_decodes, num_prompts, stretch=stretch)
         return self._limits.batch_tokens if allowed is None else allowed
 
-    def _guess(self, running: list[Sequence], budget: int) -> dict[Sequence, list[int]]:
+    def _guess(self, step: _Ready, budget: int) -> dict[Sequence, list[int]]:
         """What may come after the next token of each decoding sequence, as far as a step has room
         for checking it and checking it pays."""
-        decoding = [sequence for sequence in running if sequence.is_decoding]
+        decoding = step.decodes
         if not decoding or self._drafter is None or not self._pace.a_guess_pays(len(decoding)):
             return {}
-        most = min(self._limits.max_guesses, (budget - len(running)) // len(decoding))
+        left = budget - len(decoding) - len(step.prompts)
+        most = min(self._limits.max_guesses, left // len(decoding))
         wanted = {}
         for sequence in decoding:
             assert sequence.slot is not None
@@ -228,15 +253,8 @@ class Steps:
         return {each: guesses[each.slot] for each in decoding if each.slot in guesses}
 
 
-def _paced_priority(running: Collection[Sequence]) -> int | None:
-    """The highest priority of those whose pace a prefill must not disturb."""
-    decoding = [each.priority for each in running if each.is_decoding]
-    return max(decoding, default=None)
-
-
-def _urgency(sequence: Sequence) -> tuple[int, bool]:
-    """Higher priorities first, then decodes."""
-    return -sequence.priority, not sequence.is_decoding
+def _priority_of(sequence: Sequence) -> int:
+    return sequence.priority
 
 
 def _chunk(sequence: Sequence, num_tokens: int, guesses: list[int]) -> Chunk:

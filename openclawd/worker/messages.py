@@ -283,7 +283,7 @@ class Refused:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: one is made for every token, which takes half as long
 class Output:
     """What one step added to one sequence: sampled tokens, or the vector of an embedding.
 

@@ -238,7 +238,9 @@ class Submission:
             )
 
     def _take(self, output: Output) -> None:
-        part = self._parts.setdefault(output.index, _Part(output.cached_tokens))
+        part = self._parts.get(output.index)
+        if part is None:
+            part = self._parts[output.index] = _Part(output.cached_tokens)
         part.token_ids.extend(output.token_ids)
         part.mu = output.mu
         self._clear()

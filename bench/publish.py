@@ -3,9 +3,9 @@
     python bench/publish.py RESULTS.json …   put them into docs/performance.md and docs/plots/
 
 Owns the layout. `run.py` writes the same beside its results. In the page, what stands between
-`<!-- bench NAME -->` and `<!-- end -->` is replaced by the tables of that scenario, or of all
-targets for the name `targets`; the words around them are written by people. Of several files, the
-last that has a scenario counts.
+`<!-- bench NAME -->` and `<!-- end -->` is replaced by the tables of that scenario, or for the
+name `targets` by all targets of the scenarios that ran, where those of others stay; the words
+around them are written by people. Of several files, the last that has a scenario counts.
 """
 
 from __future__ import annotations
@@ -124,13 +124,21 @@ def main(arguments: Sequence[str]) -> int:
     def fill(region: re.Match[str]) -> str:
         name = region[2]
         if name == "targets":
-            return f"{region[1]}{markdown(targets(results))}{region[3]}"
+            kept = _rows_of_others(region[0], results)
+            return f"{region[1]}{markdown(targets(results))}{kept}{region[3]}"
         if name not in results:
             return region[0]
         return f"{region[1]}{_section(name, results[name], 'plots/')}{region[3]}"
 
     PAGE.write_text(_REGION.sub(fill, PAGE.read_text(encoding="utf-8")), encoding="utf-8")
     return 0
+
+
+def _rows_of_others(region: str, results: dict[str, Any]) -> str:
+    """The rows of a table of targets that are not of these scenarios."""
+    lines = [line for line in region.splitlines() if line.startswith("| ")][2:]
+    kept = [line for line in lines if line.split("|")[1].strip() not in results]
+    return "".join(f"{line}\n" for line in kept)
 
 
 if __name__ == "__main__":

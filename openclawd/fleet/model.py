@@ -304,7 +304,8 @@ class Model:
         return None if must_wait and any(each.will_be_ready for each in current) else link
 
     def _is_full(self, link: Link, demand: Demand) -> bool:
-        return link.num_sequences + demand.num_sequences > self.spec.load.parallel
+        owner = next(each for each in self.replicas if each.link is link)
+        return link.num_sequences + demand.num_sequences > owner.num_slots
 
     def _check_hope(self, patience_s: float) -> None:
         """Raise when waiting for the model is pointless: what the first to be tried again says."""
@@ -481,7 +482,7 @@ class Model:
     def _fit_turns(self) -> None:
         """As many slots as its workers have; those of one while none is there."""
         ready = [each for each in self.replicas if each.state is ModelState.READY]
-        num_slots = sum(map(_num_slots, ready))
+        num_slots = sum(each.num_slots for each in ready)
         self.turns.resize(num_slots or self.spec.load.parallel)
 
     async def wait_change(self) -> None:
@@ -516,7 +517,7 @@ def _best_of(replicas: Sequence[Replica], demand: Demand, own: Link | None = Non
         return links[0][1] if links else None
     options = [
         Option(
-            slots=_num_slots(replica),
+            slots=replica.num_slots,
             busy=link.num_sequences,
             known_tokens=link.beginnings.longest(demand.domain, demand.prefixes),
             has_it=link is own,
@@ -525,10 +526,3 @@ def _best_of(replicas: Sequence[Replica], demand: Demand, own: Link | None = Non
         for replica, link in links
     ]
     return links[choose(options, num_sequences=demand.num_sequences)][1]
-
-
-def _num_slots(replica: Replica) -> int:
-    """How many sequences its worker has at once: of an encoder, which keeps nothing between steps,
-    more than was configured."""
-    number, configured = replica.info.get("parallel"), replica.spec.load.parallel
-    return max(number, configured) if isinstance(number, int) else configured

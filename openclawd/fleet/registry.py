@@ -421,7 +421,7 @@ class Fleet:
             "since": replica.since,
             "pid": pid,
             "busy": link.num_sequences if link else 0,
-            "slots": replica.spec.load.parallel,
+            "slots": replica.num_slots,
             "steps": replica.num_steps,
             "cpus": format_cpus(place.cpus) if pid and place else "",
             "gpu_memory_bytes": self.gpus.report.memory_of(pid),

@@ -124,6 +124,13 @@ class Replica:
         return self._link.gauges if self._link else {}
 
     @property
+    def num_slots(self) -> int:
+        """How many sequences its worker has at once: of an encoder, which keeps nothing between
+        steps, more than was configured."""
+        number, configured = self.info.get("parallel"), self.spec.load.parallel
+        return max(number, configured) if isinstance(number, int) else configured
+
+    @property
     def num_steps(self) -> int:
         return self._link.num_steps if self._link else 0
 

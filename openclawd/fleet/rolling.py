@@ -172,7 +172,7 @@ def _load_of(model: Model) -> Load:
     replicas = _serving(model)
     return Load(
         num_workers=len(replicas),
-        slots=model.spec.load.parallel,
+        slots=max((each.num_slots for each in replicas), default=model.spec.load.parallel),
         busy=sum(each.link.num_sequences for each in replicas if each.link),
         longest_wait_s=model.turns.longest_wait_s(),
         is_settled=all(each.state is ModelState.READY for each in replicas),

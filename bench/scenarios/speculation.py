@@ -29,6 +29,10 @@ PARALLEL: Final = 8
 CONTEXT: Final = 512
 REPEATING_TOKENS: Final = 120
 ORDINARY_TOKENS: Final = 48
+NUM_GREEDY: Final = 3
+"""How often each opening is asked for greedily a round: texts part so seldom that it takes hundreds
+to say how many do."""
+
 NEW_WORDS: Final = 6
 """At the beginning of each prompt, so that no cache knows it."""
 
@@ -88,7 +92,7 @@ def _tasks(prompts: Prompts, *, seed: int) -> dict[str, list[Ask]]:
     copies = (f"The text:\n{text}\n\nThe same text, word for word:\n" for text in texts)
     return {
         REPEATING: [ask(text, REPEATING_TOKENS) for text in copies],
-        GREEDY: [ask(text, ORDINARY_TOKENS) for text in OPENINGS],
+        GREEDY: [ask(text, ORDINARY_TOKENS) for text in OPENINGS * NUM_GREEDY],
         ORDINARY: [ask(text, ORDINARY_TOKENS, 0.8) for text in OPENINGS[:4]],
         TOGETHER: [ask(text, ORDINARY_TOKENS, 0.8) for text in OPENINGS[:PARALLEL]],
     }

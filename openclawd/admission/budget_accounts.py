@@ -186,7 +186,8 @@ class Account:
         return self._charge
 
     def reserve(self, amount: Amount, now: int) -> Charge:
-        charge = self.charge(now)
+        self._look_at(now)
+        charge = self._charge
         self._slot(charge.slot).reserved.add(amount)
         self._reserved.add(amount)
         return charge

@@ -123,6 +123,10 @@ class Window:
     def charge(self, amount: int, now_us: int) -> None:
         """Take it, whether there is room or not."""
         self._forget(now_us)
+        self.take(amount, now_us)
+
+    def take(self, amount: int, now_us: int) -> None:
+        """The same right after `has_room` or `used` of the same moment."""
         self._debt += amount
         self._pay(now_us)
 
@@ -298,13 +302,14 @@ class WindowStore:
 
     def lease(self, needs: Sequence[Need], *, now: float) -> Lease | None:
         now_us = _microseconds(now)
-        self._sweep(now_us)
+        if self._num_new or len(self._windows) > self._max_windows:
+            self._sweep(now_us)
         windows = [self._window(meter) for meter, _ in needs]
         for window, (_, amount) in zip(windows, needs, strict=True):
             if not window.has_room(amount, now_us):
                 return None
         for window, (_, amount) in zip(windows, needs, strict=True):
-            window.charge(amount, now_us)
+            window.take(amount, now_us)
         return Lease(needs, now_us)
 
     def due(self, meter: Meter, amounts: Sequence[int], *, now: float) -> float:

@@ -24,6 +24,7 @@ from __future__ import annotations
 import enum
 import heapq
 import itertools
+import math
 from bisect import insort
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -104,17 +105,21 @@ class _Bucket:
 
 @dataclass(frozen=True, slots=True)
 class _Buckets:
-    """Those that a subject's requests are in, and their meters."""
+    """Those that a subject's requests are in, and their meters. No prompt of more than
+    `most_tokens` can ever be admitted."""
 
     each: tuple[_Bucket, ...]
     meters: tuple[Meter, ...]
     token_meters: tuple[Meter, ...]
+    most_tokens: float
 
     @classmethod
     def of(cls, rules: Iterable[RateRule], subject: Subject) -> _Buckets:
         each = tuple(_bucket(rule, subject) for rule in rules if rule.match.fits(subject))
         meters = tuple(meter for bucket in each for meter in bucket.meters)
-        return cls(each, meters, tuple(meter for meter in meters if meter.unit == TOKENS))
+        token_meters = tuple(meter for meter in meters if meter.unit == TOKENS)
+        most_tokens = min((meter.limit for meter in token_meters), default=math.inf)
+        return cls(each, meters, token_meters, most_tokens)
 
 
 @dataclass(slots=True)  # not frozen: one is made for every request
@@ -225,7 +230,10 @@ class RateLimiter(Generic[Ticket]):
         nothing else came; `LimitExceeded` if it never can be.
         """
         buckets = self._buckets_of(subject)
-        _check_possible(buckets.each, prompt_tokens)
+        if prompt_tokens > buckets.most_tokens:
+            raise _impossible(buckets.each, prompt_tokens)
+        if not self._lines and (grant := self._grant(buckets, prompt_tokens, now)):
+            return grant
         entry = _Entry(ticket, next(self._numbers), prompt_tokens, buckets, arrived_at=now)
         outcome = self._decide(entry, now)
         if isinstance(outcome, Grant):
@@ -296,16 +304,20 @@ class RateLimiter(Generic[Ticket]):
         """Take all it needs, or tell what stands in the way longest: a rule that rejects before all
         others, for then there is nothing to wait for."""
         buckets = entry.buckets
-        if not self._lines or not any(self._is_behind(entry, each) for each in buckets.each):
-            lease = self._store.lease(_needs(buckets.meters, entry.prompt_tokens), now=now)
-            if lease is not None:
-                return Grant(buckets, lease)
+        is_behind = any(self._is_behind(entry, each) for each in buckets.each)
+        if not is_behind and (grant := self._grant(buckets, entry.prompt_tokens, now)):
+            return grant
         obstacles = [
             _Obstacle(bucket, at)
             for bucket in buckets.each
             if (at := self._room_at(entry, bucket, now)) > now or self._is_behind(entry, bucket)
         ]
         return max(obstacles, key=lambda each: (_rejects(each.bucket), each.at))
+
+    def _grant(self, buckets: _Buckets, prompt_tokens: int, now: float) -> Grant | None:
+        """Take all that a request needs, if there is room in every count."""
+        lease = self._store.lease(_needs(buckets.meters, prompt_tokens), now=now)
+        return None if lease is None else Grant(buckets, lease)
 
     def _is_behind(self, entry: _Entry[Ticket], bucket: _Bucket) -> bool:
         """Does an earlier one wait for this bucket?"""
@@ -435,18 +447,16 @@ class RateLimiter(Generic[Ticket]):
         )
 
 
-def _check_possible(buckets: Sequence[_Bucket], prompt_tokens: int) -> None:
-    """Refuse what no waiting can help. Raises `LimitExceeded`."""
-    for bucket in buckets:
-        most = bucket.rule.tokens
-        if most is not None and prompt_tokens > most:
-            raise LimitExceeded(
-                f"the prompt has {prompt_tokens} tokens; rate limit {bucket.rule.name} allows "
-                f"{most} in {format_duration(bucket.rule.window_s)}, so that it can never be "
-                "admitted",
-                hint=f"shorten the prompt to {most} tokens, or ask the administrator to raise "
-                "tokens of this rule in rate_limits",
-            )
+def _impossible(buckets: Sequence[_Bucket], prompt_tokens: int) -> LimitExceeded:
+    """What no waiting can help: the first of these does not allow so many tokens."""
+    limited = ((bucket.rule, bucket.rule.tokens) for bucket in buckets)
+    rule, most = next(each for each in limited if each[1] is not None and prompt_tokens > each[1])
+    return LimitExceeded(
+        f"the prompt has {prompt_tokens} tokens; rate limit {rule.name} allows {most} in "
+        f"{format_duration(rule.window_s)}, so that it can never be admitted",
+        hint=f"shorten the prompt to {most} tokens, or ask the administrator to raise tokens of "
+        "this rule in rate_limits",
+    )
 
 
 def _bucket(rule: RateRule, subject: Subject) -> _Bucket:

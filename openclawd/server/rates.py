@@ -51,9 +51,16 @@ def rules_of(configs: Iterable[RateLimitConfig]) -> list[RateRule]:
 class _Waiter:
     """One who asks. `told` is the last position it heard of, and of which rule."""
 
-    ends: asyncio.Future[Grant | RateLimited]
     on_queued: Callable[[RatePlace], None]
     told: RatePlace | None = None
+    _ends: asyncio.Future[Grant | RateLimited] | None = None
+
+    @property
+    def ends(self) -> asyncio.Future[Grant | RateLimited]:
+        """What becomes of it; made when it is first asked for, since most need not wait."""
+        if self._ends is None:
+            self._ends = asyncio.get_running_loop().create_future()
+        return self._ends
 
 
 class Charge:
@@ -105,7 +112,7 @@ class Rates:
         `on_queued` is called if it has to wait, and again when its position in line has halved or
         it waits for another rule. Raises `RateLimited` and `LimitExceeded`.
         """
-        waiter = _Waiter(asyncio.get_running_loop().create_future(), on_queued)
+        waiter = _Waiter(on_queued)
         grant = self._limiter.ask(waiter, subject, prompt_tokens=prompt_tokens, now=_now())
         return Charge(self, grant if grant is not None else await self._wait(waiter))
 

@@ -378,8 +378,11 @@ class AsyncClient:
     async def ping(self) -> dict[str, Any]:
         return await self._ask("ping", {})
 
-    async def status(self, *, latency: bool = False) -> dict[str, Any]:
-        return await self._ask("status", {"latency": True} if latency else {})
+    async def status(self, *, latency: bool = False, requests: bool = False) -> dict[str, Any]:
+        return await self._ask("status", calls.status_params(latency=latency, requests=requests))
+
+    async def cancel_request(self, request_id: str) -> dict[str, Any]:
+        return await self._ask("requests.cancel", {"request_id": request_id})
 
     async def models(self) -> list[dict[str, Any]]:
         return calls.rows_of(await self._ask("models", {}), "models")

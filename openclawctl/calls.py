@@ -68,6 +68,7 @@ QUICK_OPS: Final = frozenset(
         "budgets",
         "audit",
         "show",
+        "requests.cancel",
     }
 )
 
@@ -302,6 +303,12 @@ def pull_handler(
             on_progress(str(data.get("file", "")), data.get("bytes", 0), data.get("total_bytes"))
 
     return on_event
+
+
+def status_params(*, latency: bool, requests: bool) -> dict[str, Any]:
+    """What `status` is asked for besides."""
+    asked = {"latency": latency, "requests": requests}
+    return {name: True for name, is_asked in asked.items() if is_asked}
 
 
 def rows_of(result: dict[str, Any], name: str) -> list[dict[str, Any]]:

@@ -340,10 +340,16 @@ class Client:
         """`{"server": "openclawd X.Y.Z"}`, if the daemon answers at all."""
         return self._ask("ping", {})
 
-    def status(self, *, latency: bool = False) -> dict[str, Any]:
+    def status(self, *, latency: bool = False, requests: bool = False) -> dict[str, Any]:
         """The daemon's state: its version, uptime, requests, token rate, health and models; with
-        `latency` also how long each model's requests take."""
-        return self._ask("status", {"latency": True} if latency else {})
+        `latency` also how long each model's requests take, with `requests` also those that are
+        `open`: your own, or everybody's if you may see them."""
+        return self._ask("status", calls.status_params(latency=latency, requests=requests))
+
+    def cancel_request(self, request_id: str) -> dict[str, Any]:
+        """Cancel an open request of any connection: your own, or anybody's if you may see them.
+        Whoever waits for it gets what there is of its answer by then."""
+        return self._ask("requests.cancel", {"request_id": request_id})
 
     def models(self) -> list[dict[str, Any]]:
         """Every model that the daemon knows, loaded or not."""

@@ -43,6 +43,7 @@ COMMANDS: Final = {
     "ps": "residents",
     "pull": "models",
     "reload": "config",
+    "requests": "requests",
     "rerank": "scores",
     "show": "residents",
     "status": "server",
@@ -116,8 +117,8 @@ class _LazyGroup(click.Group):
     "timeout_s",
     metavar="SECONDS",
     type=click.FloatRange(min=0, min_open=True),
-    help="Give up after this long without any news. Default: 30 for ping, status, models, "
-    "show, usage, insights, budgets, whoami and audit, else none.",
+    help="Give up after this long without any news. Default: 30 for ping, status, requests, "
+    "models, show, usage, insights, budgets, whoami and audit, else none.",
 )
 @click.version_option(__version__, prog_name="openclawctl", message="%(prog)s %(version)s")
 @click.pass_context

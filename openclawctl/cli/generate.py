@@ -90,6 +90,8 @@ def generate_command(
             _finish(shell, stream.result, is_shown=is_shown)
     if is_interrupted or stats:
         say(("interrupted: " if is_interrupted else "") + stats_line(stream.result))
+    elif stream.result.finish_reason == "cancelled":
+        say("openclawctl: the request was cancelled by somebody else; this is not all of it")
     return _exit_status(stream.result, is_interrupted=is_interrupted)
 
 
@@ -135,6 +137,6 @@ def _finish(shell: Shell, result: Completion, *, is_shown: bool) -> None:
 
 
 def _exit_status(result: Completion, *, is_interrupted: bool) -> int:
-    if is_interrupted:
+    if is_interrupted or result.finish_reason == "cancelled":
         return EXIT_INTERRUPTED
     return EXIT_FAILED if result.finish_reason == "error" else 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,6 +12,7 @@ from openclawctl.cli.shell import (
     print_json_line,
     print_line,
     print_table,
+    show_again,
 )
 from openclawctl.wire.units import format_duration, format_size
 
@@ -63,14 +63,11 @@ def _show(shell: Shell, models: list[dict[str, Any]]) -> None:
 
 
 def _show_again(shell: Shell, models: list[dict[str, Any]]) -> None:
-    """In place of what was there before, if this is a terminal."""
     if shell.is_json:
         print_json_line({"models": models})
         return
-    click.clear()
-    _show(shell, models)
-    if not sys.stdout.isatty():
-        print_line()
+    with show_again():
+        _show(shell, models)
 
 
 def _row(model: dict[str, Any]) -> list[str]:

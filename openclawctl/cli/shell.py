@@ -6,6 +6,7 @@ a terminal with its control characters: escape sequences can attack one.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import sys
@@ -16,7 +17,7 @@ import click
 from openclawctl.wire.errors import OpenclawError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from openclawctl.client import Client
 
@@ -189,6 +190,16 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, right: 
             for cell, width, is_right in zip(line, widths, numeric, strict=True)
         ]
         print_line("  ".join(cells).rstrip())
+
+
+@contextlib.contextmanager
+def show_again() -> Iterator[None]:
+    """What the block prints stands in place of what was there before, if this is a terminal; else a
+    blank line comes after it."""
+    click.clear()
+    yield
+    if not sys.stdout.isatty():
+        print_line()
 
 
 def read_stdin() -> str:

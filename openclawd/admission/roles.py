@@ -45,6 +45,8 @@ PERMISSIONS: Final[dict[Op, Permission]] = {
     Op.EMBED: Permission.COMPUTE,
     Op.CLASSIFY: Permission.COMPUTE,
     Op.RERANK: Permission.COMPUTE,
+    # Of one's own, or of anybody's for who sees everybody's.
+    Op.REQUESTS_CANCEL: Permission.COMPUTE,
     # These two load a model that is not loaded: more than looking.
     Op.TOKENIZE: Permission.COMPUTE,
     Op.DETOKENIZE: Permission.COMPUTE,

@@ -104,9 +104,9 @@ def _lower_maximum(inference: Inference, taken: Reservation) -> None:
 def _wait_for_rate(inference: Inference, slot: Slot, place: RatePlace) -> None:
     slot.must_wait()
     data = {"position": place.position, "eta_s": place.eta_s, "rule": place.rule}
-    inference.exchange.event("queued", data)
+    inference.note_queued(data)
 
 
 def _wait_for_budget(inference: Inference, slot: Slot, position: int) -> None:
     slot.must_wait()
-    inference.exchange.event("queued", {"position": position, "eta_s": None})
+    inference.note_queued({"position": position, "eta_s": None})

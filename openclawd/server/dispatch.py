@@ -32,6 +32,7 @@ from openclawctl.wire.operations import (
     Op,
     Params,
     PruneParams,
+    RequestParams,
     StatusParams,
     TokenizeParams,
     UsageParams,
@@ -44,7 +45,7 @@ from openclawd.ledger.audit import AuditQuery
 from openclawd.ledger.audit_key import parse_head
 from openclawd.observe import message_ids
 from openclawd.observe.logs import fields
-from openclawd.server import fetching, keys, models_view, upkeep
+from openclawd.server import fetching, keys, models_view, open_requests, upkeep
 from openclawd.server.inference import ask_tokenizer, infer, tell_loading
 
 if TYPE_CHECKING:
@@ -118,7 +119,14 @@ async def _ping(service: Service, exchange: Exchange, params: Params) -> dict[st
 
 async def _status(service: Service, exchange: Exchange, params: Params) -> dict[str, Any]:
     assert isinstance(params, StatusParams)
-    return service.status(exchange.peer.principal, with_latency=params.latency)
+    return service.status(
+        exchange.peer.principal, with_latency=params.latency, with_requests=params.requests
+    )
+
+
+async def _cancel_request(service: Service, exchange: Exchange, params: Params) -> dict[str, Any]:
+    assert isinstance(params, RequestParams)
+    return open_requests.cancel(service, exchange, params)
 
 
 async def _models(service: Service, exchange: Exchange, params: Params) -> dict[str, Any]:
@@ -287,6 +295,7 @@ async def _verify_model(service: Service, exchange: Exchange, params: Params) ->
 HANDLERS: Final[dict[Op, Handler]] = {
     Op.PING: _ping,
     Op.STATUS: _status,
+    Op.REQUESTS_CANCEL: _cancel_request,
     Op.MODELS: _models,
     Op.LOAD: _load,
     Op.UNLOAD: _unload,

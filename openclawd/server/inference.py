@@ -91,18 +91,19 @@ async def _serve(inference: Inference) -> None:
     known = model.info
     check_size(inference)  # before anything is loaded, with what is known of the model by then
     _note_load(inference.service, exchange, model)
-    async with submit(
-        model,
-        exchange.request.op,
-        params.encode(),
-        owner=f"request {inference.request_id} of {exchange.peer.principal.name}",
-        on_loading=inference.on_loading,
-        keep_alive_s=_keep_alive_s(params),
-    ) as submission:
-        inference.load_s = inference.elapsed_s()
-        if model.info is not known:
-            check_size(inference)  # it was loaded meanwhile
-        await inference.run(submission)
+    with inference.service.open_requests.listed(inference):
+        async with submit(
+            model,
+            exchange.request.op,
+            params.encode(),
+            owner=f"request {inference.request_id} of {exchange.peer.principal.name}",
+            on_loading=inference.on_loading,
+            keep_alive_s=_keep_alive_s(params),
+        ) as submission:
+            inference.load_s = inference.elapsed_s()
+            if model.info is not known:
+                check_size(inference)  # it was loaded meanwhile
+            await inference.run(submission)
 
 
 def _note_load(service: Service, exchange: Exchange, model: Model) -> None:
@@ -208,6 +209,8 @@ class Inference:
     num_outlived: int = 0
     ended: Ended | None = None
     turn: Turn | None = None
+    queued: dict[str, Any] = field(default_factory=dict)
+    """What its client last heard of where it stands."""
     scores: Scores | None = None
     subject: Subject = field(init=False)
     fitting: FittingRules = field(init=False)
@@ -283,6 +286,7 @@ class Inference:
             principal=self.exchange.peer.principal.name,
             tier=self.tier,
             tokens=self.prompt_tokens,
+            name=self.request_id,
         )
 
     async def record_failure(self, error: BaseException) -> None:
@@ -375,7 +379,12 @@ class Inference:
         tell_loading(self.exchange, progress)
 
     def _on_queued(self, place: Place) -> None:
-        self.exchange.event("queued", {"position": place.position, "eta_s": place.eta_s})
+        self.note_queued({"position": place.position, "eta_s": place.eta_s})
+
+    def note_queued(self, data: dict[str, Any]) -> None:
+        """It has to wait: its client hears where it stands."""
+        self.queued = data
+        self.exchange.event("queued", data)
 
     def _on_output(self, output: Output) -> None:
         now = self.service.now()

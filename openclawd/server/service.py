@@ -30,6 +30,7 @@ from openclawd.server.health import Health, health_of
 from openclawd.server.lanes import Lanes
 from openclawd.server.limits import limit_rules
 from openclawd.server.meters import Meters
+from openclawd.server.open_requests import OpenRequests
 from openclawd.server.peer import Traffic
 from openclawd.server.rates import Rates, rules_of
 from openclawd.server.statistics import Statistics
@@ -100,6 +101,7 @@ class Service:
         self._token_limits: dict[Model, TokenLimits] = {}
         self._take(config)
         self.lanes = Lanes()
+        self.open_requests = OpenRequests()
         self.budgets = BudgetDesk(
             [rule_from(budget.plain()) for budget in config.budgets],
             ledger.budget_counters(now=time.time()) if config.budgets else (),
@@ -401,7 +403,9 @@ class Service:
         """What `budgets` answers: a caller's own, or everybody's to who may see that."""
         return self.budgets.rows(None if caller.sees_everybody else caller.subject())
 
-    def status(self, caller: Principal, *, with_latency: bool) -> dict[str, Any]:
+    def status(
+        self, caller: Principal, *, with_latency: bool, with_requests: bool
+    ) -> dict[str, Any]:
         """What `status` answers. Never waits."""
         models = list(self.fleet.models)
         rows = [row for row in self.fleet.rows() if caller.may_see(row["name"])]
@@ -422,6 +426,7 @@ class Service:
                 "queued": sum(model.turns.num_waiting for model in models),
                 "finished": self.totals.num_finished,
                 "failed": self.totals.num_failed,
+                **(self.open_requests.report(caller) if with_requests else {}),
             },
             "tokens": {
                 "prompt": self.totals.prompt_tokens,

@@ -34,6 +34,7 @@ LEAST_ROLE = {
     "embed": "user",
     "classify": "user",
     "rerank": "user",
+    "requests.cancel": "user",
     "tokenize": "user",
     "detokenize": "user",
     "load": "operator",

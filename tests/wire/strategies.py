@@ -179,7 +179,8 @@ def chats_with_tools(draw, asked):
 
 params = {
     ops.Op.PING: st.builds(ops.NoParams),
-    ops.Op.STATUS: st.builds(ops.StatusParams, latency=st.booleans()),
+    ops.Op.STATUS: st.builds(ops.StatusParams, latency=st.booleans(), requests=st.booleans()),
+    ops.Op.REQUESTS_CANCEL: st.builds(ops.RequestParams, request_id=texts),
     ops.Op.MODELS: st.builds(ops.NoParams),
     ops.Op.BUDGETS: st.builds(ops.NoParams),
     ops.Op.LOAD: model_params,

@@ -447,6 +447,15 @@ class AsyncClient:
     async def reload(self) -> dict[str, Any]:
         return await self._ask("reload", {})
 
+    async def drain(
+        self, *, wait: bool = False, on_progress: Callable[[int], object] | None = None
+    ) -> dict[str, Any]:
+        on_event = None if on_progress is None else calls.drain_handler(on_progress)
+        return await self._ask("drain", {"wait": True} if wait else {}, on_event=on_event)
+
+    async def resume(self) -> dict[str, Any]:
+        return await self._ask("resume", {})
+
     async def usage(
         self,
         *,

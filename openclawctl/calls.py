@@ -69,6 +69,7 @@ QUICK_OPS: Final = frozenset(
         "audit",
         "show",
         "requests.cancel",
+        "resume",
     }
 )
 
@@ -286,6 +287,16 @@ def models_handler(
     def on_event(event: Event) -> None:
         if event.kind == "models":
             on_models(rows_of(event.data, "models"))
+
+    return on_event
+
+
+def drain_handler(on_progress: Callable[[int], object]) -> Callable[[Event], None]:
+    """An `on_event` that passes on how many requests are still open."""
+
+    def on_event(event: Event) -> None:
+        if event.kind == "draining":
+            on_progress(event.data.get("open", 0))
 
     return on_event
 

@@ -436,6 +436,19 @@ class Client:
         `InvalidRequest`, with every mistake, for one that is wrong; nothing has changed then."""
         return self._ask("reload", {})
 
+    def drain(
+        self, *, wait: bool = False, on_progress: Callable[[int], object] | None = None
+    ) -> dict[str, Any]:
+        """Have the daemon take no new requests, which then raise `Draining`; those that it has are
+        finished. With `wait`, return when none is open (`state` is `drained`), or somebody has
+        resumed; `on_progress(num_open)` is called as they end."""
+        on_event = None if on_progress is None else calls.drain_handler(on_progress)
+        return self._ask("drain", {"wait": True} if wait else {}, on_event=on_event)
+
+    def resume(self) -> dict[str, Any]:
+        """Have the daemon take requests again after `drain`."""
+        return self._ask("resume", {})
+
     def usage(
         self,
         *,

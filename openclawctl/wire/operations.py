@@ -61,6 +61,8 @@ class Op(enum.Enum):
     LOAD = "load"
     UNLOAD = "unload"
     RELOAD = "reload"
+    DRAIN = "drain"
+    RESUME = "resume"
     GENERATE = "generate"
     CHAT = "chat"
     EMBED = "embed"
@@ -368,6 +370,20 @@ class RequestParams:
 
 
 @dataclass(frozen=True, slots=True)
+class DrainParams:
+    """`drain`: with `wait` it ends once no request is open."""
+
+    wait: bool = False
+
+    @classmethod
+    def decode(cls, source: Fields) -> DrainParams:
+        return cls(wait=source.boolean("wait", default=False))
+
+    def encode(self) -> dict[str, Any]:
+        return present(self)
+
+
+@dataclass(frozen=True, slots=True)
 class NoParams:
     """What takes no parameters: `ping`, `models`, `whoami`, and others."""
 
@@ -387,6 +403,7 @@ Params = (
     NoParams
     | StatusParams
     | RequestParams
+    | DrainParams
     | ModelParams
     | GenerateParams
     | ChatParams
@@ -417,6 +434,8 @@ PARAMS: Final[dict[Op, type[Params]]] = {
     Op.LOAD: ModelParams,
     Op.UNLOAD: ModelParams,
     Op.RELOAD: NoParams,
+    Op.DRAIN: DrainParams,
+    Op.RESUME: NoParams,
     Op.GENERATE: GenerateParams,
     Op.CHAT: ChatParams,
     Op.EMBED: EmbedParams,

@@ -56,6 +56,8 @@ PERMISSIONS: Final[dict[Op, Permission]] = {
     Op.MODELS_REMOVE: Permission.OPERATE,
     Op.MODELS_VERIFY: Permission.OPERATE,
     Op.RELOAD: Permission.OPERATE,
+    Op.DRAIN: Permission.OPERATE,
+    Op.RESUME: Permission.OPERATE,
     Op.KEYS_CREATE: Permission.ADMINISTER,
     Op.KEYS_LIST: Permission.ADMINISTER,
     Op.KEYS_SHOW: Permission.ADMINISTER,

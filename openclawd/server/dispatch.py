@@ -26,6 +26,7 @@ from openclawctl.wire.operations import (
     AuditParams,
     AuditVerifyParams,
     DetokenizeParams,
+    DrainParams,
     EncodingParams,
     InsightsParams,
     ModelParams,
@@ -170,13 +171,33 @@ async def _watch(service: Service, exchange: Exchange, params: Params) -> dict[s
 async def _infer(service: Service, exchange: Exchange, params: Params) -> dict[str, Any]:
     assert isinstance(params, GenerateParams | ChatParams | EncodingParams)
     service.model_for(exchange.peer.principal, params.model)
-    return await infer(service, exchange, params)
+    with service.gate.passage():
+        return await infer(service, exchange, params)
 
 
 async def _tokenizer(service: Service, exchange: Exchange, params: Params) -> dict[str, Any]:
     assert isinstance(params, TokenizeParams | DetokenizeParams)
     service.model_for(exchange.peer.principal, params.model)
-    return await ask_tokenizer(service, exchange, params)
+    with service.gate.passage():
+        return await ask_tokenizer(service, exchange, params)
+
+
+async def _drain(service: Service, exchange: Exchange, params: Params) -> dict[str, Any]:
+    assert isinstance(params, DrainParams)
+    gate = service.gate
+    service.audit.note(action=Op.DRAIN.value, peer=exchange.peer)
+    gate.shut(exchange.peer.principal.name)
+    while params.wait and gate.state == "draining":
+        exchange.event("draining", {"open": gate.num_inside})
+        await gate.wait_change()
+    return {"state": gate.state, "open": gate.num_inside}
+
+
+async def _resume(service: Service, exchange: Exchange, params: Params) -> dict[str, Any]:
+    del params
+    service.audit.note(action=Op.RESUME.value, peer=exchange.peer)
+    service.gate.open()
+    return {"state": service.gate.state}
 
 
 async def _usage(service: Service, exchange: Exchange, params: Params) -> dict[str, Any]:
@@ -300,6 +321,8 @@ HANDLERS: Final[dict[Op, Handler]] = {
     Op.LOAD: _load,
     Op.UNLOAD: _unload,
     Op.RELOAD: _reload,
+    Op.DRAIN: _drain,
+    Op.RESUME: _resume,
     Op.GENERATE: _infer,
     Op.CHAT: _infer,
     Op.EMBED: _infer,

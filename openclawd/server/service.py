@@ -26,6 +26,7 @@ from openclawd.admission.tiers import DEFAULT_TIER, Priority, Tier
 from openclawd.ledger import UsageQuery
 from openclawd.server.auditing import Auditing
 from openclawd.server.budgets import BudgetDesk, rule_from
+from openclawd.server.gate import Gate
 from openclawd.server.health import Health, health_of
 from openclawd.server.lanes import Lanes
 from openclawd.server.limits import limit_rules
@@ -102,6 +103,7 @@ class Service:
         self._take(config)
         self.lanes = Lanes()
         self.open_requests = OpenRequests()
+        self.gate = Gate()
         self.budgets = BudgetDesk(
             [rule_from(budget.plain()) for budget in config.budgets],
             ledger.budget_counters(now=time.time()) if config.budgets else (),
@@ -416,6 +418,7 @@ class Service:
                 "version": self.version,
                 "pid": os.getpid(),
                 "state": self._state(),
+                "drain": self.gate.row(),
                 "socket": str(self._socket_path),
                 "started_at": self.started_at,
                 "uptime_s": round(time.time() - self.started_at, 3),
@@ -467,7 +470,7 @@ class Service:
     def _state(self) -> str:
         if self.is_draining:
             return "draining"
-        return "ready" if self.is_ready else "starting"
+        return self.gate.state if self.is_ready else "starting"
 
 
 def _whose(caller: Principal) -> str | None:

@@ -43,6 +43,8 @@ LEAST_ROLE = {
     "models.remove": "operator",
     "models.verify": "operator",
     "reload": "operator",
+    "drain": "operator",
+    "resume": "operator",
     "keys.create": "admin",
     "keys.list": "admin",
     "keys.show": "admin",

@@ -79,6 +79,8 @@ LEAST = {
     "models.remove": "operator",
     "models.verify": "operator",
     "reload": "operator",
+    "drain": "operator",
+    "resume": "operator",
     "keys.create": "admin",
     "keys.list": "admin",
     "keys.show": "admin",

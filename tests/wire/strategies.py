@@ -207,6 +207,8 @@ params = {
         **_labels,
     ),
     ops.Op.RELOAD: st.builds(ops.NoParams),
+    ops.Op.DRAIN: st.builds(ops.DrainParams, wait=st.booleans()),
+    ops.Op.RESUME: st.builds(ops.NoParams),
     ops.Op.SHOW: st.builds(ops.ModelParams, model=maybe(texts)),
     ops.Op.WATCH: st.builds(ops.WatchParams, num_updates=maybe(st.integers(1, 2**40))),
     ops.Op.CLASSIFY: st.builds(

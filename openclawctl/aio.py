@@ -332,6 +332,20 @@ class AsyncClient:
         opened = self._stream("chat", params, kwargs.get("on_event"))
         return opened if stream else _complete(opened)
 
+    async def dry_run(self, prompt: Prompt, **kwargs: Unpack[GenerateOptions]) -> dict[str, Any]:
+        self._target.set_default_model(kwargs)
+        params = options.generate_params(prompt, kwargs, is_streamed=False)
+        on_event = kwargs.get("on_event")
+        return await self._ask("generate", {**params, "dry_run": True}, on_event=on_event)
+
+    async def dry_run_chat(
+        self, messages: Iterable[Mapping[str, Any]], **kwargs: Unpack[ChatOptions]
+    ) -> dict[str, Any]:
+        self._target.set_default_model(kwargs)
+        params = options.chat_params(messages, kwargs, is_streamed=False)
+        on_event = kwargs.get("on_event")
+        return await self._ask("chat", {**params, "dry_run": True}, on_event=on_event)
+
     async def embed(self, texts: str | Iterable[str], **kwargs: Unpack[EmbedOptions]) -> Embeddings:
         self._target.set_default_model(kwargs)
         params = options.embed_params(texts, kwargs)

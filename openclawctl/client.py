@@ -273,6 +273,26 @@ class Client:
         params = chat_params(messages, options, is_streamed=stream)
         return self._complete("chat", params, options.get("on_event"))
 
+    def dry_run(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> dict[str, Any]:
+        """What `generate` would take, and nothing is computed or reserved: `prompt_tokens`, the
+        most `completion_tokens` and `cost`, and the `limits`, `rate_limits` and `budgets` that it
+        is under, with what would be left. Raises what `generate` would be refused with."""
+        from openclawctl.options import generate_params
+
+        self._target.set_default_model(options)
+        params = generate_params(prompt, options, is_streamed=False)
+        return self._ask("generate", {**params, "dry_run": True}, on_event=options.get("on_event"))
+
+    def dry_run_chat(
+        self, messages: Iterable[Mapping[str, Any]], **options: Unpack[ChatOptions]
+    ) -> dict[str, Any]:
+        """What `chat` would take; see `dry_run`."""
+        from openclawctl.options import chat_params
+
+        self._target.set_default_model(options)
+        params = chat_params(messages, options, is_streamed=False)
+        return self._ask("chat", {**params, "dry_run": True}, on_event=options.get("on_event"))
+
     def embed(self, texts: str | Iterable[str], **options: Unpack[EmbedOptions]) -> Embeddings:
         """One normalised vector per text. For `options` see `EmbedOptions`."""
         from openclawctl import results

@@ -19,6 +19,7 @@ from openclawctl.wire.errors import OpenclawError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from openclawctl.aio import AsyncClient
     from openclawctl.client import Client
 
 _F = TypeVar("_F", bound="Callable[..., Any]")
@@ -40,18 +41,35 @@ class Shell:
 
     def client(self) -> Client:
         from openclawctl.client import Client
-        from openclawctl.paths import Target
 
-        if Target(self.socket_path, self.api_key_file).holds_key():
-            from openclawctl.cli.secrecy import keep_memory_private
-
-            keep_memory_private()
+        self._keep_key()
         return Client(
             self.socket_path,
             timeout_s=self.timeout_s,
             api_key_file=self.api_key_file,
             app="openclawctl",
         )
+
+    def async_client(self, *, retries: int) -> AsyncClient:
+        from openclawctl.aio import AsyncClient
+
+        self._keep_key()
+        return AsyncClient(
+            self.socket_path,
+            timeout_s=self.timeout_s,
+            api_key_file=self.api_key_file,
+            app="openclawctl",
+            retries=retries,
+        )
+
+    def _keep_key(self) -> None:
+        """An API key that this process is about to hold stays in it."""
+        from openclawctl.paths import Target
+
+        if Target(self.socket_path, self.api_key_file).holds_key():
+            from openclawctl.cli.secrecy import keep_memory_private
+
+            keep_memory_private()
 
 
 def json_option(function: _F) -> _F:

@@ -47,7 +47,7 @@ class Account:
         )
         taken = await service.budgets.reserve(
             subject,
-            _need(inference),
+            need_of(inference),
             on_queued=lambda position: _wait_for_budget(inference, slot, position),
             is_fallback=bool(inference.fallback_from),
         )
@@ -77,7 +77,7 @@ class Account:
             self._charge.undo()
 
 
-def _need(inference: Inference) -> Need:
+def need_of(inference: Inference) -> Need:
     """The worst case by the tokens that each choice may have."""
     prompt, num_choices = inference.prompt_tokens, inference.num_choices
     price = inference.service.prices.of(inference.model.name)

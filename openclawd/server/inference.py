@@ -5,7 +5,7 @@ recorded at each. How a model runs is the fleet's and the worker's; what is allo
 
 Invariants: nothing is computed before the reservation is on disk; usage is on disk before the
 result is given back; a request that reached `prepare` has exactly one ledger row, whatever becomes
-of it.
+of it; a dry run has none.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from openclawd.fleet.spec import ModelState
 from openclawd.fleet.submission import submit
 from openclawd.server.account import Account
 from openclawd.server.deadline import Stage, deadline
+from openclawd.server.dry_run import foretell
 from openclawd.server.fallback import UseFallback
 from openclawd.server.planning import check_size, plan, subject_of
 from openclawd.server.recording import reserve, settle
@@ -78,7 +79,7 @@ async def infer(service: Service, exchange: Exchange, params: InferenceParams) -
                 await _serve(inference)
             except BaseException as error:
                 # It has reached `prepare`, with its first model, and so it has a row.
-                if inference.stage is Stage.LOADING:
+                if inference.stage is Stage.LOADING and not inference.is_dry:
                     await inference.record_failure(error)
                 raise
     return inference.result()
@@ -103,7 +104,10 @@ async def _serve(inference: Inference) -> None:
             inference.load_s = inference.elapsed_s()
             if model.info is not known:
                 check_size(inference)  # it was loaded meanwhile
-            await inference.run(submission)
+            if inference.is_dry:
+                inference.forecast = await foretell(inference, submission)
+            else:
+                await inference.run(submission)
 
 
 def _note_load(service: Service, exchange: Exchange, model: Model) -> None:
@@ -211,6 +215,8 @@ class Inference:
     turn: Turn | None = None
     queued: dict[str, Any] = field(default_factory=dict)
     """What its client last heard of where it stands."""
+    forecast: dict[str, Any] = field(default_factory=dict)
+    """What it would take, once a dry run has found that out."""
     scores: Scores | None = None
     subject: Subject = field(init=False)
     fitting: FittingRules = field(init=False)
@@ -240,6 +246,11 @@ class Inference:
     def num_choices(self) -> int:
         """Answers to the one prompt; 1 also where there is no answer in text."""
         return 1 if isinstance(self.params, EncodingParams) else self.params.n
+
+    @property
+    def is_dry(self) -> bool:
+        """Is nothing to be computed, but to be said what it would take?"""
+        return isinstance(self.params, GenerateParams | ChatParams) and self.params.dry_run
 
     @property
     def limits(self) -> TokenLimits:
@@ -478,17 +489,19 @@ class Inference:
 
     def result(self) -> dict[str, Any]:
         """`done.result`."""
+        if self.is_dry:
+            return self.forecast
         result = InferenceResult(
             request_id=self.request_id,
             model=self.model.name,
             usage=self.usage,
             timings=self.timings,
             choices=self._choices(),
-            context=self._context(),
+            context=self.context(),
         ).encode()
         return {**result, **self.scores.result()} if self.scores else result
 
-    def _context(self) -> dict[str, Any]:
+    def context(self) -> dict[str, Any]:
         """What became of the prompt."""
         context: dict[str, Any] = {
             "policy": self.truncation or "error",

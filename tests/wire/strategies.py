@@ -143,6 +143,7 @@ _completion = {
     "n": st.integers(1, completion.MAX_CHOICES),
     "stop": st.lists(some_text, max_size=completion.MAX_STOP_STRINGS),
     "stream": st.booleans(),
+    "dry_run": st.booleans(),
     "sampling": samplings,
 }
 file_names = st.from_regex(fetching.MODEL_FILE_NAME_PATTERN, fullmatch=True)

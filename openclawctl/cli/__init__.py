@@ -50,6 +50,7 @@ COMMANDS: Final = {
     "show": "residents",
     "status": "server",
     "tokenize": "texts",
+    "top": "top",
     "unload": "models",
     "usage": "usage",
     "version": "server",

@@ -87,7 +87,8 @@ def _print(found: dict[str, Any]) -> None:
     if not found["open"]:
         print_line("no open requests")
         return
-    print_table(_HEADER, [_row(request) for request in found["open"]], right=_NUMBERS)
+    rows = [_row(request) for request in found["open"]]
+    print_table(_HEADER, rows, right=_NUMBERS, cut="PRINCIPAL APP MODEL")
     if found["left_out"]:
         print_line(f"and {found['left_out']} more")
 

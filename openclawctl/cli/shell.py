@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import sys
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -26,6 +27,9 @@ _F = TypeVar("_F", bound="Callable[..., Any]")
 
 _CONTROLS: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 """C0 without tab and newline, delete, and C1 (ECMA-48): what a terminal may take as a command."""
+
+_LEAST_WIDTH: Final = 8
+"""Of a column that is shortened: enough to tell names apart."""
 
 _JSON_UNSAFE: Final = re.compile("[\x7f-\x9f\u2028\u2029]")
 
@@ -197,17 +201,58 @@ def printable(text: str) -> str:
     return _CONTROLS.sub("\ufffd", text.replace("\r", ""))
 
 
-def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, right: str = "") -> None:
-    """Aligned columns, two spaces apart. `right` names the columns that hold numbers."""
+def print_table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], *, right: str = "", cut: str = ""
+) -> None:
+    """Aligned columns. `right` names those that hold numbers, `cut` those that are shortened where
+    a terminal is too narrow."""
+    width = None
+    if cut and sys.stdout.isatty():
+        width = shutil.get_terminal_size().columns
+    for line in table_lines(header, rows, right=right, cut=cut, width=width):
+        print_line(line)
+
+
+def table_lines(
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    right: str = "",
+    cut: str = "",
+    width: int | None = None,
+) -> list[str]:
+    """The lines of a table, its columns two spaces apart. What does not fit into `width` is taken
+    from the columns in `cut`, the widest first, as far as that goes."""
     lines = [list(header), *map(list, rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    if width is not None:
+        _narrow(widths, [name in cut.split() for name in header], width - 2 * (len(header) - 1))
     numeric = [name in right.split() for name in header]
+    found = []
     for line in lines:
         cells = [
-            cell.rjust(width) if is_right else cell.ljust(width)
-            for cell, width, is_right in zip(line, widths, numeric, strict=True)
+            _fitted(cell, room).rjust(room) if is_right else _fitted(cell, room).ljust(room)
+            for cell, room, is_right in zip(line, widths, numeric, strict=True)
         ]
-        print_line("  ".join(cells).rstrip())
+        found.append("  ".join(cells).rstrip())
+    return found
+
+
+def _narrow(widths: list[int], may_shrink: list[bool], room: int) -> None:
+    """Make the widest of some columns narrower until all fit, none below `_LEAST_WIDTH`."""
+    while sum(widths) > room:
+        widest = max(
+            (i for i, may in enumerate(may_shrink) if may and widths[i] > _LEAST_WIDTH),
+            key=lambda i: widths[i],
+            default=None,
+        )
+        if widest is None:
+            return
+        widths[widest] -= 1
+
+
+def _fitted(cell: str, width: int) -> str:
+    return cell if len(cell) <= width else cell[: width - 1] + "…"
 
 
 @contextlib.contextmanager

@@ -38,6 +38,7 @@ COMMANDS: Final = {
     "keys": "keys",
     "ledger": "ledger",
     "load": "models",
+    "logs": "logs",
     "ls": "models",
     "models": "models",
     "ping": "server",

@@ -27,6 +27,7 @@ COMMANDS: Final = {
     "budgets": "budgets",
     "chat": "chat",
     "classify": "scores",
+    "completion": "completion",
     "config": "config",
     "daemon": "daemon",
     "detokenize": "texts",
@@ -96,7 +97,8 @@ class _LazyGroup(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Adds what was probably meant to click's "no such command"."""
-        if args and not args[0].startswith("-") and args[0] not in COMMANDS:
+        is_unknown = args and not args[0].startswith("-") and args[0] not in COMMANDS
+        if is_unknown and not ctx.resilient_parsing:  # a shell that completes
             from openclawctl.wire.fields import suggestion
 
             ctx.fail(f"no such command {args[0]!r}{suggestion(args[0], COMMANDS)}")

@@ -19,7 +19,7 @@ import click
 from openclawctl import paths
 from openclawctl.cli import launch
 from openclawctl.cli.daemon import log_file_of
-from openclawctl.cli.shell import Shell, json_option, print_line
+from openclawctl.cli.shell import Shell, json_option, names_of, print_line
 from openclawctl.wire.errors import OpenclawError
 from openclawctl.wire.units import parse_duration_s
 
@@ -50,14 +50,23 @@ _SYSTEMD: Final = Path("/run/systemd/system")
     type=click.Choice(list(_LEVELS)),
     help="This and what is worse. Default: all that was written.",
 )
-@click.option("--request", "request_id", metavar="ID", help="Only of this request.")
-@click.option("--model", "-m", metavar="NAME", help="Only of this model.")
+@click.option(
+    "--request",
+    "request_id",
+    metavar="ID",
+    help="Only of this request.",
+    shell_complete=names_of("requests"),
+)
+@click.option(
+    "--model", "-m", metavar="NAME", help="Only of this model.", shell_complete=names_of("models")
+)
 @click.option(
     "--instance",
     "instances",
     metavar="NAME",
     multiple=True,
     help="Of openclawd@NAME; repeatable. Default: the daemon that the socket belongs to.",
+    shell_complete=names_of("instances"),
 )
 @click.option("--all", "all_units", is_flag=True, help="Of all instances and helper processes.")
 @click.option("--explain", "-x", is_flag=True, help="With what each entry means, where known.")

@@ -10,6 +10,7 @@ import click
 from openclawctl.cli.shell import (
     Shell,
     json_option,
+    names_of,
     print_json,
     print_json_line,
     print_line,
@@ -113,7 +114,7 @@ def tokens_of(request: dict[str, Any]) -> str:
 
 
 @requests_command.command("cancel")
-@click.argument("request_id", metavar="ID")
+@click.argument("request_id", metavar="ID", shell_complete=names_of("requests"))
 @json_option
 @click.pass_obj
 def cancel_command(shell: Shell, /, request_id: str) -> None:

@@ -8,6 +8,7 @@ import click
 
 from openclawctl.cli.shell import (
     json_option,
+    names_of,
     print_json,
     print_json_line,
     print_line,
@@ -96,7 +97,7 @@ def _idle_until(model: dict[str, Any]) -> str:
 
 
 @click.command("show")
-@click.argument("model", required=False)
+@click.argument("model", required=False, shell_complete=names_of("models"))
 @json_option
 @click.pass_obj
 def show_command(shell: Shell, /, model: str | None) -> None:

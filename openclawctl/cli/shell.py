@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import sys
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 import click
 
@@ -20,8 +20,12 @@ from openclawctl.wire.errors import OpenclawError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from click.shell_completion import CompletionItem
+
     from openclawctl.aio import AsyncClient
     from openclawctl.client import Client
+
+NameKind = Literal["models", "adapters", "keys", "principals", "requests", "instances"]
 
 _F = TypeVar("_F", bound="Callable[..., Any]")
 
@@ -93,14 +97,39 @@ def json_option(function: _F) -> _F:
     )(function)
 
 
+def names_of(
+    kind: NameKind,
+) -> Callable[[click.Context, click.Parameter, str], list[CompletionItem]]:
+    """For `shell_complete`: names that the daemon knows, from `names.py`, imported when needed."""
+
+    def complete(
+        ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        from openclawctl.cli import names
+
+        found: list[CompletionItem] = getattr(names, kind)(ctx, param, incomplete)
+        return found
+
+    return complete
+
+
 def model_option(function: _F) -> _F:
     return click.option(
-        "--model", "-m", metavar="NAME", help="Default: the client's or the daemon's default model."
+        "--model",
+        "-m",
+        metavar="NAME",
+        help="Default: the client's or the daemon's default model.",
+        shell_complete=names_of("models"),
     )(function)
 
 
 def adapter_option(function: _F) -> _F:
-    return click.option("--adapter", metavar="NAME", help="Use this LoRA of the model.")(function)
+    return click.option(
+        "--adapter",
+        metavar="NAME",
+        help="Use this LoRA of the model.",
+        shell_complete=names_of("adapters"),
+    )(function)
 
 
 def _duration_s(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:

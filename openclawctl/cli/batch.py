@@ -109,8 +109,11 @@ def run_batch(
     def jobs() -> Iterator[Job | BadLine]:
         return read_jobs(path, defaults, system=system)
 
-    tally, start = Tally(_check(jobs())), time.time()
+    digests = _check(jobs())
+    tally, start = Tally(len(digests)), time.time()
     with nullcontext() if is_dry or out is None else Answers(out) as answers:
+        if answers is not None:
+            answers.check(digests)
         batch = Batch(shell, tally, answers, concurrency=concurrency)
         batch.run(job for job in jobs() if isinstance(job, Job))
     tally.total_s = round(time.time() - start, 3)
@@ -120,19 +123,22 @@ def run_batch(
     return tally.exit_status
 
 
-def _check(jobs: Iterator[Job | BadLine]) -> int:
-    """How many lines there are. Raises a usage error, and tells which, if some are bad."""
-    num_lines, bad = 0, []
+def _check(jobs: Iterator[Job | BadLine]) -> dict[int, str]:
+    """The digest of each line. Raises a usage error, and tells which, if some are bad."""
+    digests, bad = {}, []
     for job in jobs:
-        num_lines += 1
         if isinstance(job, BadLine):
             bad.append(job)
+        else:
+            digests[job.line] = job.digest
     for each in bad[:_MOST_TOLD]:
         say(f"openclawctl: line {each.line}: {each.reason}")
     if bad:
         more = f" (and {len(bad) - _MOST_TOLD} more)" if len(bad) > _MOST_TOLD else ""
-        raise click.UsageError(f"{len(bad)} of {num_lines} lines are bad{more}; nothing was sent")
-    return num_lines
+        raise click.UsageError(
+            f"{len(bad)} of {len(bad) + len(digests)} lines are bad{more}; nothing was sent"
+        )
+    return digests
 
 
 class Batch:
@@ -170,10 +176,10 @@ class Batch:
         for job in jobs:
             if tally.stopped_by is not None:
                 return
+            if self._answers is not None and self._answers.has(job):
+                tally.skipped += 1
+                continue
             try:
-                if self._answers is not None and self._answers.has(job):
-                    tally.skipped += 1
-                    continue
                 await self._ask(client, job)
             except OpenclawError as problem:
                 if _concerns_all(problem):

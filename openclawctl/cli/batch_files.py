@@ -22,7 +22,7 @@ from openclawctl.wire.fields import suggestion
 from openclawctl.wire.operations import Op, param_names
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
     from types import TracebackType
     from typing import Self
@@ -31,6 +31,10 @@ if TYPE_CHECKING:
 
 _NOT_A_LINES: Final = frozenset({"app", "session", "stream", "dry_run", "on_event"})
 """What a line may not say: labels are the batch's, and its answers come whole."""
+
+
+_BEGINNING: Final = b'{"line": '
+"""Of every answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +150,7 @@ class Answers:
         whole = 0
         with open(self._path, "rb") as file:
             for number, line in enumerate(file, 1):
-                if not line.endswith(b"\n"):
+                if not line.endswith(b"\n") and _may_be_ours(line):
                     break
                 self._note(number, line)
                 whole += len(line)
@@ -162,16 +166,18 @@ class Answers:
                 hint="give another file with --out, or remove this one",
             ) from None
 
+    def check(self, digests: Mapping[int, str]) -> None:
+        """Raises `OpenclawError` when something else than one of these lines was answered."""
+        for line, digest in self._digests.items():
+            if digests.get(line) != digest:
+                raise OpenclawError(
+                    f"{self._path} has an answer to another line {line}: the requests or the "
+                    "options have been changed since",
+                    hint="give another file with --out, or the same requests and options as before",
+                )
+
     def has(self, job: Job) -> bool:
-        """Was it answered? Raises `OpenclawError` when another request was, in its place."""
-        digest = self._digests.get(job.line)
-        if digest is not None and digest != job.digest:
-            raise OpenclawError(
-                f"line {job.line} is not the one whose answer {self._path} holds: the requests or "
-                "the options have been changed since",
-                hint="give another file with --out, or the same requests and options as before",
-            )
-        return digest is not None
+        return job.line in self._digests
 
     def add(self, job: Job, answer: dict[str, Any]) -> None:
         """Raises `OpenclawError` when the disk does not take it."""
@@ -184,3 +190,8 @@ class Answers:
         except OSError as error:
             raise OpenclawError(f"cannot write {self._path}: {error.strerror}") from None
         self._digests[job.line] = job.digest
+
+
+def _may_be_ours(line: bytes) -> bool:
+    """Could it be the first part of an answer? Anything else is not ours to take away."""
+    return line.startswith(_BEGINNING[: len(line)])

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
+from pathlib import Path
 
 import pytest
 from cli.conftest import PROGRAM
+from cli.test_terminal import TIMEOUT_S, Terminal
 
+from openclawctl.cli import batch_files
 from openclawctl.wire.errors import BudgetExceeded, PromptTooLong
 
 LINES = [
@@ -167,12 +170,54 @@ def test_other_requests_than_those_that_were_answered(daemon, ctl, files):
     ctl("generate", "--batch", path, "--out", out)
     answer = ctl("generate", "--batch", path, "--out", out, "--seed", "1")
     assert answer.status == 1
-    assert "line 1 is not the one whose answer" in answer.err
+    assert "has an answer to another line" in answer.err
     assert "give another file with --out" in answer.err
     answer = ctl("generate", "--batch", path, "--out", path)
     assert answer.status == 1
     assert "in.jsonl:1: this is no answer of a batch" in answer.err
     assert len(asked(running)) == 3
+
+
+@pytest.mark.parametrize("content", ["a note", "a note\n", '{"line": 1}\n', "[]"])
+def test_a_file_that_is_not_ours_is_left_alone(daemon, ctl, files, tmp_path, content):
+    running = daemon()
+    path, _ = files(LINES[0])
+    note = tmp_path / "note"
+    note.write_text(content)
+    answer = ctl("generate", "--batch", path, "--out", str(note))
+    assert answer.status == 1
+    assert "note:1: this is no answer of a batch" in answer.err
+    assert note.read_text() == content
+    assert asked(running) == []
+
+
+def test_two_batches_into_one_file(daemon, ctl, files):
+    daemon()
+    path, out = files(LINES[0])
+    with batch_files.Answers(Path(out)):
+        answer = ctl("generate", "--batch", path, "--out", out)
+    assert answer.status == 1
+    assert "another batch writes" in answer.err
+
+
+def test_progress_on_a_terminal(peer, files):
+    """A request that takes longer than waits that are not worth a line."""
+
+    def handler(connection, request):
+        if request.op == "usage":
+            connection.done(request, rows=[], currency=None)
+            return
+        connection.sock.settimeout(0.4)
+        with pytest.raises(TimeoutError):
+            connection.sock.recv(1)
+        connection.sock.settimeout(TIMEOUT_S)
+        connection.complete(request, "!")
+
+    peer(handler=handler)
+    path, out = files(*LINES)
+    with Terminal("generate", "--batch", path, "--out", out, "--concurrency", "1") as terminal:
+        terminal.read_until("1 of 3, 0 failed")
+        terminal.read_until("3 of 3 answered in")
 
 
 def test_a_system_message_makes_chats_of_prompts(daemon, ctl, files):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from openclawctl.cli.answer import Progress, read_answer, stats_line
+from openclawctl.cli.answer import Progress, read_answer, stats_line, was_cancelled
 from openclawctl.cli.sampling import (
     GroupedCommand,
     given,
@@ -216,9 +216,9 @@ def _answer(
             _finish(shell, stream.result, is_shown=is_shown)
     if is_interrupted or with_stats:
         say(("interrupted: " if is_interrupted else "") + stats_line(stream.result))
-    elif stream.result.finish_reason == "cancelled":
-        say("openclawctl: the request was cancelled by somebody else; this is not all of it")
-    return _exit_status(stream.result, is_interrupted=is_interrupted)
+    if was_cancelled(stream.result, is_interrupted=is_interrupted):
+        return EXIT_INTERRUPTED
+    return EXIT_FAILED if stream.result.finish_reason == "error" else 0
 
 
 def _parse_ids(text: str) -> list[int]:
@@ -251,9 +251,3 @@ def _finish(shell: Shell, result: Completion, *, is_shown: bool) -> None:
     for number, text in enumerate(result.texts, 1):
         head = f"== {number} ==\n" if len(result.texts) > 1 else ""
         write(head + ("" if is_shown else text) + ("" if text.endswith("\n") else "\n"))
-
-
-def _exit_status(result: Completion, *, is_interrupted: bool) -> int:
-    if is_interrupted or result.finish_reason == "cancelled":
-        return EXIT_INTERRUPTED
-    return EXIT_FAILED if result.finish_reason == "error" else 0

@@ -96,6 +96,7 @@ def test_a_request_that_somebody_else_cancelled(peer, ctl):
             request, "Once", finish_reason="cancelled"
         )
     )
-    answer = ctl("generate", "x")
-    assert (answer.status, answer.out) == (130, "Once\n")
-    assert "cancelled by somebody else" in answer.err
+    for command in (["generate", "x"], ["chat"]):
+        answer = ctl(*command, stdin="x" if command == ["chat"] else "")
+        assert (answer.status, answer.out) == (130, "Once\n")
+        assert "cancelled by somebody else" in answer.err

@@ -16,6 +16,7 @@ from openclawd.admission.budgets import Fallback
 from openclawd.server.fallback import use_fallback
 
 if TYPE_CHECKING:
+    from openclawd.admission.budgets import Reserved
     from openclawd.admission.rates import RatePlace
     from openclawd.server.budgets import Reservation
     from openclawd.server.inference import Inference
@@ -54,7 +55,7 @@ class Account:
         if isinstance(taken, Fallback):
             use_fallback(inference, taken.model, taken.problem)
         self.reservation = taken
-        _lower_maximum(inference, taken)
+        lower_maximum(inference, taken)
 
     def completion(self, num_tokens: int) -> None:
         """So many tokens more have been computed."""
@@ -91,7 +92,8 @@ def need_of(inference: Inference) -> Need:
     return Need(worst, max_completion=inference.max_tokens, least_completion=least)
 
 
-def _lower_maximum(inference: Inference, taken: Reservation) -> None:
+def lower_maximum(inference: Inference, taken: Reservation | Reserved) -> None:
+    """To what a budget leaves, of which the client hears."""
     if taken.shrunk_by:
         inference.exchange.warn(
             "max-tokens-lowered",

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
 from openclawd.admission.budgets import Fallback, Wait
-from openclawd.server.account import need_of
+from openclawd.server.account import lower_maximum, need_of
 from openclawd.server.deadline import Stage
 from openclawd.server.fallback import use_fallback
 from openclawd.server.planning import plan
@@ -44,7 +44,7 @@ async def foretell(inference: Inference, submission: Submission) -> dict[str, An
     if isinstance(outcome, Fallback):
         use_fallback(inference, outcome.model, outcome.problem)
     if not isinstance(outcome, Wait):
-        inference.max_tokens = outcome.max_completion
+        lower_maximum(inference, outcome)
     return {
         "model": inference.model.name,
         "prompt_tokens": prompt_tokens,

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from harness import Daemon
 
+    from openclawctl import Event
+
 CONFIG = """
 models:
   smollm2: {path: %s, preload: true, parallel: 2, context: 512}
@@ -24,6 +26,7 @@ prices:
 budgets:
   - {name: daily, per: principal, tokens: 1000, money: "5.00", window: day}
   - {name: tiny, match: {session: tiny}, tokens: 10, on_short: reject}
+  - {name: short, match: {session: short}, tokens: 10}
 rate_limits:
   - {name: calls, requests: 5, window: 1m}
   - {name: flow, tokens: 400, window: 1m}
@@ -86,6 +89,15 @@ def test_the_prompt_counts_as_in_a_chat_that_is_computed(client: Client, priced:
 
     assert asyncio.run(ask())["prompt_tokens"] == forecast["prompt_tokens"]
     assert client.chat(messages, max_tokens=1).usage.prompt_tokens == forecast["prompt_tokens"]
+
+
+def test_a_budget_that_leaves_less_says_so(client: Client) -> None:
+    heard: list[Event] = []
+    forecast = client.dry_run("Hello", max_tokens=50, session="short", on_event=heard.append)
+    assert forecast["completion_tokens"] == 10 - forecast["prompt_tokens"]
+    assert [(event.kind, event.data["code"]) for event in heard] == [
+        ("warning", "max-tokens-lowered")
+    ]
 
 
 def test_it_is_refused_for_what_the_request_would_be(client: Client) -> None:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         DeadlineExceeded,
         Denied,
         DeniedProblem,
+        Draining,
         FailedProblem,
         Internal,
         InvalidRequest,
@@ -59,8 +60,9 @@ __version__: Final = "0.1.0"
 
 _ERRORS: Final = (
     "BudgetExceeded BugProblem BusyProblem Cancelled CancelledProblem DaemonUnreachable "
-    "DeadlineExceeded Denied DeniedProblem FailedProblem Internal InvalidRequest LimitExceeded "
-    "LimitProblem ModelFailed ModelLoading NoMemory NotFound OpenclawError Overloaded Problem "
+    "DeadlineExceeded Denied DeniedProblem Draining FailedProblem Internal InvalidRequest "
+    "LimitExceeded LimitProblem ModelFailed ModelLoading NoMemory NotFound OpenclawError "
+    "Overloaded Problem "
     "PromptTooLong ProtocolError RateLimited RequestProblem ShuttingDown SlowConsumer "
     "TimeoutProblem Unavailable Unsupported WorkerDied"
 )
@@ -107,6 +109,7 @@ __all__ = [
     "Delta",
     "Denied",
     "DeniedProblem",
+    "Draining",
     "Embeddings",
     "Event",
     "FailedProblem",

@@ -332,6 +332,20 @@ class AsyncClient:
         opened = self._stream("chat", params, kwargs.get("on_event"))
         return opened if stream else _complete(opened)
 
+    async def dry_run(self, prompt: Prompt, **kwargs: Unpack[GenerateOptions]) -> dict[str, Any]:
+        self._target.set_default_model(kwargs)
+        params = options.generate_params(prompt, kwargs, is_streamed=False)
+        on_event = kwargs.get("on_event")
+        return await self._ask("generate", {**params, "dry_run": True}, on_event=on_event)
+
+    async def dry_run_chat(
+        self, messages: Iterable[Mapping[str, Any]], **kwargs: Unpack[ChatOptions]
+    ) -> dict[str, Any]:
+        self._target.set_default_model(kwargs)
+        params = options.chat_params(messages, kwargs, is_streamed=False)
+        on_event = kwargs.get("on_event")
+        return await self._ask("chat", {**params, "dry_run": True}, on_event=on_event)
+
     async def embed(self, texts: str | Iterable[str], **kwargs: Unpack[EmbedOptions]) -> Embeddings:
         self._target.set_default_model(kwargs)
         params = options.embed_params(texts, kwargs)
@@ -378,8 +392,11 @@ class AsyncClient:
     async def ping(self) -> dict[str, Any]:
         return await self._ask("ping", {})
 
-    async def status(self, *, latency: bool = False) -> dict[str, Any]:
-        return await self._ask("status", {"latency": True} if latency else {})
+    async def status(self, *, latency: bool = False, requests: bool = False) -> dict[str, Any]:
+        return await self._ask("status", calls.status_params(latency=latency, requests=requests))
+
+    async def cancel_request(self, request_id: str) -> dict[str, Any]:
+        return await self._ask("requests.cancel", {"request_id": request_id})
 
     async def models(self) -> list[dict[str, Any]]:
         return calls.rows_of(await self._ask("models", {}), "models")
@@ -443,6 +460,15 @@ class AsyncClient:
 
     async def reload(self) -> dict[str, Any]:
         return await self._ask("reload", {})
+
+    async def drain(
+        self, *, wait: bool = False, on_progress: Callable[[int], object] | None = None
+    ) -> dict[str, Any]:
+        on_event = None if on_progress is None else calls.drain_handler(on_progress)
+        return await self._ask("drain", {"wait": True} if wait else {}, on_event=on_event)
+
+    async def resume(self) -> dict[str, Any]:
+        return await self._ask("resume", {})
 
     async def usage(
         self,

@@ -68,6 +68,8 @@ QUICK_OPS: Final = frozenset(
         "budgets",
         "audit",
         "show",
+        "requests.cancel",
+        "resume",
     }
 )
 
@@ -289,6 +291,16 @@ def models_handler(
     return on_event
 
 
+def drain_handler(on_progress: Callable[[int], object]) -> Callable[[Event], None]:
+    """An `on_event` that passes on how many requests are still open."""
+
+    def on_event(event: Event) -> None:
+        if event.kind == "draining":
+            on_progress(event.data.get("open", 0))
+
+    return on_event
+
+
 def pull_handler(
     on_progress: Callable[[str, int, int | None], object] | None,
 ) -> Callable[[Event], None] | None:
@@ -302,6 +314,12 @@ def pull_handler(
             on_progress(str(data.get("file", "")), data.get("bytes", 0), data.get("total_bytes"))
 
     return on_event
+
+
+def status_params(*, latency: bool, requests: bool) -> dict[str, Any]:
+    """What `status` is asked for besides."""
+    asked = {"latency": latency, "requests": requests}
+    return {name: True for name, is_asked in asked.items() if is_asked}
 
 
 def rows_of(result: dict[str, Any], name: str) -> list[dict[str, Any]]:

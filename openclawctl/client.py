@@ -273,6 +273,26 @@ class Client:
         params = chat_params(messages, options, is_streamed=stream)
         return self._complete("chat", params, options.get("on_event"))
 
+    def dry_run(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> dict[str, Any]:
+        """What `generate` would take, and nothing is computed or reserved: `prompt_tokens`, the
+        most `completion_tokens` and `cost`, and the `limits`, `rate_limits` and `budgets` that it
+        is under, with what would be left. Raises what `generate` would be refused with."""
+        from openclawctl.options import generate_params
+
+        self._target.set_default_model(options)
+        params = generate_params(prompt, options, is_streamed=False)
+        return self._ask("generate", {**params, "dry_run": True}, on_event=options.get("on_event"))
+
+    def dry_run_chat(
+        self, messages: Iterable[Mapping[str, Any]], **options: Unpack[ChatOptions]
+    ) -> dict[str, Any]:
+        """What `chat` would take; see `dry_run`."""
+        from openclawctl.options import chat_params
+
+        self._target.set_default_model(options)
+        params = chat_params(messages, options, is_streamed=False)
+        return self._ask("chat", {**params, "dry_run": True}, on_event=options.get("on_event"))
+
     def embed(self, texts: str | Iterable[str], **options: Unpack[EmbedOptions]) -> Embeddings:
         """One normalised vector per text. For `options` see `EmbedOptions`."""
         from openclawctl import results
@@ -340,10 +360,16 @@ class Client:
         """`{"server": "openclawd X.Y.Z"}`, if the daemon answers at all."""
         return self._ask("ping", {})
 
-    def status(self, *, latency: bool = False) -> dict[str, Any]:
+    def status(self, *, latency: bool = False, requests: bool = False) -> dict[str, Any]:
         """The daemon's state: its version, uptime, requests, token rate, health and models; with
-        `latency` also how long each model's requests take."""
-        return self._ask("status", {"latency": True} if latency else {})
+        `latency` also how long each model's requests take, with `requests` also those that are
+        `open`: your own, or everybody's if you may see them."""
+        return self._ask("status", calls.status_params(latency=latency, requests=requests))
+
+    def cancel_request(self, request_id: str) -> dict[str, Any]:
+        """Cancel an open request of any connection: your own, or anybody's if you may see them.
+        Whoever waits for it gets what there is of its answer by then."""
+        return self._ask("requests.cancel", {"request_id": request_id})
 
     def models(self) -> list[dict[str, Any]]:
         """Every model that the daemon knows, loaded or not."""
@@ -429,6 +455,19 @@ class Client:
         `changed` and `removed`, and `warnings` about what takes effect at the next start. Raises
         `InvalidRequest`, with every mistake, for one that is wrong; nothing has changed then."""
         return self._ask("reload", {})
+
+    def drain(
+        self, *, wait: bool = False, on_progress: Callable[[int], object] | None = None
+    ) -> dict[str, Any]:
+        """Have the daemon take no new requests, which then raise `Draining`; those that it has are
+        finished. With `wait`, return when none is open (`state` is `drained`), or somebody has
+        resumed; `on_progress(num_open)` is called as they end."""
+        on_event = None if on_progress is None else calls.drain_handler(on_progress)
+        return self._ask("drain", {"wait": True} if wait else {}, on_event=on_event)
+
+    def resume(self) -> dict[str, Any]:
+        """Have the daemon take requests again after `drain`."""
+        return self._ask("resume", {})
 
     def usage(
         self,

@@ -331,7 +331,11 @@ class _Daemon:
             return f"draining, at most {format_duration(limit_s)}; {self._service.load_summary()}"
         paths = self._reloader.config.model_paths
         line = summary(list(self._fleet.models), model_paths=paths)
-        return f"{line}; {self._service.load_summary()}" if self._service.is_ready else line
+        if not self._service.is_ready:
+            return line
+        gate = self._service.gate
+        drained = f"{gate.state} ({gate.story()}); " if gate.is_shut else ""
+        return f"{drained}{line}; {self._service.load_summary()}"
 
     def _trouble(self) -> str:
         """Why a restart of the whole daemon is the last thing that may help; empty if it is not."""

@@ -65,7 +65,7 @@ class Caller(RawClient):
         self.first: Message | None = self.next()
         self._num_asked = 0
 
-    def ask(self, op: str, **params: object) -> Done | Error:
+    def ask(self, op: str, /, **params: object) -> Done | Error:
         """One request and its end."""
         self._num_asked += 1
         self.request(self._num_asked, op, **params)

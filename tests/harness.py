@@ -193,7 +193,7 @@ class RawClient:
     def send(self, message: Message) -> None:
         self.socket.sendall(self.connection.send(message))
 
-    def request(self, request_id: int, op: str, **params: Any) -> None:
+    def request(self, request_id: int, op: str, /, **params: Any) -> None:
         self.send(Request(request_id, op, params))
 
     def next(self) -> Message | None:

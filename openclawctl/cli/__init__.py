@@ -27,9 +27,11 @@ COMMANDS: Final = {
     "budgets": "budgets",
     "chat": "chat",
     "classify": "scores",
+    "completion": "completion",
     "config": "config",
     "daemon": "daemon",
     "detokenize": "texts",
+    "drain": "drain",
     "embed": "texts",
     "generate": "generate",
     "health": "health",
@@ -37,16 +39,20 @@ COMMANDS: Final = {
     "keys": "keys",
     "ledger": "ledger",
     "load": "models",
+    "logs": "logs",
     "ls": "models",
     "models": "models",
     "ping": "server",
     "ps": "residents",
     "pull": "models",
     "reload": "config",
+    "requests": "requests",
     "rerank": "scores",
+    "resume": "drain",
     "show": "residents",
     "status": "server",
     "tokenize": "texts",
+    "top": "top",
     "unload": "models",
     "usage": "usage",
     "version": "server",
@@ -91,7 +97,8 @@ class _LazyGroup(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Adds what was probably meant to click's "no such command"."""
-        if args and not args[0].startswith("-") and args[0] not in COMMANDS:
+        is_unknown = args and not args[0].startswith("-") and args[0] not in COMMANDS
+        if is_unknown and not ctx.resilient_parsing:  # a shell that completes
             from openclawctl.wire.fields import suggestion
 
             ctx.fail(f"no such command {args[0]!r}{suggestion(args[0], COMMANDS)}")
@@ -116,8 +123,8 @@ class _LazyGroup(click.Group):
     "timeout_s",
     metavar="SECONDS",
     type=click.FloatRange(min=0, min_open=True),
-    help="Give up after this long without any news. Default: 30 for ping, status, models, "
-    "show, usage, insights, budgets, whoami and audit, else none.",
+    help="Give up after this long without any news. Default: 30 for ping, status, requests, "
+    "models, show, usage, insights, budgets, whoami and audit, else none.",
 )
 @click.version_option(__version__, prog_name="openclawctl", message="%(prog)s %(version)s")
 @click.pass_context

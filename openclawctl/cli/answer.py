@@ -109,6 +109,15 @@ def _read(stream: Stream, progress: Progress, *, is_shown: bool) -> None:
     progress.stop()
 
 
+def was_cancelled(result: Completion, *, is_interrupted: bool) -> bool:
+    """Was it cancelled, here by Ctrl-C or by somebody else? The latter is told: it looks like an
+    answer that is whole."""
+    is_cancelled = result.finish_reason == "cancelled"
+    if is_cancelled and not is_interrupted:
+        say("openclawctl: the request was cancelled by somebody else; this is not all of it")
+    return is_cancelled or is_interrupted
+
+
 def stats_line(result: Completion) -> str:
     """Token counts and times in one line."""
     usage, timings = result.usage, result.timings

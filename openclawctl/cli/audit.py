@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from openclawctl.cli.shell import Shell, json_option, print_json, print_line, print_table, say
+from openclawctl.cli.shell import (
+    Shell,
+    json_option,
+    names_of,
+    print_json,
+    print_line,
+    print_table,
+    say,
+)
 from openclawctl.wire.errors import EXIT_FAILED
 from openclawctl.wire.operations import DEFAULT_AUDIT_ROWS, MAX_AUDIT_ROWS
 
@@ -23,7 +31,12 @@ _HEADER = ["ROW", "TIME", "PRINCIPAL", "ACTION", "MODEL", "CODE", "TOKENS", "DET
 
 @click.group("audit", invoke_without_command=True)
 @click.option("--since", metavar="DURATION", help="Only the last 90, 30m, 24h, 7d … Default: all.")
-@click.option("--principal", metavar="NAME", help="Only what this one did, such as user:alice.")
+@click.option(
+    "--principal",
+    metavar="NAME",
+    help="Only what this one did, such as user:alice.",
+    shell_complete=names_of("principals"),
+)
 @click.option("--action", metavar="NAME", help="Only this: chat, refused, load, config …")
 @click.option(
     "--limit",

@@ -53,18 +53,18 @@ def _line(
     name = " ".join(filter(None, [str(row.get("name", "")), unit and f"({unit})"]))
     numbers = [shown(counts.get(column.lower()) or 0) for column in _NUMBERS]
     bucket = str(row.get("bucket") or ("everybody" if row.get("per") == "all" else "-"))
-    resets = _time(row.get("resets_at")) or "never"
+    resets = time_text(row.get("resets_at")) or "never"
     return [name, bucket, *numbers, resets, _forecast(counts, shown)]
 
 
 def _forecast(counts: dict[str, Any], shown: Callable[[int], str]) -> str:
     if counts.get("forecast") is None:
         return "-"
-    used_up = _time(counts.get("used_up_at"))
+    used_up = time_text(counts.get("used_up_at"))
     return shown(counts["forecast"]) + (f", used up {used_up}" if used_up else "")
 
 
-def _time(moment: float | None) -> str:
+def time_text(moment: float | None) -> str:
     """In the reader's own time zone; JSON has Unix seconds."""
     import datetime as dt  # here: it is slow to import
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from openclawctl.cli.answer import Progress, read_answer, stats_line
+from openclawctl.cli.answer import Progress, read_answer, stats_line, was_cancelled
 from openclawctl.cli.sampling import GroupedCommand, given, sampling_options
 from openclawctl.cli.shape import shape_options
 from openclawctl.cli.shell import (
@@ -128,7 +128,8 @@ def _one_turn(shell: Shell, conversation: Conversation, *, stats: bool) -> int:
         write("\n")
     if stats or is_interrupted:
         say(stats_line(conversation.last))
-    return EXIT_INTERRUPTED if is_interrupted else 0
+    was_ended = was_cancelled(conversation.last, is_interrupted=is_interrupted)
+    return EXIT_INTERRUPTED if was_ended else 0
 
 
 def _converse(conversation: Conversation, *, stats: bool) -> int:
@@ -157,6 +158,7 @@ def _turn(conversation: Conversation, text: str, *, stats: bool) -> None:
     assert conversation.last is not None
     if stats or is_interrupted:
         say(("stopped: " if is_interrupted else "") + stats_line(conversation.last))
+    was_cancelled(conversation.last, is_interrupted=is_interrupted)
 
 
 def _enable_line_editing() -> None:

@@ -174,10 +174,15 @@ def _absolute_model(entry: str) -> str:
     return f"{name}={os.path.abspath(path)}" if is_here else entry
 
 
+def log_file_of(arguments: Sequence[str], state_dir: str | None = None) -> Path:
+    """Where the log of a daemon goes that `daemon start` has started with these arguments."""
+    return _state_dir(state_dir, arguments) / "openclawd.log"
+
+
 def _launch(shell: Shell, arguments: Sequence[str], state_dir: str | None) -> launch.Running:
     pid = launch.start(
         arguments,
-        log_file=_state_dir(state_dir, arguments) / "openclawd.log",
+        log_file=log_file_of(arguments, state_dir),
         on_status=lambda text: say(f"openclawd: {text}"),
         timeout_s=shell.timeout_s,
     )

@@ -6,15 +6,22 @@ from typing import Any
 
 import click
 
-from openclawctl.cli.shell import Shell, json_option, print_json, print_line, print_table
+from openclawctl.cli.shell import Shell, json_option, names_of, print_json, print_line, print_table
 
 
 @click.command("insights")
 @click.option(
     "--since", metavar="DURATION", default="30d", show_default=True, help="Look at the last 7d …"
 )
-@click.option("--model", "-m", metavar="NAME", help="Only one model.")
-@click.option("--principal", metavar="NAME", help="Only one principal, such as user:alice.")
+@click.option(
+    "--model", "-m", metavar="NAME", help="Only one model.", shell_complete=names_of("models")
+)
+@click.option(
+    "--principal",
+    metavar="NAME",
+    help="Only one principal, such as user:alice.",
+    shell_complete=names_of("principals"),
+)
 @json_option
 @click.pass_obj
 def insights_command(shell: Shell, /, since: str, model: str | None, principal: str | None) -> None:

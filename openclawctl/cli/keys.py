@@ -13,6 +13,7 @@ from openclawctl.cli.secrecy import SecretFile, keep_memory_private
 from openclawctl.cli.shell import (
     Shell,
     json_option,
+    names_of,
     print_json,
     print_line,
     print_table,
@@ -117,7 +118,7 @@ def create_command(
 
 
 @keys_command.command("rotate")
-@click.argument("name")
+@click.argument("name", shell_complete=names_of("keys"))
 @click.option(
     "--overlap",
     metavar="DURATION",
@@ -137,7 +138,7 @@ def rotate_command(
 
 
 @keys_command.command("revoke")
-@click.argument("name")
+@click.argument("name", shell_complete=names_of("keys"))
 @json_option
 @click.pass_obj
 def revoke_command(shell: Shell, /, name: str) -> None:
@@ -151,7 +152,7 @@ def revoke_command(shell: Shell, /, name: str) -> None:
 
 
 @keys_command.command("show")
-@click.argument("name")
+@click.argument("name", shell_complete=names_of("keys"))
 @json_option
 @click.pass_obj
 def show_command(shell: Shell, /, name: str) -> None:

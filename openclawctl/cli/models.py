@@ -9,7 +9,7 @@ import click
 
 from openclawctl.cli.answer import Progress
 from openclawctl.cli.residents import print_memory
-from openclawctl.cli.shell import Shell, json_option, print_json, print_line, print_table
+from openclawctl.cli.shell import Shell, json_option, names_of, print_json, print_line, print_table
 from openclawctl.wire.messages import Event
 from openclawctl.wire.units import format_duration, format_size
 
@@ -69,7 +69,7 @@ def _count(number: float | None) -> str:
 
 
 @click.command("load")
-@click.argument("model", required=False)
+@click.argument("model", required=False, shell_complete=names_of("models"))
 @click.option("--dry-run", is_flag=True, help="Load nothing; show the memory that it would take.")
 @json_option
 @click.pass_obj
@@ -106,7 +106,7 @@ def _reporter(progress: Progress) -> Callable[[str, float | None], None]:
 
 
 @click.command("unload")
-@click.argument("model", required=False)
+@click.argument("model", required=False, shell_complete=names_of("models"))
 @json_option
 @click.pass_obj
 def unload_command(shell: Shell, /, model: str | None) -> None:
@@ -152,7 +152,7 @@ def pull_command(shell: Shell, /, source: str, **options: Any) -> None:
 
 
 @models_command.command("rm")
-@click.argument("model")
+@click.argument("model", shell_complete=names_of("models"))
 @json_option
 @click.pass_obj
 def rm_command(shell: Shell, /, model: str) -> None:
@@ -166,7 +166,7 @@ def rm_command(shell: Shell, /, model: str) -> None:
 
 
 @models_command.command("verify")
-@click.argument("model")
+@click.argument("model", shell_complete=names_of("models"))
 @json_option
 @click.pass_obj
 def verify_command(shell: Shell, /, model: str) -> int:

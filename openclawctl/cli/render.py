@@ -1,4 +1,5 @@
-"""What needs a terminal library: the progress line, charts. The only module that imports rich."""
+"""What needs a terminal library: the progress line, charts, a screen that is drawn again and again.
+The only module that imports rich."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from rich.bar import Bar
 from rich.console import Console
+from rich.live import Live
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 from rich.text import Text
@@ -14,6 +16,8 @@ from openclawctl.cli.shell import printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from types import TracebackType
+    from typing import Self
 
 WIDTH_WITHOUT_TERMINAL: Final = 100
 
@@ -45,6 +49,40 @@ class WaitingLine:
 
     def stop(self) -> None:
         self._progress.stop()
+
+
+class Screen:
+    """The whole terminal, drawn again and again; as it was before when the block ends."""
+
+    def __init__(self) -> None:
+        self._console = Console(highlight=False)
+        self._live = Live(console=self._console, screen=True, auto_refresh=False)
+
+    def __enter__(self) -> Self:
+        self._live.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._live.__exit__(kind, error, traceback)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Columns and lines, as they are now."""
+        return self._console.size.width, self._console.size.height
+
+    def draw(self, lines: Sequence[tuple[str, bool]]) -> None:
+        """Lines of text, and whether each is a title. What is too long is not shown."""
+        width, height = self.size
+        texts = [
+            Text(printable(text)[:width], style="bold" if is_title else "")
+            for text, is_title in lines[:height]
+        ]
+        self._live.update(Text("\n", no_wrap=True).join(texts), refresh=True)
 
 
 def print_bars(title: str, bars: Sequence[tuple[str, float, str]]) -> None:

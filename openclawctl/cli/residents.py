@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from openclawctl.cli.shell import (
     json_option,
+    names_of,
     print_json,
     print_json_line,
     print_line,
     print_table,
+    show_again,
 )
 from openclawctl.wire.units import format_duration, format_size
 
@@ -63,14 +64,11 @@ def _show(shell: Shell, models: list[dict[str, Any]]) -> None:
 
 
 def _show_again(shell: Shell, models: list[dict[str, Any]]) -> None:
-    """In place of what was there before, if this is a terminal."""
     if shell.is_json:
         print_json_line({"models": models})
         return
-    click.clear()
-    _show(shell, models)
-    if not sys.stdout.isatty():
-        print_line()
+    with show_again():
+        _show(shell, models)
 
 
 def _row(model: dict[str, Any]) -> list[str]:
@@ -99,7 +97,7 @@ def _idle_until(model: dict[str, Any]) -> str:
 
 
 @click.command("show")
-@click.argument("model", required=False)
+@click.argument("model", required=False, shell_complete=names_of("models"))
 @json_option
 @click.pass_obj
 def show_command(shell: Shell, /, model: str | None) -> None:

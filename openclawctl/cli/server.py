@@ -75,8 +75,18 @@ def _facts(status: dict[str, Any], server: dict[str, Any]) -> list[tuple[str, st
         ("connections", f"{connections.get('open', 0)} of {connections.get('max', 0)}"),
         ("memory", format_size(status.get("memory_bytes", 0))),
         ("health", _health(status.get("health", {}))),
+        *_drain(server.get("drain")),
         ("you are", str(status.get("principal", "?"))),
     ]
+
+
+def _drain(drain: dict[str, Any] | None) -> list[tuple[str, str]]:
+    """Who has told it to take no new requests, and what ends that."""
+    if not drain:
+        return []
+    since = time.strftime("%Y-%m-%d %H:%M", time.localtime(drain.get("since", 0)))
+    by = drain.get("by", "?")
+    return [("drained by", f"{by} since {since}; `openclawctl resume` takes requests again")]
 
 
 def _health(health: dict[str, Any]) -> str:

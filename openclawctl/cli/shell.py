@@ -6,24 +6,34 @@ a terminal with its control characters: escape sequences can attack one.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import shutil
 import sys
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 import click
 
 from openclawctl.wire.errors import OpenclawError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
+    from click.shell_completion import CompletionItem
+
+    from openclawctl.aio import AsyncClient
     from openclawctl.client import Client
+
+NameKind = Literal["models", "adapters", "keys", "principals", "requests", "instances"]
 
 _F = TypeVar("_F", bound="Callable[..., Any]")
 
 _CONTROLS: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 """C0 without tab and newline, delete, and C1 (ECMA-48): what a terminal may take as a command."""
+
+_LEAST_WIDTH: Final = 8
+"""Of a column that is shortened: enough to tell names apart."""
 
 _JSON_UNSAFE: Final = re.compile("[\x7f-\x9f\u2028\u2029]")
 
@@ -39,18 +49,35 @@ class Shell:
 
     def client(self) -> Client:
         from openclawctl.client import Client
-        from openclawctl.paths import Target
 
-        if Target(self.socket_path, self.api_key_file).holds_key():
-            from openclawctl.cli.secrecy import keep_memory_private
-
-            keep_memory_private()
+        self._keep_key()
         return Client(
             self.socket_path,
             timeout_s=self.timeout_s,
             api_key_file=self.api_key_file,
             app="openclawctl",
         )
+
+    def async_client(self, *, retries: int) -> AsyncClient:
+        from openclawctl.aio import AsyncClient
+
+        self._keep_key()
+        return AsyncClient(
+            self.socket_path,
+            timeout_s=self.timeout_s,
+            api_key_file=self.api_key_file,
+            app="openclawctl",
+            retries=retries,
+        )
+
+    def _keep_key(self) -> None:
+        """An API key that this process is about to hold stays in it."""
+        from openclawctl.paths import Target
+
+        if Target(self.socket_path, self.api_key_file).holds_key():
+            from openclawctl.cli.secrecy import keep_memory_private
+
+            keep_memory_private()
 
 
 def json_option(function: _F) -> _F:
@@ -70,14 +97,39 @@ def json_option(function: _F) -> _F:
     )(function)
 
 
+def names_of(
+    kind: NameKind,
+) -> Callable[[click.Context, click.Parameter, str], list[CompletionItem]]:
+    """For `shell_complete`: names that the daemon knows, from `names.py`, imported when needed."""
+
+    def complete(
+        ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        from openclawctl.cli import names
+
+        found: list[CompletionItem] = getattr(names, kind)(ctx, param, incomplete)
+        return found
+
+    return complete
+
+
 def model_option(function: _F) -> _F:
     return click.option(
-        "--model", "-m", metavar="NAME", help="Default: the client's or the daemon's default model."
+        "--model",
+        "-m",
+        metavar="NAME",
+        help="Default: the client's or the daemon's default model.",
+        shell_complete=names_of("models"),
     )(function)
 
 
 def adapter_option(function: _F) -> _F:
-    return click.option("--adapter", metavar="NAME", help="Use this LoRA of the model.")(function)
+    return click.option(
+        "--adapter",
+        metavar="NAME",
+        help="Use this LoRA of the model.",
+        shell_complete=names_of("adapters"),
+    )(function)
 
 
 def _duration_s(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
@@ -178,17 +230,68 @@ def printable(text: str) -> str:
     return _CONTROLS.sub("\ufffd", text.replace("\r", ""))
 
 
-def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, right: str = "") -> None:
-    """Aligned columns, two spaces apart. `right` names the columns that hold numbers."""
+def print_table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], *, right: str = "", cut: str = ""
+) -> None:
+    """Aligned columns. `right` names those that hold numbers, `cut` those that are shortened where
+    a terminal is too narrow."""
+    width = None
+    if cut and sys.stdout.isatty():
+        width = shutil.get_terminal_size().columns
+    for line in table_lines(header, rows, right=right, cut=cut, width=width):
+        print_line(line)
+
+
+def table_lines(
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    right: str = "",
+    cut: str = "",
+    width: int | None = None,
+) -> list[str]:
+    """The lines of a table, its columns two spaces apart. What does not fit into `width` is taken
+    from the columns in `cut`, the widest first, as far as that goes."""
     lines = [list(header), *map(list, rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    if width is not None:
+        _narrow(widths, [name in cut.split() for name in header], width - 2 * (len(header) - 1))
     numeric = [name in right.split() for name in header]
+    found = []
     for line in lines:
         cells = [
-            cell.rjust(width) if is_right else cell.ljust(width)
-            for cell, width, is_right in zip(line, widths, numeric, strict=True)
+            _fitted(cell, room).rjust(room) if is_right else _fitted(cell, room).ljust(room)
+            for cell, room, is_right in zip(line, widths, numeric, strict=True)
         ]
-        print_line("  ".join(cells).rstrip())
+        found.append("  ".join(cells).rstrip())
+    return found
+
+
+def _narrow(widths: list[int], may_shrink: list[bool], room: int) -> None:
+    """Make the widest of some columns narrower until all fit, none below `_LEAST_WIDTH`."""
+    while sum(widths) > room:
+        widest = max(
+            (i for i, may in enumerate(may_shrink) if may and widths[i] > _LEAST_WIDTH),
+            key=lambda i: widths[i],
+            default=None,
+        )
+        if widest is None:
+            return
+        widths[widest] -= 1
+
+
+def _fitted(cell: str, width: int) -> str:
+    return cell if len(cell) <= width else cell[: width - 1] + "…"
+
+
+@contextlib.contextmanager
+def show_again() -> Iterator[None]:
+    """What the block prints stands in place of what was there before, if this is a terminal; else a
+    blank line comes after it."""
+    click.clear()
+    yield
+    if not sys.stdout.isatty():
+        print_line()
 
 
 def read_stdin() -> str:

@@ -48,7 +48,7 @@ _OPTIONAL: Final = (
 class GenerateParams:
     """`generate`: continue a prompt as it stands, without a chat template. Token ids are taken as
     they are. `echo`: the answer begins with the prompt. `suffix` is what comes after the answer,
-    for models that can fill in between."""
+    for models that can fill in between. `dry_run`: say what it would take, and compute nothing."""
 
     prompt: str | list[int]
     model: str | None = None
@@ -66,6 +66,7 @@ class GenerateParams:
     app: str | None = None
     session: str | None = None
     keep_alive_s: float | None = None
+    dry_run: bool = False
 
     @classmethod
     def decode(cls, source: Fields) -> GenerateParams:
@@ -89,7 +90,7 @@ class GenerateParams:
 class ChatParams:
     """`chat`: the assistant's next turn, through the model's own chat template. `reasoning`: what
     becomes of what it thinks first (`split` from the answer, left in it `raw`, or switched `off`).
-    `tools` are what it may call, `tool_choice` whether it may or must.
+    `tools` are what it may call, `tool_choice` whether it may or must. `dry_run` as above.
     """
 
     messages: list[ChatMessage]
@@ -109,6 +110,7 @@ class ChatParams:
     app: str | None = None
     session: str | None = None
     keep_alive_s: float | None = None
+    dry_run: bool = False
 
     @classmethod
     def decode(cls, source: Fields) -> ChatParams:
@@ -167,6 +169,7 @@ def _decode_completion(source: Fields) -> dict[str, Any]:
         "format": decode_format(source),
         "adapter": source.text_or_none("adapter", max_chars=MAX_MODEL_NAME_CHARS),
         "keep_alive_s": decode_keep_alive_s(source),
+        "dry_run": source.boolean("dry_run", default=False),
         **decode_scheduling(source),
         **decode_labels(source),
     }
@@ -179,6 +182,8 @@ def _encode_completion(params: GenerateParams | ChatParams) -> dict[str, Any]:
             encoded[name] = value
     if params.n != 1:
         encoded["n"] = params.n
+    if params.dry_run:
+        encoded["dry_run"] = True
     if params.stop:
         encoded["stop"] = params.stop
     if params.format is not None:

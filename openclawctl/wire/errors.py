@@ -43,6 +43,7 @@ class Code(enum.Enum):
     MODEL_LOADING = "model-loading"
     NO_MEMORY = "no-memory"
     SHUTTING_DOWN = "shutting-down"
+    DRAINING = "draining"
     DEADLINE_EXCEEDED = "deadline-exceeded"
     CANCELLED = "cancelled"
     MODEL_FAILED = "model-failed"
@@ -83,6 +84,7 @@ CODES: Final[dict[Code, CodeInfo]] = {
     Code.MODEL_LOADING: CodeInfo(Kind.BUSY, 6, Retry.YES),
     Code.NO_MEMORY: CodeInfo(Kind.BUSY, 6, Retry.YES),
     Code.SHUTTING_DOWN: CodeInfo(Kind.BUSY, 6, Retry.YES),
+    Code.DRAINING: CodeInfo(Kind.BUSY, 6, Retry.YES),
     Code.DEADLINE_EXCEEDED: CodeInfo(Kind.TIMEOUT, 7, Retry.NO),
     Code.CANCELLED: CodeInfo(Kind.CANCELLED, 130, Retry.NO),
     Code.MODEL_FAILED: CodeInfo(Kind.FAILED, 1, Retry.NO),
@@ -291,6 +293,10 @@ class NoMemory(_Coded, BusyProblem):
 
 class ShuttingDown(_Coded, BusyProblem):
     CODE = Code.SHUTTING_DOWN
+
+
+class Draining(_Coded, BusyProblem):
+    CODE = Code.DRAINING
 
 
 class DeadlineExceeded(_Coded, TimeoutProblem):

@@ -56,10 +56,13 @@ class Op(enum.Enum):
 
     PING = "ping"
     STATUS = "status"
+    REQUESTS_CANCEL = "requests.cancel"
     MODELS = "models"
     LOAD = "load"
     UNLOAD = "unload"
     RELOAD = "reload"
+    DRAIN = "drain"
+    RESUME = "resume"
     GENERATE = "generate"
     CHAT = "chat"
     EMBED = "embed"
@@ -335,13 +338,46 @@ class PruneParams:
 
 @dataclass(frozen=True, slots=True)
 class StatusParams:
-    """`status`: `latency` asks for the times of each model's requests, too."""
+    """`status`: `latency` asks for the times of each model's requests, too, `requests` for those
+    that are open."""
 
     latency: bool = False
+    requests: bool = False
 
     @classmethod
     def decode(cls, source: Fields) -> StatusParams:
-        return cls(latency=source.boolean("latency", default=False))
+        return cls(
+            latency=source.boolean("latency", default=False),
+            requests=source.boolean("requests", default=False),
+        )
+
+    def encode(self) -> dict[str, Any]:
+        return present(self)
+
+
+@dataclass(frozen=True, slots=True)
+class RequestParams:
+    """`requests.cancel`: a request by its `request_id`, on whichever connection it came."""
+
+    request_id: str
+
+    @classmethod
+    def decode(cls, source: Fields) -> RequestParams:
+        return cls(source.text("request_id", max_chars=_MAX_NAME_CHARS))
+
+    def encode(self) -> dict[str, Any]:
+        return present(self)
+
+
+@dataclass(frozen=True, slots=True)
+class DrainParams:
+    """`drain`: with `wait` it ends once no request is open."""
+
+    wait: bool = False
+
+    @classmethod
+    def decode(cls, source: Fields) -> DrainParams:
+        return cls(wait=source.boolean("wait", default=False))
 
     def encode(self) -> dict[str, Any]:
         return present(self)
@@ -366,6 +402,8 @@ EncodingParams = EmbedParams | ClassifyParams | RerankParams
 Params = (
     NoParams
     | StatusParams
+    | RequestParams
+    | DrainParams
     | ModelParams
     | GenerateParams
     | ChatParams
@@ -391,10 +429,13 @@ Params = (
 PARAMS: Final[dict[Op, type[Params]]] = {
     Op.PING: NoParams,
     Op.STATUS: StatusParams,
+    Op.REQUESTS_CANCEL: RequestParams,
     Op.MODELS: NoParams,
     Op.LOAD: ModelParams,
     Op.UNLOAD: ModelParams,
     Op.RELOAD: NoParams,
+    Op.DRAIN: DrainParams,
+    Op.RESUME: NoParams,
     Op.GENERATE: GenerateParams,
     Op.CHAT: ChatParams,
     Op.EMBED: EmbedParams,

@@ -178,6 +178,14 @@ class Account:
             }
         return row
 
+    def row_after(self, amount: Amount, now: int) -> dict[str, Any]:
+        """`row`, and of each measure how much would be left beside so much more (`left_after`)."""
+        row = self.row(now)
+        for measure, _ in self.rule.limits:
+            counts = row[measure.value]
+            counts["left_after"] = max(0, counts["left"] - amount.of(measure))
+        return row
+
     # ---- events ----
 
     def charge(self, now: int) -> Charge:

@@ -65,12 +65,14 @@ _KEEP_S: Final = 48 * 3600
 @dataclass(slots=True, eq=False)
 class Claim:
     """One request that wants room in its budgets. `is_fallback`: it has fallen back already, and
-    does not once more. `short_of` are the accounts it waits for."""
+    does not once more. `is_dry`: it only wants to know. `short_of` are the accounts it waits
+    for."""
 
     model: str
     need: Need
     accounts: Sequence[Account]
     is_fallback: bool
+    is_dry: bool = False
     short_of: set[Account] = field(default_factory=set)
 
     def fallback(self, account: Account) -> str | None:
@@ -186,6 +188,17 @@ class Budgets:
                 rows += (each.row(now) for each in sorted(accounts, key=lambda each: each.bucket))
         return rows
 
+    def foresee(
+        self, subject: Subject, need: Need, *, now: int, is_fallback: bool = False
+    ) -> tuple[list[Account], Outcome]:
+        """The accounts of a request, and what would become of it if it asked now."""
+        accounts = [
+            self._accounts.get((rule.name, bucket)) or Account(rule, bucket)
+            for rule, bucket in self._fitting(subject)
+        ]
+        claim = Claim(subject.model, need, accounts, is_fallback, is_dry=True)
+        return accounts, self._decide(claim, self._claimed.keys(), now)
+
     def standings(self, now: int) -> list[Standing]:
         """How full each budget is, for `/metrics`."""
         return list(standings(self._rules, self._accounts.values(), now))
@@ -300,13 +313,16 @@ class Budgets:
     def _reserved(
         self, claim: Claim, amount: Amount, most: int, now: int, *, shrunk_by: str = ""
     ) -> Reserved:
+        if claim.is_dry:
+            return Reserved(amount, most, (), shrunk_by, claim.accounts)
         charges = [each.reserve(amount, now) for each in claim.accounts]
         reserved = Reserved(amount, most, charges, shrunk_by, claim.accounts)
         self._open.add(reserved)
         return reserved
 
     def _used_up(self, claim: Claim, accounts: list[Account], now: int) -> Refused | Fallback:
-        alerts = [alert for each in accounts for alert in each.take_alerts(now, is_refusing=True)]
+        asked = () if claim.is_dry else accounts
+        alerts = [alert for each in asked for alert in each.take_alerts(now, is_refusing=True)]
         least = claim.need.worst(claim.need.least_completion)
         account = next((each for each in accounts if claim.fallback(each) is None), accounts[0])
         measure, limit = account.first_missing(least, now)

@@ -206,6 +206,16 @@ class RateLimiter(Generic[Ticket]):
 
     def standing(self, subject: Subject, *, now: float) -> list[RateStanding]:
         """Every count that a request of this subject would be in."""
+        return self._standings(subject, tokens=1, now=now)
+
+    def foresee(self, subject: Subject, *, prompt_tokens: int, now: float) -> list[RateStanding]:
+        """The same, `retry_after_s` being how long until there is room for this prompt. Raises
+        `LimitExceeded` if there never is."""
+        _check_possible(self._buckets_of(subject).each, prompt_tokens)
+        return self._standings(subject, tokens=prompt_tokens, now=now)
+
+    def _standings(self, subject: Subject, *, tokens: int, now: float) -> list[RateStanding]:
+        amounts = {TOKENS: tokens, REQUESTS: 1}
         return [
             RateStanding(
                 rule=bucket.rule.name,
@@ -213,7 +223,9 @@ class RateLimiter(Generic[Ticket]):
                 used=self._store.used(meter, now=now),
                 limit=meter.limit,
                 window_s=bucket.rule.window_s,
-                retry_after_s=round(self._store.due(meter, [1], now=now) - now, 6),
+                retry_after_s=round(
+                    self._store.due(meter, [amounts[meter.unit]], now=now) - now, 6
+                ),
             )
             for bucket in self._buckets_of(subject).each
             for meter in bucket.meters

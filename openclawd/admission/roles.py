@@ -45,6 +45,8 @@ PERMISSIONS: Final[dict[Op, Permission]] = {
     Op.EMBED: Permission.COMPUTE,
     Op.CLASSIFY: Permission.COMPUTE,
     Op.RERANK: Permission.COMPUTE,
+    # Of one's own, or of anybody's for who sees everybody's.
+    Op.REQUESTS_CANCEL: Permission.COMPUTE,
     # These two load a model that is not loaded: more than looking.
     Op.TOKENIZE: Permission.COMPUTE,
     Op.DETOKENIZE: Permission.COMPUTE,
@@ -54,6 +56,8 @@ PERMISSIONS: Final[dict[Op, Permission]] = {
     Op.MODELS_REMOVE: Permission.OPERATE,
     Op.MODELS_VERIFY: Permission.OPERATE,
     Op.RELOAD: Permission.OPERATE,
+    Op.DRAIN: Permission.OPERATE,
+    Op.RESUME: Permission.OPERATE,
     Op.KEYS_CREATE: Permission.ADMINISTER,
     Op.KEYS_LIST: Permission.ADMINISTER,
     Op.KEYS_SHOW: Permission.ADMINISTER,

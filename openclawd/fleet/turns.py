@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class Turn:
     """One who holds a ticket. `rank` is the number that the engine is to order it by; `on_rank`, if
     set, hears of another one while it computes. `told` is the last position it heard of; `since` is
-    when it came, on the loop's clock."""
+    when it came, on the loop's clock; `name` is what `places` calls it."""
 
     comes: asyncio.Future[None]
     on_queued: Callable[[Place], None]
@@ -31,6 +31,7 @@ class Turn:
     on_rank: Callable[[int], None] | None = None
     told: int = 0
     since: float = 0.0
+    name: str = ""
 
 
 class Turns:
@@ -68,6 +69,7 @@ class Turns:
         principal: str = "",
         tier: Tier = DEFAULT_TIER,
         tokens: int = 0,
+        name: str = "",
     ) -> AsyncIterator[Turn]:
         """Hold `weight` of the places for the length of the block. `tokens` are those of the
         prompt; what comes of it is told to `served`.
@@ -77,7 +79,7 @@ class Turns:
         Raises `Overloaded`.
         """
         loop = asyncio.get_running_loop()
-        turn = Turn(loop.create_future(), on_queued, since=loop.time())
+        turn = Turn(loop.create_future(), on_queued, since=loop.time(), name=name)
         started = self._queue.enter(
             turn,
             priority=priority,
@@ -108,6 +110,12 @@ class Turns:
     def limit(self, *, max_waiting: int, max_skips: int) -> None:
         """The limits are these from now on; whoever waits already goes on waiting."""
         self._queue.limit(max_waiting=max_waiting, max_skips=max_skips)
+
+    def places(self) -> dict[str, Place]:
+        """Where those stand by now that are the next in line, `LOOKAHEAD` at most, by their
+        names."""
+        first = itertools.islice(self._queue.line(), LOOKAHEAD)
+        return {turn.name: self._queue.place(turn) for turn in first}
 
     def longest_wait_s(self) -> float:
         """How long the one has waited that waits longest; 0 if nobody does."""

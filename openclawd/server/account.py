@@ -16,6 +16,7 @@ from openclawd.admission.budgets import Fallback
 from openclawd.server.fallback import use_fallback
 
 if TYPE_CHECKING:
+    from openclawd.admission.budgets import Reserved
     from openclawd.admission.rates import RatePlace
     from openclawd.server.budgets import Reservation
     from openclawd.server.inference import Inference
@@ -47,14 +48,14 @@ class Account:
         )
         taken = await service.budgets.reserve(
             subject,
-            _need(inference),
+            need_of(inference),
             on_queued=lambda position: _wait_for_budget(inference, slot, position),
             is_fallback=bool(inference.fallback_from),
         )
         if isinstance(taken, Fallback):
             use_fallback(inference, taken.model, taken.problem)
         self.reservation = taken
-        _lower_maximum(inference, taken)
+        lower_maximum(inference, taken)
 
     def completion(self, num_tokens: int) -> None:
         """So many tokens more have been computed."""
@@ -77,7 +78,7 @@ class Account:
             self._charge.undo()
 
 
-def _need(inference: Inference) -> Need:
+def need_of(inference: Inference) -> Need:
     """The worst case by the tokens that each choice may have."""
     prompt, num_choices = inference.prompt_tokens, inference.num_choices
     price = inference.service.prices.of(inference.model.name)
@@ -91,7 +92,8 @@ def _need(inference: Inference) -> Need:
     return Need(worst, max_completion=inference.max_tokens, least_completion=least)
 
 
-def _lower_maximum(inference: Inference, taken: Reservation) -> None:
+def lower_maximum(inference: Inference, taken: Reservation | Reserved) -> None:
+    """To what a budget leaves, of which the client hears."""
     if taken.shrunk_by:
         inference.exchange.warn(
             "max-tokens-lowered",
@@ -104,9 +106,9 @@ def _lower_maximum(inference: Inference, taken: Reservation) -> None:
 def _wait_for_rate(inference: Inference, slot: Slot, place: RatePlace) -> None:
     slot.must_wait()
     data = {"position": place.position, "eta_s": place.eta_s, "rule": place.rule}
-    inference.exchange.event("queued", data)
+    inference.note_queued(data)
 
 
 def _wait_for_budget(inference: Inference, slot: Slot, position: int) -> None:
     slot.must_wait()
-    inference.exchange.event("queued", {"position": position, "eta_s": None})
+    inference.note_queued({"position": position, "eta_s": None})

@@ -140,6 +140,18 @@ class BudgetDesk:
             case Refused():
                 raise decision.problem
 
+    def foresee(
+        self, subject: Subject, need: Need, *, is_fallback: bool = False
+    ) -> tuple[Reserved | Wait | Fallback, list[dict[str, Any]]]:
+        """What would become of such a request, and its budgets' rows with what would be left
+        (`left_after`). Changes nothing. Raises `BudgetExceeded`."""
+        now = self._now()
+        accounts, outcome = self.budgets.foresee(subject, need, now=now, is_fallback=is_fallback)
+        if isinstance(outcome, Refused):
+            raise outcome.problem
+        most = outcome.amount if isinstance(outcome, Reserved) else need.worst(need.max_completion)
+        return outcome, [each.row_after(most, now) for each in accounts]
+
     def settle(self, reserved: Reserved, used: Amount) -> None:
         """For `Reservation`."""
         self._say(self.budgets.settle(reserved, used, now=self._now()))

@@ -26,12 +26,14 @@ from openclawctl.wire.operations import (
     AuditParams,
     AuditVerifyParams,
     DetokenizeParams,
+    DrainParams,
     EncodingParams,
     InsightsParams,
     ModelParams,
     Op,
     Params,
     PruneParams,
+    RequestParams,
     StatusParams,
     TokenizeParams,
     UsageParams,
@@ -44,7 +46,7 @@ from openclawd.ledger.audit import AuditQuery
 from openclawd.ledger.audit_key import parse_head
 from openclawd.observe import message_ids
 from openclawd.observe.logs import fields
-from openclawd.server import fetching, keys, models_view, upkeep
+from openclawd.server import fetching, keys, models_view, open_requests, upkeep
 from openclawd.server.inference import ask_tokenizer, infer, tell_loading
 
 if TYPE_CHECKING:
@@ -118,7 +120,14 @@ async def _ping(service: Service, exchange: Exchange, params: Params) -> dict[st
 
 async def _status(service: Service, exchange: Exchange, params: Params) -> dict[str, Any]:
     assert isinstance(params, StatusParams)
-    return service.status(exchange.peer.principal, with_latency=params.latency)
+    return service.status(
+        exchange.peer.principal, with_latency=params.latency, with_requests=params.requests
+    )
+
+
+async def _cancel_request(service: Service, exchange: Exchange, params: Params) -> dict[str, Any]:
+    assert isinstance(params, RequestParams)
+    return open_requests.cancel(service, exchange, params)
 
 
 async def _models(service: Service, exchange: Exchange, params: Params) -> dict[str, Any]:
@@ -162,13 +171,33 @@ async def _watch(service: Service, exchange: Exchange, params: Params) -> dict[s
 async def _infer(service: Service, exchange: Exchange, params: Params) -> dict[str, Any]:
     assert isinstance(params, GenerateParams | ChatParams | EncodingParams)
     service.model_for(exchange.peer.principal, params.model)
-    return await infer(service, exchange, params)
+    with service.gate.passage():
+        return await infer(service, exchange, params)
 
 
 async def _tokenizer(service: Service, exchange: Exchange, params: Params) -> dict[str, Any]:
     assert isinstance(params, TokenizeParams | DetokenizeParams)
     service.model_for(exchange.peer.principal, params.model)
-    return await ask_tokenizer(service, exchange, params)
+    with service.gate.passage():
+        return await ask_tokenizer(service, exchange, params)
+
+
+async def _drain(service: Service, exchange: Exchange, params: Params) -> dict[str, Any]:
+    assert isinstance(params, DrainParams)
+    gate = service.gate
+    service.audit.note(action=Op.DRAIN.value, peer=exchange.peer)
+    gate.shut(exchange.peer.principal.name)
+    while params.wait and gate.state == "draining":
+        exchange.event("draining", {"open": gate.num_inside})
+        await gate.wait_change()
+    return {"state": gate.state, "open": gate.num_inside}
+
+
+async def _resume(service: Service, exchange: Exchange, params: Params) -> dict[str, Any]:
+    del params
+    service.audit.note(action=Op.RESUME.value, peer=exchange.peer)
+    service.gate.open()
+    return {"state": service.gate.state}
 
 
 async def _usage(service: Service, exchange: Exchange, params: Params) -> dict[str, Any]:
@@ -287,10 +316,13 @@ async def _verify_model(service: Service, exchange: Exchange, params: Params) ->
 HANDLERS: Final[dict[Op, Handler]] = {
     Op.PING: _ping,
     Op.STATUS: _status,
+    Op.REQUESTS_CANCEL: _cancel_request,
     Op.MODELS: _models,
     Op.LOAD: _load,
     Op.UNLOAD: _unload,
     Op.RELOAD: _reload,
+    Op.DRAIN: _drain,
+    Op.RESUME: _resume,
     Op.GENERATE: _infer,
     Op.CHAT: _infer,
     Op.EMBED: _infer,

@@ -4,7 +4,7 @@ Pure: it looks at models and says what it finds.
 
 - `ok`: every model is loaded, or can be, and what was asked of it is being computed;
 - `degraded`: a model cannot be used, or is tried again; the others can;
-- `failing`: the daemon is starting or draining, a worker has said nothing for half its
+- `failing`: the daemon is starting, draining or drained, a worker has said nothing for half its
   `step_timeout` although it has work, no model at all can be used, or the disk refuses the ledger.
 """
 
@@ -25,6 +25,12 @@ if TYPE_CHECKING:
 
 _STALLED_AFTER: Final = 0.5
 """Share of `step_timeout`, at whose end the worker is replaced: it is told of before."""
+
+SERVER_STATES: Final = ("starting", "ready", "draining", "drained")
+
+_SENTENCES: Final = {
+    "drained": "the daemon is drained, and takes no new requests until `openclawctl resume`"
+}
 
 _UNUSABLE: Final = (ModelState.FAILED, ModelState.BACKOFF)
 
@@ -70,9 +76,10 @@ class Health:
 
 
 def health_of(models: Sequence[Model], *, server: str, ledger_problem: Problem | None) -> Health:
-    """The daemon's health at this moment. `server` is `starting`, `ready` or `draining`."""
+    """The daemon's health at this moment. `server` is `starting`, `ready`, `draining` or
+    `drained`."""
     unusable = [model for model in models if model.state in _UNUSABLE]
-    grave = [] if server == "ready" else [Reason(f"the daemon is {server}")]
+    grave = [] if server == "ready" else [Reason(_SENTENCES.get(server, f"the daemon is {server}"))]
     grave += [_stalled(model) for model in models if _is_stalled(model)]
     if ledger_problem is not None:
         grave.append(Reason(f"usage cannot be recorded: {ledger_problem.message}"))

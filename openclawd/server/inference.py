@@ -5,7 +5,7 @@ recorded at each. How a model runs is the fleet's and the worker's; what is allo
 
 Invariants: nothing is computed before the reservation is on disk; usage is on disk before the
 result is given back; a request that reached `prepare` has exactly one ledger row, whatever becomes
-of it.
+of it; a dry run has none.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from openclawd.fleet.spec import ModelState
 from openclawd.fleet.submission import submit
 from openclawd.server.account import Account
 from openclawd.server.deadline import Stage, deadline
+from openclawd.server.dry_run import foretell
 from openclawd.server.fallback import UseFallback
 from openclawd.server.planning import check_size, plan, subject_of
 from openclawd.server.recording import reserve, settle
@@ -78,7 +79,7 @@ async def infer(service: Service, exchange: Exchange, params: InferenceParams) -
                 await _serve(inference)
             except BaseException as error:
                 # It has reached `prepare`, with its first model, and so it has a row.
-                if inference.stage is Stage.LOADING:
+                if inference.stage is Stage.LOADING and not inference.is_dry:
                     await inference.record_failure(error)
                 raise
     return inference.result()
@@ -91,18 +92,22 @@ async def _serve(inference: Inference) -> None:
     known = model.info
     check_size(inference)  # before anything is loaded, with what is known of the model by then
     _note_load(inference.service, exchange, model)
-    async with submit(
-        model,
-        exchange.request.op,
-        params.encode(),
-        owner=f"request {inference.request_id} of {exchange.peer.principal.name}",
-        on_loading=inference.on_loading,
-        keep_alive_s=_keep_alive_s(params),
-    ) as submission:
-        inference.load_s = inference.elapsed_s()
-        if model.info is not known:
-            check_size(inference)  # it was loaded meanwhile
-        await inference.run(submission)
+    with inference.service.open_requests.listed(inference):
+        async with submit(
+            model,
+            exchange.request.op,
+            params.encode(),
+            owner=f"request {inference.request_id} of {exchange.peer.principal.name}",
+            on_loading=inference.on_loading,
+            keep_alive_s=_keep_alive_s(params),
+        ) as submission:
+            inference.load_s = inference.elapsed_s()
+            if model.info is not known:
+                check_size(inference)  # it was loaded meanwhile
+            if inference.is_dry:
+                inference.forecast = await foretell(inference, submission)
+            else:
+                await inference.run(submission)
 
 
 def _note_load(service: Service, exchange: Exchange, model: Model) -> None:
@@ -208,6 +213,10 @@ class Inference:
     num_outlived: int = 0
     ended: Ended | None = None
     turn: Turn | None = None
+    queued: dict[str, Any] = field(default_factory=dict)
+    """What its client last heard of where it stands."""
+    forecast: dict[str, Any] = field(default_factory=dict)
+    """What it would take, once a dry run has found that out."""
     scores: Scores | None = None
     subject: Subject = field(init=False)
     fitting: FittingRules = field(init=False)
@@ -237,6 +246,11 @@ class Inference:
     def num_choices(self) -> int:
         """Answers to the one prompt; 1 also where there is no answer in text."""
         return 1 if isinstance(self.params, EncodingParams) else self.params.n
+
+    @property
+    def is_dry(self) -> bool:
+        """Is nothing to be computed, but to be said what it would take?"""
+        return isinstance(self.params, GenerateParams | ChatParams) and self.params.dry_run
 
     @property
     def limits(self) -> TokenLimits:
@@ -283,6 +297,7 @@ class Inference:
             principal=self.exchange.peer.principal.name,
             tier=self.tier,
             tokens=self.prompt_tokens,
+            name=self.request_id,
         )
 
     async def record_failure(self, error: BaseException) -> None:
@@ -375,7 +390,12 @@ class Inference:
         tell_loading(self.exchange, progress)
 
     def _on_queued(self, place: Place) -> None:
-        self.exchange.event("queued", {"position": place.position, "eta_s": place.eta_s})
+        self.note_queued({"position": place.position, "eta_s": place.eta_s})
+
+    def note_queued(self, data: dict[str, Any]) -> None:
+        """It has to wait: its client hears where it stands."""
+        self.queued = data
+        self.exchange.event("queued", data)
 
     def _on_output(self, output: Output) -> None:
         now = self.service.now()
@@ -469,17 +489,19 @@ class Inference:
 
     def result(self) -> dict[str, Any]:
         """`done.result`."""
+        if self.is_dry:
+            return self.forecast
         result = InferenceResult(
             request_id=self.request_id,
             model=self.model.name,
             usage=self.usage,
             timings=self.timings,
             choices=self._choices(),
-            context=self._context(),
+            context=self.context(),
         ).encode()
         return {**result, **self.scores.result()} if self.scores else result
 
-    def _context(self) -> dict[str, Any]:
+    def context(self) -> dict[str, Any]:
         """What became of the prompt."""
         context: dict[str, Any] = {
             "policy": self.truncation or "error",

@@ -18,7 +18,7 @@ from openclawd.observe.exposition import Exposition
 from openclawd.observe.histogram import round_bounds
 from openclawd.observe.processes import ProcessReader
 from openclawd.server import machine_metrics, model_metrics
-from openclawd.server.health import Status
+from openclawd.server.health import SERVER_STATES, Status
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -99,7 +99,7 @@ class Metrics:
             "gauge",
             "1 for the state that the daemon is in.",
             ("state",),
-            [((state,), health.server == state) for state in ("starting", "ready", "draining")],
+            [((state,), health.server == state) for state in SERVER_STATES],
         )
         text.gauge("openclawd_connections", "Open connections.", service.num_connections)
         text.gauge(

@@ -98,6 +98,10 @@ class Rates:
         """Every count that a request of this subject would be in."""
         return self._limiter.standing(subject, now=_now())
 
+    def foresee(self, subject: Subject, prompt_tokens: int) -> list[RateStanding]:
+        """The same for a prompt of so many tokens. Raises `LimitExceeded`."""
+        return self._limiter.foresee(subject, prompt_tokens=prompt_tokens, now=_now())
+
     def replace_rules(self, rules: Sequence[RateRule]) -> None:
         """Other rules from now on; see `RateLimiter.replace_rules`."""
         self._limiter.replace_rules(rules, now=_now())

@@ -26,10 +26,12 @@ from openclawd.admission.tiers import DEFAULT_TIER, Priority, Tier
 from openclawd.ledger import UsageQuery
 from openclawd.server.auditing import Auditing
 from openclawd.server.budgets import BudgetDesk, rule_from
+from openclawd.server.gate import Gate
 from openclawd.server.health import Health, health_of
 from openclawd.server.lanes import Lanes
 from openclawd.server.limits import limit_rules
 from openclawd.server.meters import Meters
+from openclawd.server.open_requests import OpenRequests
 from openclawd.server.peer import Traffic
 from openclawd.server.rates import Rates, rules_of
 from openclawd.server.statistics import Statistics
@@ -100,6 +102,8 @@ class Service:
         self._token_limits: dict[Model, TokenLimits] = {}
         self._take(config)
         self.lanes = Lanes()
+        self.open_requests = OpenRequests()
+        self.gate = Gate()
         self.budgets = BudgetDesk(
             [rule_from(budget.plain()) for budget in config.budgets],
             ledger.budget_counters(now=time.time()) if config.budgets else (),
@@ -401,7 +405,9 @@ class Service:
         """What `budgets` answers: a caller's own, or everybody's to who may see that."""
         return self.budgets.rows(None if caller.sees_everybody else caller.subject())
 
-    def status(self, caller: Principal, *, with_latency: bool) -> dict[str, Any]:
+    def status(
+        self, caller: Principal, *, with_latency: bool, with_requests: bool
+    ) -> dict[str, Any]:
         """What `status` answers. Never waits."""
         models = list(self.fleet.models)
         rows = [row for row in self.fleet.rows() if caller.may_see(row["name"])]
@@ -412,6 +418,7 @@ class Service:
                 "version": self.version,
                 "pid": os.getpid(),
                 "state": self._state(),
+                "drain": self.gate.row(),
                 "socket": str(self._socket_path),
                 "started_at": self.started_at,
                 "uptime_s": round(time.time() - self.started_at, 3),
@@ -422,6 +429,7 @@ class Service:
                 "queued": sum(model.turns.num_waiting for model in models),
                 "finished": self.totals.num_finished,
                 "failed": self.totals.num_failed,
+                **(self.open_requests.report(caller) if with_requests else {}),
             },
             "tokens": {
                 "prompt": self.totals.prompt_tokens,
@@ -462,7 +470,7 @@ class Service:
     def _state(self) -> str:
         if self.is_draining:
             return "draining"
-        return "ready" if self.is_ready else "starting"
+        return self.gate.state if self.is_ready else "starting"
 
 
 def _whose(caller: Principal) -> str | None:

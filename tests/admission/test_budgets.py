@@ -688,3 +688,45 @@ def test_a_budget_that_comes_back_has_what_the_ledger_says_and_one_that_goes_hol
     ((_, decision),) = budgets.advance(NOW)
     assert isinstance(decision, Reserved)
     budgets.check(NOW)
+
+
+@pytest.mark.parametrize("outcome", [Reserved, Wait, Refused, Fallback])
+def test_what_is_foreseen_is_what_comes_and_changes_nothing(outcome):
+    budgets = Budgets([budget(fallback="tiny" if outcome is Fallback else None)])
+    _, first = budgets.ask(alice(), need(100, 500), now=NOW)
+    if outcome is not Wait:
+        used = 600 if outcome is Reserved else 1000
+        budgets.settle(first, Amount(used), now=NOW)
+        budgets.due_alerts(NOW)
+    before = budgets.rows(None, NOW)
+    accounts, foreseen = budgets.foresee(alice(), need(100, 500), now=NOW)
+    assert isinstance(foreseen, outcome)
+    assert (budgets.rows(None, NOW), budgets.num_waiting) == (before, 0)
+    budgets.check(NOW)
+    _, came = budgets.ask(alice(), need(100, 500), now=NOW)
+    if isinstance(came, Reserved):
+        assert (foreseen.max_completion, foreseen.shrunk_by) == (300, "b")
+        assert (came.max_completion, came.amount) == (foreseen.max_completion, foreseen.amount)
+        assert accounts[0].row_after(Amount(50), NOW)["tokens"]["left_after"] == 0
+    elif isinstance(came, Wait):
+        assert came == foreseen
+        left = accounts[0].row_after(Amount(150), NOW)["tokens"]
+        assert (left["left"], left["left_after"]) == (400, 250)
+    else:
+        assert str(came.problem) == str(foreseen.problem)
+
+
+def test_what_is_foreseen_raises_no_alert(ask):
+    budgets = Budgets([budget()])
+    budgets.settle(ask(budgets, 100, 870), Amount(970), now=NOW)
+    _, refused = budgets.foresee(alice(), need(100, 500), now=NOW)
+    assert refused.alerts == []
+    assert [alert.share for alert in ask(budgets, 100, 500).alerts] == [1000]
+
+
+def test_a_bucket_that_nobody_has_used_is_foreseen_and_not_made():
+    budgets = Budgets([budget(per=Per.PRINCIPAL)])
+    accounts, foreseen = budgets.foresee(alice(), need(100, 500), now=NOW)
+    assert isinstance(foreseen, Reserved)
+    assert accounts[0].row_after(foreseen.amount, NOW)["tokens"]["left_after"] == 400
+    assert budgets.rows(None, NOW) == []

@@ -474,3 +474,15 @@ def test_a_new_rule_counts_from_its_first_request_on() -> None:
     admit(rates, ALICE, 100, now=2)
     with pytest.raises(RateLimited):
         rates.ask("new", ALICE, prompt_tokens=1, now=3)
+
+
+def test_what_is_foreseen_is_the_exact_time_and_takes_nothing() -> None:
+    rates = limiter(RULE, replace(RULE, name="calls", tokens=None, requests=5))
+    admit(rates, ALICE, 70, now=0.0)
+    tokens, requests = rates.foresee(ALICE, prompt_tokens=40, now=1.0)
+    assert (tokens.used, tokens.limit, tokens.retry_after_s) == (70, 100, 59.0)
+    assert (requests.used, requests.limit, requests.retry_after_s) == (1, 5, 0.0)
+    assert rates.foresee(ALICE, prompt_tokens=30, now=1.0)[0].retry_after_s == 0.0
+    admit(rates, ALICE, 30, now=1.0)
+    with pytest.raises(LimitExceeded, match="can never be admitted"):
+        rates.foresee(ALICE, prompt_tokens=101, now=1.0)

@@ -211,7 +211,7 @@ def answers(daemon):
     with Client(socket_path=daemon.socket) as client:
         client.generate("Hello", max_tokens=1)
         return {
-            "status": client.status(),
+            "status": client.status(requests=True),
             "models": client.models(),
             "usage": client.usage(),
             "whoami": client.whoami(),
@@ -232,6 +232,25 @@ def test_status(answers):
     for section in ("connections", "requests", "tokens"):
         assert documented[section] == set(status[section])
     assert set(status["server"]) <= documented["server"]
+
+
+def test_open_requests(daemon):
+    documented = {field for cells in table("field of an open request") for field in names(cells[0])}
+    with (
+        Client(socket_path=daemon.socket) as client,
+        client.generate("Once", stream=True, max_tokens=256, ignore_eos=True) as stream,
+    ):
+        next(stream)
+        (row,) = client.status(requests=True)["requests"]["open"]
+        cancelled = client.cancel_request(row["request_id"])
+        for _ in stream:
+            pass
+    assert set(row) == documented
+    assert set(cancelled) <= set(names(paragraph("**`requests.cancel`**")))
+    states = next(
+        cells[2] for cells in table("field of an open request") if name(cells[0]) == "state"
+    )
+    assert set(names(states)) == {"loading", "preparing", "queued", "running"}
 
 
 def test_models(answers):

@@ -28,7 +28,7 @@ class Guests:
 
     async def _stay(self, name: str, priority: Priority) -> None:
         async with self.turns.take(
-            lambda place: self.heard[name].append(place.position), priority=priority
+            lambda place: self.heard[name].append(place.position), priority=priority, name=name
         ):
             self.inside.append(name)
             await self._leave[name].wait()
@@ -168,6 +168,23 @@ def test_a_full_queue_refuses_and_forgets() -> None:
         await guests.come("a", "b", "c")
         assert isinstance(guests.tasks["c"].exception(), Overloaded)
         assert guests.turns.num_waiting == 1
+        await clear(guests)
+
+    asyncio.run(scenario())
+
+
+def test_where_the_first_in_line_stand_by_their_names() -> None:
+    async def scenario() -> None:
+        guests = Guests(turns(places=1))
+        await guests.come("inside", "first", "second")
+        assert {name: place.position for name, place in guests.turns.places().items()} == {
+            "first": 1,
+            "second": 2,
+        }
+        await guests.go("inside")
+        assert {name: place.position for name, place in guests.turns.places().items()} == {
+            "second": 1
+        }
         await clear(guests)
 
     asyncio.run(scenario())

@@ -143,6 +143,7 @@ _completion = {
     "n": st.integers(1, completion.MAX_CHOICES),
     "stop": st.lists(some_text, max_size=completion.MAX_STOP_STRINGS),
     "stream": st.booleans(),
+    "dry_run": st.booleans(),
     "sampling": samplings,
 }
 file_names = st.from_regex(fetching.MODEL_FILE_NAME_PATTERN, fullmatch=True)
@@ -179,7 +180,8 @@ def chats_with_tools(draw, asked):
 
 params = {
     ops.Op.PING: st.builds(ops.NoParams),
-    ops.Op.STATUS: st.builds(ops.StatusParams, latency=st.booleans()),
+    ops.Op.STATUS: st.builds(ops.StatusParams, latency=st.booleans(), requests=st.booleans()),
+    ops.Op.REQUESTS_CANCEL: st.builds(ops.RequestParams, request_id=texts),
     ops.Op.MODELS: st.builds(ops.NoParams),
     ops.Op.BUDGETS: st.builds(ops.NoParams),
     ops.Op.LOAD: model_params,
@@ -206,6 +208,8 @@ params = {
         **_labels,
     ),
     ops.Op.RELOAD: st.builds(ops.NoParams),
+    ops.Op.DRAIN: st.builds(ops.DrainParams, wait=st.booleans()),
+    ops.Op.RESUME: st.builds(ops.NoParams),
     ops.Op.SHOW: st.builds(ops.ModelParams, model=maybe(texts)),
     ops.Op.WATCH: st.builds(ops.WatchParams, num_updates=maybe(st.integers(1, 2**40))),
     ops.Op.CLASSIFY: st.builds(

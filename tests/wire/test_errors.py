@@ -28,6 +28,7 @@ TABLE = {
     "model-loading": ("busy", 6, YES),
     "no-memory": ("busy", 6, YES),
     "shutting-down": ("busy", 6, YES),
+    "draining": ("busy", 6, YES),
     "deadline-exceeded": ("timeout", 7, NO),
     "cancelled": ("cancelled", 130, NO),
     "model-failed": ("failed", 1, NO),

@@ -58,6 +58,7 @@ def test_unknown_params_are_named_in_their_order(op):
         Op.KEYS_ROTATE: {"name": "ci"},
         Op.KEYS_REVOKE: {"name": "ci"},
         Op.LEDGER_PRUNE: {"older_than_s": 1},
+        Op.REQUESTS_CANCEL: {"request_id": "r"},
         Op.PULL: {"source": "org/model"},
         Op.MODELS_REMOVE: {"model": "m"},
         Op.MODELS_VERIFY: {"model": "m"},

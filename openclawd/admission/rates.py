@@ -211,7 +211,7 @@ class RateLimiter(Generic[Ticket]):
     def foresee(self, subject: Subject, *, prompt_tokens: int, now: float) -> list[RateStanding]:
         """The same, `retry_after_s` being how long until there is room for this prompt. Raises
         `LimitExceeded` if there never is."""
-        _check_possible(self._buckets_of(subject).each, prompt_tokens)
+        _check_possible(self._buckets_of(subject), prompt_tokens)
         return self._standings(subject, tokens=prompt_tokens, now=now)
 
     def _standings(self, subject: Subject, *, tokens: int, now: float) -> list[RateStanding]:
@@ -242,8 +242,7 @@ class RateLimiter(Generic[Ticket]):
         nothing else came; `LimitExceeded` if it never can be.
         """
         buckets = self._buckets_of(subject)
-        if prompt_tokens > buckets.most_tokens:
-            raise _impossible(buckets.each, prompt_tokens)
+        _check_possible(buckets, prompt_tokens)
         if not self._lines and (grant := self._grant(buckets, prompt_tokens, now)):
             return grant
         entry = _Entry(ticket, next(self._numbers), prompt_tokens, buckets, arrived_at=now)
@@ -459,11 +458,13 @@ class RateLimiter(Generic[Ticket]):
         )
 
 
-def _impossible(buckets: Sequence[_Bucket], prompt_tokens: int) -> LimitExceeded:
-    """What no waiting can help: the first of these does not allow so many tokens."""
-    limited = ((bucket.rule, bucket.rule.tokens) for bucket in buckets)
+def _check_possible(buckets: _Buckets, prompt_tokens: int) -> None:
+    """Refuse what no waiting can help. Raises `LimitExceeded`."""
+    if prompt_tokens <= buckets.most_tokens:
+        return
+    limited = ((bucket.rule, bucket.rule.tokens) for bucket in buckets.each)
     rule, most = next(each for each in limited if each[1] is not None and prompt_tokens > each[1])
-    return LimitExceeded(
+    raise LimitExceeded(
         f"the prompt has {prompt_tokens} tokens; rate limit {rule.name} allows {most} in "
         f"{format_duration(rule.window_s)}, so that it can never be admitted",
         hint=f"shorten the prompt to {most} tokens, or ask the administrator to raise tokens of "

@@ -15,13 +15,12 @@ INSTALL_LLAMA := $(if $(CXX_FLAGS),CXXFLAGS="$(CXX_FLAGS) $$CXXFLAGS" )$(PIP_INS
 demo: $(VENV)/.runtime
 	$(BIN)/python bench/demo.py
 
-# Of tests that start nothing, several at once; of those that start daemons, which need all there is
-# and look at time, one after the other.
-PURE_TESTS := $(addprefix tests/,admission config engine ledger server wire)
+# Several files at once, but those that look at the time of daemons that compute one after the other.
+TIMED_TESTS := $(addprefix tests/,e2e faults monitoring)
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n logical $(PURE_TESTS)
-	$(BIN)/python -m pytest $(addprefix --ignore=,$(PURE_TESTS))
+	$(BIN)/python -m pytest -n logical --dist loadfile $(addprefix --ignore=,$(TIMED_TESTS))
+	$(BIN)/python -m pytest --durations=25 $(TIMED_TESTS)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

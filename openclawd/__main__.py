@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import json
 import logging
 import os
 import pwd
@@ -41,6 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     places = _places(arguments)
     if arguments.models is not None:  # then no file is read, whatever stands in its place
         places = dataclasses.replace(places, config_file=None)
+    if arguments.doctor:
+        return _examine(arguments, places)
     try:
         config = _config(arguments, places)
     except ConfigError as error:
@@ -50,6 +53,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(_checked(config, places))  # noqa: T201
         return 0
     return _run(arguments, config, places)
+
+
+def _examine(arguments: argparse.Namespace, places: Places) -> int:
+    from openclawd.doctor.examination import Subject, examine
+
+    subject = Subject(
+        places,
+        lambda: _config(arguments, places),
+        user=arguments.user,
+        metrics_port=arguments.metrics_port,
+    )
+    findings = [finding.as_dict() for finding in examine(subject)]
+    print(json.dumps({"findings": findings}))  # noqa: T201
+    return 0
 
 
 def _run(arguments: argparse.Namespace, config: Config, places: Places) -> int:
@@ -100,6 +117,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--log-format", choices=["auto", "journald", "json", "console"], help="how to log")
     add("--user", metavar="NAME", help="drop root's rights to this user after start")
     add("--check-config", action="store_true", help="check the configuration and exit")
+    add("--doctor", action="store_true", help="say as JSON what is wrong on this machine, and exit")
+    add("--metrics-port", type=int, metavar="PORT", help="openclawd-metrics' port, for --doctor")
     add("--version", action="version", version=f"openclawd {__version__}")
     add("--port", action=_RefusePort, help=argparse.SUPPRESS)
     return parser

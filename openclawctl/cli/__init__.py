@@ -32,6 +32,7 @@ COMMANDS: Final = {
     "daemon": "daemon",
     "detokenize": "texts",
     "drain": "drain",
+    "doctor": "doctor",
     "embed": "texts",
     "generate": "generate",
     "health": "health",

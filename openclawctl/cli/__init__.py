@@ -24,6 +24,7 @@ EXIT_PIPE_CLOSED: Final = 141
 
 COMMANDS: Final = {
     "audit": "audit",
+    "bench": "bench",
     "budgets": "budgets",
     "chat": "chat",
     "classify": "scores",

@@ -38,8 +38,8 @@ def _taken(port: int, error: OSError) -> Finding:
     who = ", ".join(f"{process.name()} (pid {process.pid})" for process in holders)
     message = f"port {port} is taken by {who or 'a program of another user'}"
     remedy = (
-        f"end that program, or give openclawd-metrics another port: `--listen {ADDRESS}:PORT`, and"
-        " the same in prometheus.yml"
+        f"end that program, or give openclawd-metrics another port: `--listen {ADDRESS}:PORT`, or"
+        " `systemctl edit openclawd-metrics.socket`, and the same in prometheus.yml"
     )
     return Finding("port", State.WARNING, f"{message}: openclawd-metrics cannot have it", remedy)
 

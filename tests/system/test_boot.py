@@ -329,6 +329,17 @@ def test_an_alert_is_delivered_by_a_service_of_its_own(machine: Machine) -> None
     assert f"uid {uid}" not in machine.run(journal)
 
 
+def test_the_metrics_are_offered_on_a_port_by_a_service_without_a_network(machine: Machine) -> None:
+    machine.run("systemctl start openclawd-metrics.socket")
+    url = "http://127.0.0.1:9867/metrics"
+    read = f"import urllib.request as u; print(u.urlopen('{url}').read().decode())"
+    assert "openclawd_healthy 1" in machine.run(f'python3 -c "{read}"')
+    assert doctor(machine, "port")["message"] == "openclawd-metrics listens on port 9867"
+    line = machine.run("systemd-analyze security --no-pager openclawd-metrics.service | tail -1")
+    assert "SAFE" in line
+    machine.run("systemctl stop openclawd-metrics.socket openclawd-metrics")
+
+
 def test_a_second_instance_has_its_own_configuration(machine: Machine) -> None:
     machine.run("systemctl start openclawd@two.socket openclawd@two")
     socket = "/run/openclawd/two.sock"

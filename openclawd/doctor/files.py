@@ -173,7 +173,7 @@ class Models:
 
 def _move(path: Path) -> str:
     target = "/var/lib/openclawd/models/"
-    return f"`install -m 640 -g openclawd {path} {target}`, and correct its path in openclawd.yaml"
+    return f"`install -m 644 {path} {target}`, and correct its path in openclawd.yaml"
 
 
 def _check_access(name: str, path: Path) -> Finding | None:

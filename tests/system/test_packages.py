@@ -38,22 +38,6 @@ database.close()
 """
 
 
-@pytest.fixture(scope="module")
-def next_version(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same packages under a higher version."""
-    folder = tmp_path_factory.mktemp("next")
-    for deb in DEBS.glob("*.deb"):
-        tree = folder / deb.stem
-        subprocess.run(["dpkg-deb", "--raw-extract", deb, tree], check=True)
-        control = tree / "DEBIAN" / "control"
-        version = subprocess.check_output(["dpkg-deb", "-f", deb, "Version"], text=True).strip()
-        control.write_text(control.read_text().replace(version, f"{version}+next"))
-        command = ["dpkg-deb", "--build", "-Zgzip", "-z1", tree, folder]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        shutil.rmtree(tree)
-    return folder
-
-
 # ---- the files ----
 
 

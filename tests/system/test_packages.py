@@ -116,7 +116,7 @@ def test_removed_it_stops_and_keeps_what_is_the_administrators(fresh_machine: Ma
     machine = fresh_machine
     machine.run("dpkg --remove openclawd openclawctl")
     assert machine.attempt("systemctl is-active openclawd openclawd.socket").returncode != 0
-    assert machine.attempt("pgrep -f openclawd").returncode != 0
+    assert machine.attempt("pgrep -f '[o]penclawd'").returncode != 0
     machine.run(
         "test -e /etc/openclawd/openclawd.yaml && test -e /var/lib/openclawd/ledger.sqlite3"
     )

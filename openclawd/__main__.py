@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import json
 import logging
 import os
 import pwd
@@ -18,7 +19,10 @@ from openclawd import __version__
 
 try:
     from openclawd.config import Config, ConfigError, config_from_models, load_config
+    from openclawd.config.effective import DEFAULT, Effective, Override, listing
+    from openclawd.config.json_schema import json_schema
     from openclawd.config.places import Places, find_places
+    from openclawd.config.source import KeyPath, Source, read_source
 except ModuleNotFoundError as error:  # the base installation has this program, but only the client
     sys.exit(f"openclawd: error: {error}; the daemon needs `pip install 'openclawd[daemon]'`")
 
@@ -37,12 +41,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the daemon. Returns the exit status: 0 stopped, 1 could not start, 2 usage, 78
     configuration."""
     arguments = _parser().parse_args(argv)
+    if arguments.config_schema:
+        print(json.dumps(json_schema(), indent=2, ensure_ascii=False))  # noqa: T201
+        return 0
     os.umask(0o027)  # whatever holds usage is made private on its own; logs are for a group to read
     places = _places(arguments)
     if arguments.models is not None:  # then no file is read, whatever stands in its place
         places = dataclasses.replace(places, config_file=None)
+    if arguments.doctor:
+        return _examine(arguments, places)
     try:
         config = _config(arguments, places)
+        if arguments.show_config:
+            print(_shown(arguments, config, places))  # noqa: T201
+            return 0
     except ConfigError as error:
         print(error, file=sys.stderr)  # noqa: T201 - logging is not configured yet
         return EXIT_CONFIG
@@ -50,6 +62,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(_checked(config, places))  # noqa: T201
         return 0
     return _run(arguments, config, places)
+
+
+def _examine(arguments: argparse.Namespace, places: Places) -> int:
+    from openclawd.doctor.examination import Subject, examine
+
+    subject = Subject(
+        places,
+        lambda: _config(arguments, places),
+        user=arguments.user,
+        metrics_port=arguments.metrics_port,
+    )
+    findings = [finding.as_dict() for finding in examine(subject)]
+    print(json.dumps({"findings": findings}))  # noqa: T201
+    return 0
 
 
 def _run(arguments: argparse.Namespace, config: Config, places: Places) -> int:
@@ -100,6 +126,17 @@ def _parser() -> argparse.ArgumentParser:
     add("--log-format", choices=["auto", "journald", "json", "console"], help="how to log")
     add("--user", metavar="NAME", help="drop root's rights to this user after start")
     add("--check-config", action="store_true", help="check the configuration and exit")
+    add(
+        "--show-config",
+        nargs="?",
+        const="plain",
+        choices=["plain", "origin", "json"],
+        metavar="plain|origin|json",
+        help="print the configuration that holds, or where each value is from as well, and exit",
+    )
+    add("--config-schema", action="store_true", help="print it as JSON Schema and exit")
+    add("--doctor", action="store_true", help="say as JSON what is wrong on this machine, and exit")
+    add("--metrics-port", type=int, metavar="PORT", help="openclawd-metrics' port, for --doctor")
     add("--version", action="version", version=f"openclawd {__version__}")
     add("--port", action=_RefusePort, help=argparse.SUPPRESS)
     return parser
@@ -143,6 +180,48 @@ def _checked(config: Config, places: Places) -> str:
     source = places.config_file or "the command line"
     models = ", ".join(config.models) or "none"
     return f"openclawd: the configuration ({source}) is valid; models: {models}"
+
+
+def _shown(arguments: argparse.Namespace, config: Config, places: Places) -> str:
+    settings = Effective(config, *_sources(arguments, config, places)).settings()
+    state_dir_from = _origin("state_dir", arguments, "STATE_DIRECTORY")
+    if arguments.show_config == "json":
+        rows = [setting.as_dict() for setting in settings]
+        file = places.config_file and str(places.config_file)
+        return json.dumps({"file": file, "settings": rows}, ensure_ascii=False)
+    with_origin = arguments.show_config == "origin"
+    head = [
+        f"# configuration file: {places.config_file or 'none'}",
+        f"# state directory: {places.state_dir} ({state_dir_from})",
+        f"# socket: {places.socket} ({_origin('socket', arguments, 'RUNTIME_DIRECTORY')})",
+    ]
+    return "\n".join([*head, listing(settings, with_origin=with_origin)])
+
+
+def _sources(
+    arguments: argparse.Namespace, config: Config, places: Places
+) -> tuple[Source, dict[KeyPath, Override]]:
+    """The file, and what is not from it. Raises `ConfigError`."""
+    if places.config_file is not None:
+        source = read_source(places.config_file)
+    else:
+        source = Source("--models" if arguments.models else DEFAULT, {})
+    overrides: dict[KeyPath, Override] = {}
+    if arguments.workers is not None:
+        overrides["models", "*", "workers"] = Override(arguments.workers, "--workers")
+    for key in ("level", "format"):
+        if (value := getattr(arguments, f"log_{key}")) is not None:
+            overrides["logging", key] = Override(value, f"--log-{key}")
+    if "model_paths" not in source.data:
+        origin = _origin("state_dir", arguments, "STATE_DIRECTORY")
+        overrides["model_paths",] = Override(config.model_paths, origin)
+    return source, overrides
+
+
+def _origin(option: str, arguments: argparse.Namespace, variable: str) -> str:
+    if getattr(arguments, option) is not None:
+        return f"--{option.replace('_', '-')}"
+    return f"environment: ${variable}" if os.environ.get(variable) else DEFAULT
 
 
 def _prepare_directories(places: Places, user: str | None) -> None:

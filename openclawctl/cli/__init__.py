@@ -24,6 +24,7 @@ EXIT_PIPE_CLOSED: Final = 141
 
 COMMANDS: Final = {
     "audit": "audit",
+    "bench": "bench",
     "budgets": "budgets",
     "chat": "chat",
     "classify": "scores",
@@ -32,6 +33,7 @@ COMMANDS: Final = {
     "daemon": "daemon",
     "detokenize": "texts",
     "drain": "drain",
+    "doctor": "doctor",
     "embed": "texts",
     "generate": "generate",
     "health": "health",

@@ -1,19 +1,28 @@
-"""`openclawctl config check`, which asks the daemon's own program, since that alone knows the
-schema; and `reload`."""
+"""`openclawctl config check`, `show` and `schema`, which ask the daemon's own program, since that
+alone knows the schema; and `reload`."""
 
 from __future__ import annotations
 
+import json
 import subprocess
 
 import click
 
 from openclawctl.cli.launch import daemon_command_line
 from openclawctl.cli.shell import Shell, json_option, print_json, print_line, say
+from openclawctl.wire.errors import EXIT_FAILED, OpenclawError
 
 
 @click.group("config")
 def config_command() -> None:
-    """Check a configuration of the daemon."""
+    """Check a configuration of the daemon, or show what holds.
+
+    \b
+    Examples:
+      openclawctl config check ./openclawd.yaml
+      openclawctl config show --origin | grep temperature
+      openclawctl config schema > openclawd.schema.json
+    """
 
 
 @config_command.command("check")
@@ -22,10 +31,7 @@ def config_command() -> None:
 @click.pass_obj
 def check_command(shell: Shell, /, file: str | None) -> int:
     """Check FILE, or the configuration that `openclawd` would use. Exits 1 if it is wrong."""
-    command = [*daemon_command_line(), "--check-config", *(["--config", file] if file else [])]
-    answer = subprocess.run(
-        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
-    )
+    answer = _ask("--check-config", file)
     is_valid = answer.returncode == 0
     report = (answer.stdout if is_valid else answer.stderr).strip()
     if shell.is_json:
@@ -34,7 +40,58 @@ def check_command(shell: Shell, /, file: str | None) -> int:
         print_line(report)
     else:
         say(report)
-    return 0 if is_valid else 1
+    return 0 if is_valid else EXIT_FAILED
+
+
+@config_command.command("show")
+@click.argument("file", required=False, type=click.Path())
+@click.option("--origin", is_flag=True, help="Say of each value where it is from.")
+@json_option
+@click.pass_obj
+def show_command(shell: Shell, /, file: str | None, *, origin: bool) -> int:
+    """Print what holds by FILE, or by the configuration that `openclawd` would use.
+
+    It is YAML, and can be a configuration file itself: defaults stand behind #. With --origin each
+    line ends with the file and line, the option or the variable that its value is from. Exits 1 if
+    the configuration is wrong.
+
+    \b
+    Examples:
+      openclawctl config show
+      openclawctl config show --origin /etc/openclawd/openclawd.yaml
+      openclawctl config show --json | jq '.settings[] | select(.set)'
+    """
+    form = "json" if shell.is_json else "origin" if origin else "plain"
+    answer = _ask(f"--show-config={form}", file)
+    if answer.returncode != 0:
+        raise OpenclawError(answer.stderr.strip(), hint="see `openclawctl config check`")
+    if shell.is_json:
+        print_json(json.loads(answer.stdout))
+    else:
+        print_line(answer.stdout.rstrip("\n"))
+    return 0
+
+
+@config_command.command("schema")
+@json_option
+def schema_command() -> None:
+    """Print JSON Schema of the configuration, for editors and programs.
+
+    \b
+    Example (a first line in openclawd.yaml for editors with a YAML language server):
+      # yaml-language-server: $schema=./openclawd.schema.json
+    """
+    answer = _ask("--config-schema", None)
+    if answer.returncode != 0:
+        raise OpenclawError(answer.stderr.strip())
+    print_line(answer.stdout.rstrip("\n"))
+
+
+def _ask(question: str, file: str | None) -> subprocess.CompletedProcess[str]:
+    command = [*daemon_command_line(), question, *(["--config", file] if file else [])]
+    return subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
 
 
 @click.command("reload")

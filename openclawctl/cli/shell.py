@@ -58,7 +58,7 @@ class Shell:
             app="openclawctl",
         )
 
-    def async_client(self, *, retries: int) -> AsyncClient:
+    def async_client(self, *, retries: int, app: str = "openclawctl") -> AsyncClient:
         from openclawctl.aio import AsyncClient
 
         self._keep_key()
@@ -66,7 +66,7 @@ class Shell:
             self.socket_path,
             timeout_s=self.timeout_s,
             api_key_file=self.api_key_file,
-            app="openclawctl",
+            app=app,
             retries=retries,
         )
 

@@ -47,7 +47,37 @@ def allowed_at(path: tuple[str | int, ...]) -> str:
     if _is_section(here):
         return f"a map with the keys {', '.join(keys_of(here))}"
     assert info is not None, "every path below the root belongs to a key"
-    return _note(info, "allowed")
+    return note(info, "allowed")
+
+
+def sections() -> list[type[BaseModel]]:
+    """The whole configuration and every section in it, each once."""
+    found: list[type[BaseModel]] = [Config]
+    for section in found:  # grows meanwhile
+        for info in section.model_fields.values():
+            kinds: tuple[Any, ...] = (info.annotation, _inner(info.annotation))
+            for kind in kinds:
+                if _is_section(kind) and kind not in found:
+                    found.append(kind)
+    return found
+
+
+def default_of(info: FieldInfo) -> str:
+    """What holds when a key is left out, in words where no value does."""
+    text = note(info, "default")
+    if text:
+        return text
+    value = info.default
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return "{}" if isinstance(value, BaseModel) else str(value)
+
+
+def note(info: FieldInfo, name: str) -> str:
+    """What the declaration of a key says beside its type: `allowed` or `default`."""
+    notes = info.json_schema_extra
+    assert isinstance(notes, dict), "every key is made by keys.key"
+    return str(notes[name] or "")
 
 
 def _walk(path: tuple[str | int, ...]) -> tuple[Any, FieldInfo | None]:
@@ -77,25 +107,9 @@ def _inner(kind: Any) -> Any:
 def _keys_of(section: type[BaseModel], prefix: str) -> Iterator[KeyInfo]:
     for name, info in keys_of(section).items():
         path = f"{prefix}{name}"
-        yield KeyInfo(path, _default(info), _note(info, "allowed"), info.description or "")
+        yield KeyInfo(path, default_of(info), note(info, "allowed"), info.description or "")
         kind: Any = info.annotation
         if _is_section(kind):
             yield from _keys_of(kind, f"{path}.")
         elif _is_section(inner := _inner(kind)):
             yield from _keys_of(inner, f"{path}.NAME.")
-
-
-def _default(info: FieldInfo) -> str:
-    text = _note(info, "default")
-    if text:
-        return text
-    value = info.default
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return "{}" if isinstance(value, BaseModel) else str(value)
-
-
-def _note(info: FieldInfo, name: str) -> str:
-    notes = info.json_schema_extra
-    assert isinstance(notes, dict), "every key is made by keys.key"
-    return str(notes[name] or "")

@@ -37,7 +37,7 @@ class Footprint:
 
 def read_footprint(pid: int, *, proc: Path = _PROC) -> Footprint | None:
     """None if the process is gone, or not ours to look at."""
-    fields = _kib_fields(proc / str(pid) / "smaps_rollup")
+    fields = read_kib_fields(proc / str(pid) / "smaps_rollup")
     if "Pss" not in fields:
         return None
     return Footprint(fields["Pss"], fields.get("Pss_Anon", 0) + fields.get("Pss_Shmem", 0))
@@ -46,7 +46,7 @@ def read_footprint(pid: int, *, proc: Path = _PROC) -> Footprint | None:
 def memory_budget(pids: Iterable[int], *, proc: Path = _PROC, cgroups: Path = _CGROUPS) -> int:
     """What the workers with these `pids` and further ones may take together: what is to be had now,
     and what they have. Pages of mapped files count as to be had, by the kernel as here."""
-    available: float = _kib_fields(proc / "meminfo").get("MemAvailable", 0)
+    available: float = read_kib_fields(proc / "meminfo").get("MemAvailable", 0)
     for folder in _own_cgroups(proc, cgroups):
         available = min(available, _left_in(folder))
     held = sum(_own_bytes(pid, proc) for pid in pids)
@@ -87,7 +87,7 @@ def _left_in(folder: Path) -> float:
     return max(0, most - used + droppable)
 
 
-def _kib_fields(path: Path) -> dict[str, int]:
+def read_kib_fields(path: Path) -> dict[str, int]:
     """Bytes by name, of a file whose lines are `Name:  123 kB`."""
     fields = {}
     with contextlib.suppress(OSError):

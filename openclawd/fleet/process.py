@@ -188,8 +188,8 @@ async def spawn(
         )
         on_failure.pop_all()
     with contextlib.suppress(OSError):  # it may have died already; its exit status tells
-        os.setpriority(os.PRIO_PROCESS, process.pid, WORKER_NICENESS)
         _offer_to_oom_killer(process.pid)
+        os.setpriority(os.PRIO_PROCESS, process.pid, WORKER_NICENESS)  # refused if we are nicer
     await asyncio.get_running_loop().create_unix_connection(lambda: link, sock=ours)
     try:
         pidfd = os.pidfd_open(process.pid)

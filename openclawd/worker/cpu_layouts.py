@@ -12,8 +12,6 @@ depend on more than a flag, are not in it: there the first load measures what th
 
 from __future__ import annotations
 
-import contextlib
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -32,15 +30,6 @@ _AVX512: Final = {_Q2_K: 1.0}
 
 _INPUT: Final = "token_embd.weight"
 _OUTPUT: Final = "output.weight"
-
-
-def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
-    with contextlib.suppress(OSError):
-        for line in cpuinfo.read_text().splitlines():
-            name, _, flags = line.partition(":")
-            if name.strip() == "flags":
-                return frozenset(flags.split())
-    return frozenset()
 
 
 def packed_bytes(tensors: Mapping[str, Tensor], flags: Collection[str]) -> int:

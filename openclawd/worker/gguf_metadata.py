@@ -9,6 +9,7 @@ Source of the layout: llama.cpp, `ggml/include/gguf.h`.
 
 from __future__ import annotations
 
+import math
 import mmap
 import struct
 from dataclasses import dataclass, field
@@ -25,6 +26,13 @@ MAX_NUMBERS: Final = 4096
 _SCALARS: Final = {  # enum gguf_type
     0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q",
     12: "<d",
+}  # fmt: skip
+_BLOCKS: Final = {  # enum ggml_type: numbers in a block, and its bytes (ggml-common.h)
+    0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34),
+    10: (256, 84), 11: (256, 110), 12: (256, 144), 13: (256, 176), 14: (256, 210),
+    16: (256, 66), 17: (256, 74), 18: (256, 98), 19: (256, 50), 20: (32, 18), 21: (256, 110),
+    22: (256, 82), 23: (256, 136), 24: (1, 1), 25: (1, 2), 26: (1, 4), 27: (1, 8), 28: (1, 8),
+    29: (256, 56), 30: (1, 2), 34: (256, 54), 35: (256, 66), 39: (32, 17),
 }  # fmt: skip
 _STRING: Final = 8
 _ARRAY: Final = 9
@@ -56,7 +64,8 @@ def read_gguf_metadata(path: str) -> GgufMetadata:
     check_gguf_file(path)
     try:
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return _Reader(data).read()
+            reader = _Reader(data)
+            found = reader.read()
     except (struct.error, UnicodeDecodeError, _BadFile) as error:
         raise CannotLoad(
             f"{path} is cut off or damaged in its first part: {error}",
@@ -65,6 +74,13 @@ def read_gguf_metadata(path: str) -> GgufMetadata:
         ) from None
     except OSError as error:
         raise unreadable(path, error) from None
+    if reader.missing_bytes > 0:
+        raise CannotLoad(
+            f"{path} is cut off: its last {reader.missing_bytes} bytes are missing",
+            hint="copy or download the file again and compare its checksum",
+            permanent=True,
+        )
+    return found
 
 
 class _BadFile(Exception):
@@ -78,6 +94,8 @@ class _Reader:
         self._data = data
         self._at = _START
         self._found = GgufMetadata()
+        self.missing_bytes = 0
+        """How far tensors of known formats reach beyond the end."""
 
     def read(self) -> GgufMetadata:
         num_tensors = self._bounded("<q", MAX_TENSORS, "tensors")
@@ -88,7 +106,7 @@ class _Reader:
         self._measure(starts)
         return self._found
 
-    def _measure(self, starts: list[tuple[int, str, int, int]]) -> None:
+    def _measure(self, starts: list[tuple[int, str, list[int], int]]) -> None:
         """Each tensor reaches to the next one, the last one to the end of the file."""
         alignment = self._found.values.get("general.alignment", _ALIGNMENT)
         if not isinstance(alignment, int) or not 0 < alignment <= 2**20:
@@ -96,18 +114,21 @@ class _Reader:
         base = -(-self._at // alignment) * alignment
         starts.sort()
         ends = [start for start, *_ in starts[1:]] + [len(self._data) - base]
-        for (start, name, num_dimensions, kind), end in zip(starts, ends, strict=True):
+        for (start, name, shape, kind), end in zip(starts, ends, strict=True):
             if not 0 <= start <= end:
                 raise _BadFile(f"tensor {name[:64]!r} begins behind the end of the file")
-            self._found.tensors[name] = Tensor(end - start, num_dimensions, kind)
+            self._found.tensors[name] = Tensor(end - start, len(shape), kind)
+            numbers, num_bytes = _BLOCKS.get(kind, (1, 0))
+            reach = base + start + math.prod(shape) // numbers * num_bytes
+            self.missing_bytes = max(self.missing_bytes, reach - len(self._data))
 
-    def _tensor(self) -> tuple[int, str, int, int]:
-        """Where it begins, its name, how many dimensions it has, and its kind."""
+    def _tensor(self) -> tuple[int, str, list[int], int]:
+        """Where it begins, its name, its shape, and its kind."""
         name = self._text()
         num_dimensions = self._bounded("<I", 4, "dimensions of a tensor")
-        self._skip(8 * num_dimensions)
+        shape = [self._scalar("<Q") for _ in range(num_dimensions)]
         kind = self._scalar("<I")
-        return self._scalar("<Q"), name, num_dimensions, kind
+        return self._scalar("<Q"), name, shape, kind
 
     def _value(self, kind: int, key: str) -> Any:
         if kind == _STRING:

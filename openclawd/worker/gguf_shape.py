@@ -13,7 +13,8 @@ import re
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
-from openclawd.worker.cpu_layouts import cpu_flags, packed_bytes
+from openclawd.observe.cpu import cpu_flags
+from openclawd.worker.cpu_layouts import packed_bytes
 from openclawd.worker.facts import MAX_LAYERS, Layers, ModelFacts
 from openclawd.worker.gguf_metadata import read_gguf_metadata
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,6 +49,22 @@ def machine(fresh_machine: Machine) -> Machine:
     install(fresh_machine)
     configure(fresh_machine)
     return fresh_machine
+
+
+@pytest.fixture(scope="module")
+def next_version(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same packages under a higher version."""
+    folder = tmp_path_factory.mktemp("next")
+    for deb in DEBS.glob("*.deb"):
+        tree = folder / deb.stem
+        subprocess.run(["dpkg-deb", "--raw-extract", deb, tree], check=True)
+        control = tree / "DEBIAN" / "control"
+        version = subprocess.check_output(["dpkg-deb", "-f", deb, "Version"], text=True).strip()
+        control.write_text(control.read_text().replace(version, f"{version}+next"))
+        command = ["dpkg-deb", "--build", "-Zgzip", "-z1", tree, folder]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        shutil.rmtree(tree)
+    return folder
 
 
 def install(machine: Machine) -> None:

@@ -7,6 +7,7 @@ of that root). Needs root. Knows nothing of openclawd.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import shutil
 import subprocess
@@ -22,10 +23,10 @@ if TYPE_CHECKING:
 
 CACHE: Final = Path(__file__).parents[2] / ".cache" / "system"
 PACKAGES: Final = (
-    "systemd,systemd-sysv,dbus,adduser,procps,util-linux,libgomp1,libstdc++6,ca-certificates,"
+    "systemd,systemd-sysv,dbus,adduser,procps,util-linux,libgomp1,libstdc++6,ca-certificates,curl,"
     "python3,python3-click,python3-msgpack,python3-rich,python3-platformdirs"
 )
-"""What is there before: an init, and what the packages under test depend on."""
+"""What is there before: an init, what the packages under test depend on, what the guide uses."""
 
 TOOLS: Final = ("debootstrap", "systemd-nspawn", "nsenter", "mount", "umount")
 BOOT_TIMEOUT_S: Final = 120.0
@@ -37,7 +38,7 @@ def missing_tools() -> list[str]:
 
 def base_root() -> Path:
     """The root of a fresh Debian 12, made when it is first asked for: a minute, 300 MB."""
-    root = CACHE / "bookworm"
+    root = CACHE / f"bookworm-{hashlib.sha256(PACKAGES.encode()).hexdigest()[:8]}"
     if not root.is_dir():
         unfinished = root.with_suffix(".part")
         shutil.rmtree(unfinished, ignore_errors=True)

@@ -186,9 +186,47 @@ def test_a_bad_configuration_does_not_start_and_is_not_tried_again(machine: Mach
     set_config(machine, "models: [")
     assert machine.attempt("systemctl restart openclawd").returncode != 0
     assert machine.show("openclawd", "ActiveState") == "failed"
+    dead = doctor(machine, "unit")
+    assert dead["state"] == "failed"
+    assert dead["message"] == "openclawd.service is dead: its configuration is wrong"
+    assert "openclawctl config check" in dead["remedy"]
     set_config(machine, CONFIG)
     machine.run("systemctl reset-failed openclawd; systemctl restart openclawd.socket openclawd")
     machine.run(ASK)
+
+
+# ---- what is wrong with it ----
+
+
+def doctor(machine: Machine, check: str, *, user: str = "") -> dict[str, Any]:
+    """The worst that `openclawctl doctor` finds of a check."""
+    report = machine.attempt("openclawctl doctor --json", user=user).stdout
+    return next(dict(found) for found in answer(report)["findings"] if found["check"] == check)
+
+
+def test_the_doctor_finds_nothing_that_keeps_it_from_working(machine: Machine) -> None:
+    report = answer(machine.run("openclawctl doctor --json"))
+    assert report["ok"]
+    states = {found["check"]: found["state"] for found in report["findings"]}
+    assert states["unit"] in ("ok", "warning")  # it was started again by tests before
+    checks = ("socket", "config", "models", "ledger", "clock", "cpu")
+    assert [states[check] for check in checks] == ["ok"] * len(checks)
+
+
+def test_the_doctor_of_a_stranger_says_how_to_get_in(machine: Machine) -> None:
+    found = doctor(machine, "socket", user="bob")
+    assert found["state"] == "failed"
+    assert "usermod -aG openclaw bob" in found["remedy"]
+
+
+def test_the_doctor_looks_with_the_eyes_of_the_service(machine: Machine) -> None:
+    model = "/var/lib/openclawd/models/closed.gguf"
+    machine.run(f"cp /var/lib/openclawd/models/*.gguf {model} && chmod 600 {model}")
+    found = doctor(machine, "models")
+    machine.run(f"rm {model}")
+    assert found["state"] == "failed"
+    assert f"openclawd may not read {model} (mode 0600, owner root)" in found["message"]
+    assert f"chgrp openclawd {model}" in found["remedy"]
 
 
 # ---- what dies and hangs ----
@@ -289,6 +327,17 @@ def test_an_alert_is_delivered_by_a_service_of_its_own(machine: Machine) -> None
     machine.wait(f"{journal} | grep -q 'budget alerting at 0.01'")
     uid = machine.run("id -u openclawd").strip()
     assert f"uid {uid}" not in machine.run(journal)
+
+
+def test_the_metrics_are_offered_on_a_port_by_a_service_without_a_network(machine: Machine) -> None:
+    machine.run("systemctl start openclawd-metrics.socket")
+    url = "http://127.0.0.1:9867/metrics"
+    read = f"import urllib.request as u; print(u.urlopen('{url}').read().decode())"
+    assert "openclawd_healthy 1" in machine.run(f'python3 -c "{read}"')
+    assert doctor(machine, "port")["message"] == "openclawd-metrics listens on port 9867"
+    line = machine.run("systemd-analyze security --no-pager openclawd-metrics.service | tail -1")
+    assert "SAFE" in line
+    machine.run("systemctl stop openclawd-metrics.socket openclawd-metrics")
 
 
 def test_a_second_instance_has_its_own_configuration(machine: Machine) -> None:

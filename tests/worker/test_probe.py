@@ -9,6 +9,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from gguf.constants import GGML_QUANT_SIZES
 from hypothesis import given
 from hypothesis import strategies as st
 from models.gguf_writer import copy_with_keys
@@ -17,7 +18,7 @@ from openclawd.backends.base import CannotLoad
 from openclawd.worker.cpu_layouts import packed_bytes
 from openclawd.worker.facts import Layers, decode_facts
 from openclawd.worker.folder_shape import folder_facts
-from openclawd.worker.gguf_metadata import GgufMetadata, Tensor, read_gguf_metadata
+from openclawd.worker.gguf_metadata import _BLOCKS, GgufMetadata, Tensor, read_gguf_metadata
 from openclawd.worker.gguf_shape import _Shape, gguf_facts
 
 if TYPE_CHECKING:
@@ -92,6 +93,20 @@ def test_a_header_cut_anywhere_is_refused(models: ModelLibrary, tmp_path: Path) 
         cut.write_bytes(whole[:length])
         with pytest.raises(CannotLoad, match="cut off or damaged"):
             gguf_facts(str(cut))
+
+
+def test_a_file_whose_last_weights_are_cut_off_is_refused(
+    models: ModelLibrary, tmp_path: Path
+) -> None:
+    whole = models.tiny("full").read_bytes()
+    cut = tmp_path / "cut.gguf"
+    cut.write_bytes(whole[:-7])
+    with pytest.raises(CannotLoad, match="is cut off: its last 7 bytes are missing"):
+        gguf_facts(str(cut))
+
+
+def test_the_sizes_of_number_formats_are_those_of_ggml() -> None:
+    assert {kind: GGML_QUANT_SIZES[kind] for kind in _BLOCKS} == _BLOCKS
 
 
 def test_a_split_model_has_the_weights_of_all_its_files(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from fixed_step import FixedStep
 
 from openclawd.backends.base import go_on
+from openclawd.engine.batch import ParkSlot, ResumeSlot
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -132,6 +133,8 @@ class _Logged:
         tokens = getattr(result, "tokens", {})
         vectors = getattr(result, "vectors", {})
         line = {
+            "parked": [[op.slot, op.key] for op in batch.cache_ops if isinstance(op, ParkSlot)],
+            "resumed": [[op.slot, op.key] for op in batch.cache_ops if isinstance(op, ResumeSlot)],
             "opened": [
                 [opening.slot, opening.tokens[: opening.num_prompt_tokens]]
                 for opening in batch.opened
@@ -146,8 +149,9 @@ class _Logged:
 
 
 def logged_steps(path: str, llama: ModuleType) -> None:
-    """Write a line for each step to the file `path`, before anybody is told of it: which prompts
-    have got which slots, what was computed, and what was sampled."""
+    """Write a line for each step to the file `path`, before anybody is told of it: which slots were
+    taken from their sequences and given to those that had been parked, which prompts have got which
+    slots, what was computed, and what was sampled."""
     load = llama.load
 
     def load_logged(spec: LoadSpec, on_progress: Callable[[float], bool]) -> Any:

@@ -78,7 +78,10 @@ class Engine:
 
     def read(self, lines: Sequence[str]) -> Engine:
         prompt_of: dict[int, Tokens] = {}
+        parked: dict[int, Tokens] = {}
         for step in map(json.loads, lines):
+            parked.update((key, prompt_of[slot]) for slot, key in step["parked"])
+            prompt_of.update((slot, parked[key]) for slot, key in step["resumed"])
             for slot, tokens in step["opened"]:
                 prompt_of[slot] = tuple(tokens)
                 self.begun[prompt_of[slot]] += 1

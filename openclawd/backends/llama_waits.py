@@ -7,6 +7,7 @@ whoever the others are waiting for (docs/performance.md, "Compute threads wait a
 computes with GCC's OpenMP, whose waits are set before it is loaded; but it waits briefly while a
 process has more of its threads than there are cores (`gomp_throttled_spin_count_var`, libgomp's
 env.c and config/linux/wait.h). So where others are busy, a few more threads are made, which sleep.
+A worker begins as if they were.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ class Waits:
         self._is_of_use = num_threads > 1 and _openmp() is not None
         self._watch = _OthersWatch(cores)
         self._next_check_s = 0.0
-        self._crowd: _Crowd | None = None
+        # A worker often starts beside others that compute, such as the one that it is to replace:
+        # waiting long, its first prompt has taken 40 s there.
+        self._crowd = _Crowd(self._num_cores) if self._is_of_use else None
 
     @property
     def are_short(self) -> bool:

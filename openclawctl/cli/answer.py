@@ -14,6 +14,7 @@ from openclawctl.cli.shell import say, write
 from openclawctl.wire.units import format_duration
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from types import TracebackType
     from typing import Self
 
@@ -107,6 +108,11 @@ def _read(stream: Stream, progress: Progress, *, is_shown: bool) -> None:
             say("\n")
         write(delta.text)
     progress.stop()
+
+
+def chat_of(system: str | None, turns: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The messages of a chat: its turns, after the system message if it has one."""
+    return [*([{"role": "system", "content": system}] if system else []), *turns]
 
 
 def was_cancelled(result: Completion, *, is_interrupted: bool) -> bool:

@@ -16,6 +16,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, cast
 
+from openclawctl.cli.answer import chat_of
 from openclawctl.options import chat_params, generate_params
 from openclawctl.wire.errors import InvalidRequest, OpenclawError
 from openclawctl.wire.fields import suggestion
@@ -85,8 +86,7 @@ def _job(number: int, line: bytes, defaults: dict[str, Any], system: str | None)
     if isinstance(bias := options.get("logit_bias"), dict):
         options["logit_bias"] = {int(token): value for token, value in bias.items()}
     if messages is None and system is not None:
-        messages = [{"role": "user", "content": prompt}]
-        messages[:0] = [{"role": "system", "content": system}] if system else []
+        messages = chat_of(system, [{"role": "user", "content": prompt}])
     params = _check(prompt, messages, options)
     text = json.dumps(params, sort_keys=True, default=str)
     digest = hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]

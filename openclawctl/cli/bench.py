@@ -8,6 +8,7 @@ from typing import Any, Final
 import click
 
 from openclawctl.cli.shell import (
+    MAX_CONCURRENCY,
     Shell,
     json_option,
     model_option,
@@ -17,9 +18,6 @@ from openclawctl.cli.shell import (
     say,
 )
 from openclawctl.wire.units import format_duration
-
-MAX_CONCURRENCY: Final = 256
-"""Most requests on one connection, by the daemon's default."""
 
 
 def _concurrency(ctx: click.Context, param: click.Parameter, value: str) -> list[int]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from openclawctl.cli.answer import Progress, read_answer, stats_line, was_cancelled
+from openclawctl.cli.answer import Progress, chat_of, read_answer, stats_line, was_cancelled
 from openclawctl.cli.sampling import GroupedCommand, given, sampling_options
 from openclawctl.cli.shape import shape_options
 from openclawctl.cli.shell import (
@@ -72,10 +72,10 @@ class Conversation:
         return is_interrupted
 
     def _answer(self, *, is_shown: bool) -> bool:
-        head = [{"role": "system", "content": self.system}] if self.system else []
         with Progress() as progress:
             options = given({"model": self.model, **self.options, "on_event": progress.on_event})
-            with self.client.chat([*head, *self.turns], stream=True, **options) as stream:
+            messages = chat_of(self.system, self.turns)
+            with self.client.chat(messages, stream=True, **options) as stream:
                 is_interrupted = read_answer(stream, progress, is_shown=is_shown)
                 self.last = stream.result
         return is_interrupted

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from openclawctl.cli.answer import Progress, read_answer, stats_line, was_cancelled
+from openclawctl.cli.answer import Progress, chat_of, read_answer, stats_line, was_cancelled
 from openclawctl.cli.sampling import (
     GroupedCommand,
     given,
@@ -18,6 +18,7 @@ from openclawctl.cli.sampling import (
 )
 from openclawctl.cli.shape import shape_options
 from openclawctl.cli.shell import (
+    MAX_CONCURRENCY,
     Shell,
     adapter_option,
     is_stdin_piped,
@@ -39,9 +40,6 @@ if TYPE_CHECKING:
 
 
 DEFAULT_CONCURRENCY: Final = 8
-MAX_CONCURRENCY: Final = 256
-"""As many as one connection may have open, by default (`max_requests_per_connection`)."""
-
 _BATCH: Final = "Batch"
 
 
@@ -182,8 +180,7 @@ class _Question:
 
     @property
     def messages(self) -> list[dict[str, Any]]:
-        system = [{"role": "system", "content": self.system}] if self.system else []
-        return [*system, {"role": "user", "content": self.prompt}]
+        return chat_of(self.system, [{"role": "user", "content": self.prompt}])
 
     def open(self, client: Client, options: CompletionOptions) -> Stream:
         if self.system is None:

@@ -7,9 +7,16 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from openclawctl.cli.shell import Shell, json_option, print_json, print_line, print_table
+from openclawctl.cli.shell import (
+    Shell,
+    duration_s,
+    json_option,
+    print_json,
+    print_line,
+    print_table,
+)
 from openclawctl.wire.errors import EXIT_FAILED, Denied, OpenclawError
-from openclawctl.wire.units import format_duration, parse_duration_s
+from openclawctl.wire.units import format_duration
 
 if TYPE_CHECKING:
     from openclawctl.client import Client
@@ -20,13 +27,6 @@ APP: Final = "openclawctl-health"
 _PROMPT: Final = "Hello"
 
 
-def _deadline_s(ctx: click.Context, param: click.Parameter, value: str) -> float:
-    try:
-        return parse_duration_s(value)
-    except ValueError as error:
-        raise click.BadParameter(str(error), ctx, param) from None
-
-
 @click.command("health")
 @click.option("--deep", is_flag=True, help="Have each loaded model compute something, too.")
 @click.option(
@@ -35,7 +35,7 @@ def _deadline_s(ctx: click.Context, param: click.Parameter, value: str) -> float
     metavar="DURATION",
     default="10s",
     show_default=True,
-    callback=_deadline_s,
+    callback=duration_s,
     help="With --deep: how long each model may take, waiting included.",
 )
 @json_option

@@ -32,6 +32,10 @@ _F = TypeVar("_F", bound="Callable[..., Any]")
 _CONTROLS: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 """C0 without tab and newline, delete, and C1 (ECMA-48): what a terminal may take as a command."""
 
+MAX_CONCURRENCY: Final = 256
+"""Most requests that one connection may have open, by the daemon's default
+(`max_requests_per_connection`)."""
+
 _LEAST_WIDTH: Final = 8
 """Of a column that is shortened: enough to tell names apart."""
 
@@ -132,7 +136,8 @@ def adapter_option(function: _F) -> _F:
     )(function)
 
 
-def _duration_s(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
+def duration_s(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
+    """The callback of an option that takes a duration."""
     from openclawctl.wire.units import parse_duration_s
 
     try:
@@ -142,7 +147,7 @@ def _duration_s(ctx: click.Context, param: click.Parameter, value: str | None) -
 
 
 def _keep_alive_s(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
-    return -1.0 if value in ("forever", "-1") else _duration_s(ctx, param, value)
+    return -1.0 if value in ("forever", "-1") else duration_s(ctx, param, value)
 
 
 def scheduling_options(function: _F) -> _F:
@@ -158,7 +163,7 @@ def scheduling_options(function: _F) -> _F:
         "--deadline",
         "deadline_s",
         metavar="DURATION",
-        callback=_duration_s,
+        callback=duration_s,
         help="End it after 30s, 5m …, wherever it is by then.",
     )(function)
     return click.option(

@@ -21,6 +21,7 @@ import click
 from openclawctl.cli.requests import tokens_of
 from openclawctl.cli.shell import (
     Shell,
+    duration_s,
     json_option,
     print_json,
     print_json_line,
@@ -28,7 +29,7 @@ from openclawctl.cli.shell import (
     table_lines,
 )
 from openclawctl.wire.errors import OpenclawError
-from openclawctl.wire.units import format_duration, format_size, parse_duration_s
+from openclawctl.wire.units import format_duration, format_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,10 +52,7 @@ _WIDTH_OF_FILES: Final = 120
 
 
 def _interval_s(ctx: click.Context, param: click.Parameter, value: str) -> float:
-    try:
-        return max(_LEAST_INTERVAL_S, parse_duration_s(value))
-    except ValueError as error:
-        raise click.BadParameter(str(error), ctx, param) from None
+    return max(_LEAST_INTERVAL_S, duration_s(ctx, param, value) or 0.0)
 
 
 @click.command("top")

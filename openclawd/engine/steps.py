@@ -182,8 +182,7 @@ class Steps:
         chunks = []
         # Higher priorities first, then decodes, and equals in the order of admission.
         for sequence in sorted(step.everybody, key=_priority_of, reverse=True):
-            num_remaining = sequence.num_remaining_tokens
-            is_prompt = num_remaining > 1 or kind is BatchKind.EMBEDDING
+            num_remaining, is_prompt = sequence.num_remaining_tokens, not sequence.is_decoding
             allowed = budget.left_for(sequence) if is_prompt else budget.num_tokens
             num_tokens = min(num_remaining, allowed)
             if not self._limits.splits_prompts and num_tokens < num_remaining:

@@ -113,7 +113,8 @@ class Fetcher:
 
 async def _wait_end(process: asyncio.subprocess.Process) -> None:
     try:
-        await asyncio.wait_for(process.wait(), END_TIMEOUT_S)
+        async with asyncio.timeout(END_TIMEOUT_S):
+            await process.wait()
     finally:
         if process.returncode is None:
             with contextlib.suppress(ProcessLookupError):

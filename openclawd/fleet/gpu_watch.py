@@ -76,7 +76,8 @@ class GpuWatch:
         if self._process is not None and self._process.stdin is not None:
             self._process.stdin.write(b"\n")
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._changes.wait(), LOOK_S)
+            async with asyncio.timeout(LOOK_S):
+                await self._changes.wait()
         return self.report
 
     async def wait_for(self, is_enough: Callable[[GpuReport], bool], timeout_s: float) -> None:
@@ -105,19 +106,23 @@ class GpuWatch:
                 process.kill()
             # One that hangs in the driver is not gone before the driver lets it go.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(process.communicate(), _END_S)
+                async with asyncio.timeout(_END_S):
+                    await process.communicate()
         self._take(GpuReport(problem=problem))
 
     async def _read_lines(self, lines: asyncio.StreamReader) -> str:
         """Take reports until something is wrong; what that is."""
         try:
-            while line := await asyncio.wait_for(lines.readline(), self._silence_s):
+            while True:
+                async with asyncio.timeout(self._silence_s):
+                    line = await lines.readline()
+                if not line:
+                    return "the process that looks at the GPUs has died"
                 self._take(decode_report(line))
         except TimeoutError:
             return f"NVIDIA's driver has not answered for {self._silence_s:g} s"
         except ValueError as error:
             return f"what was read of the GPUs makes no sense: {error}"
-        return "the process that looks at the GPUs has died"
 
     def _take(self, report: GpuReport) -> None:
         if report.problem != self.report.problem:

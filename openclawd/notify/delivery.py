@@ -92,5 +92,6 @@ class Deliveries:
         """Before attempt `number`, twice as long each time. False: there is none."""
         pause_s = min(self._first_retry_s * 2 ** (number - 1), _LONGEST_RETRY_S)
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._is_closing.wait(), pause_s)
+            async with asyncio.timeout(pause_s):
+                await self._is_closing.wait()
         return not self._is_closing.is_set()

@@ -63,11 +63,12 @@ class Deliveries:
         """Make no more attempts; give those that run so many seconds, then cancel them."""
         self._is_closing.set()
         while self._open:
-            done, late = await asyncio.wait(self._open, timeout=grace_s)
-            for task in late:
-                task.cancel()
-            if not done:
+            _, late = await asyncio.wait(self._open, timeout=grace_s)
+            if late:
                 logger.error("%d alerts are given up: the end has come", len(late))
+                for task in late:
+                    task.cancel()
+                await asyncio.wait(late)
 
     async def _deliver(self, delivery: Delivery) -> None:
         for number in range(delivery.retries + 1):

@@ -16,7 +16,7 @@ demo: $(VENV)/.runtime
 	$(BIN)/python bench/demo.py
 
 # Several files at once, but those that look at the time of daemons that compute one after the other.
-TIMED_TESTS := $(addprefix tests/,e2e faults monitoring)
+TIMED_TESTS := tests/e2e/test_rates.py tests/faults/test_clients.py
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n logical --dist loadfile $(addprefix --ignore=,$(TIMED_TESTS))

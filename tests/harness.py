@@ -164,7 +164,7 @@ def smollm2_argument(name: str = "smollm2") -> list[str]:
     return ["--models", f"{name}={smollm2_path()}"]
 
 
-def wait_until(condition: Any, *, timeout_s: float = 20.0, what: str = "the condition") -> None:
+def wait_until(condition: Any, *, timeout_s: float = 60.0, what: str = "the condition") -> None:
     """Poll something that no event tells of (another process's state), every 10 ms."""
     deadline = time.monotonic() + timeout_s
     while not condition():

@@ -39,7 +39,7 @@ class Load:
     def wait_more(self, count: int) -> None:
         """Until so many requests more have ended."""
         goal = self.num_done + count
-        wait_until(lambda: self.failures or self.num_done >= goal, timeout_s=60, what="requests")
+        wait_until(lambda: self.failures or self.num_done >= goal, what="requests")
         assert not self.failures, self.failures
 
     def _ask(self, number: int) -> None:

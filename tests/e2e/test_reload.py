@@ -59,7 +59,7 @@ class Editor:
             found = [(each["state"], each["slots"]) for each in self.row()["workers"]]
             return found == [("ready", parallel)] * workers
 
-        wait_until(is_settled, timeout_s=60, what=f"{workers} workers of {parallel} slots")
+        wait_until(is_settled, what=f"{workers} workers of {parallel} slots")
 
 
 @pytest.fixture(scope="module")
@@ -251,5 +251,5 @@ def test_the_old_file_is_replaced_by_another_of_the_same_name(editor: Editor) ->
     os.utime(link, (1, 1))
     assert editor.reload(models=models)["changed"] == ["m"]
     wait_until(
-        lambda: editor.row()["worker_pid"] not in (None, pid), timeout_s=60, what="another worker"
+        lambda: editor.row()["worker_pid"] not in (None, pid), what="another worker"
     )

@@ -99,7 +99,7 @@ def test_one_of_two_is_killed_under_load_and_no_request_fails(pair: Daemon) -> N
             (process,) = [each for each in pair.workers() if each.pid == victim]
             process.send_signal(signal.SIGKILL)
             load.wait_more(6)
-            wait_until(lambda: num_ready(client) == 2, timeout_s=60, what="another worker")
+            wait_until(lambda: num_ready(client) == 2, what="another worker")
         load.wait_more(6)
         rows = client.usage_rows()["rows"]
     assert not load.failures

@@ -87,10 +87,11 @@ def test_probabilities_come_only_when_asked_for(client: Client) -> None:
 
 def test_an_end_token_has_its_own_text(client: Client) -> None:
     messages = [{"role": "user", "content": "Say yes."}]
-    result = client.chat(messages, max_tokens=64, temperature=0, logprobs=True)
-    assert result.choices[0].logprobs is not None
-    assert result.choices[0].logprobs[-1].text == "<|im_end|>"
-    assert "<|im_end|>" not in result.text
+    result = client.chat(messages, max_tokens=4, temperature=0, logprobs=True, logit_bias={2: 100})
+    (choice,) = result.choices
+    assert choice.logprobs is not None
+    assert [each.text for each in choice.logprobs] == ["<|im_end|>"]
+    assert (choice.finish_reason, result.text) == ("stop", "")
 
 
 def test_what_cannot_be_asked_of_probabilities(client: Client) -> None:

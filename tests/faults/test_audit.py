@@ -91,7 +91,7 @@ def test_sigkill_under_load_leaves_a_chain_that_verifies(folder: Path) -> None:
         threads = [threading.Thread(target=ask) for _ in range(4)]
         for thread in threads:
             thread.start()
-        wait_until(lambda: answered >= 1500 and told_heads(daemon), timeout_s=60, what="1,500 rows")
+        wait_until(lambda: answered >= 1500 and told_heads(daemon), what="1,500 rows")
         daemon.kill()
         for thread in threads:
             thread.join(30)

@@ -151,7 +151,7 @@ def test_sigkill_loses_no_row_of_a_request_whose_done_was_seen(folder: Path) -> 
         threads = [threading.Thread(target=ask) for _ in range(6)]
         for thread in threads:
             thread.start()
-        wait_until(lambda: len(seen) >= 20, timeout_s=60, what="twenty answers")
+        wait_until(lambda: len(seen) >= 20, what="twenty answers")
         daemon.kill()
         for thread in threads:
             thread.join(30)

@@ -134,7 +134,7 @@ def kill_again_and_again(daemon: Daemon, streams: list[Stream]) -> None:
     moments, killed = random.Random(20_261_123), {0}
     with client_of(daemon) as watcher:
         for _ in range(NUM_KILLS):
-            wait_until(lambda: is_another_ready(watcher, killed), timeout_s=60, what="a worker")
+            wait_until(lambda: is_another_ready(watcher, killed), what="a worker")
             # What the last one had said was read long ago: all that comes now is this one's.
             before = [len(stream.token_ids) for stream in streams]
             more = moments.randrange(MOST_MORE_TOKENS)

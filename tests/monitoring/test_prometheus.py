@@ -89,7 +89,7 @@ def prometheus(daemon: Daemon, tmp_path_factory: pytest.TempPathFactory) -> Iter
         with Client(daemon.socket) as client:
             client.generate("Hello", max_tokens=8, ignore_eos=True)
         tokens = "count_over_time(openclawd_completion_tokens_total[1m])"
-        wait_until(lambda: (running.value(tokens) or 0) >= 2, timeout_s=60, what="two scrapes")
+        wait_until(lambda: (running.value(tokens) or 0) >= 2, what="two scrapes")
         yield running
 
 

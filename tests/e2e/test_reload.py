@@ -250,6 +250,4 @@ def test_the_old_file_is_replaced_by_another_of_the_same_name(editor: Editor) ->
     assert editor.reload(models=models)["changed"] == []
     os.utime(link, (1, 1))
     assert editor.reload(models=models)["changed"] == ["m"]
-    wait_until(
-        lambda: editor.row()["worker_pid"] not in (None, pid), what="another worker"
-    )
+    wait_until(lambda: editor.row()["worker_pid"] not in (None, pid), what="another worker")

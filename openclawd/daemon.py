@@ -19,6 +19,8 @@ import os
 import platform
 import resource
 import signal
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -78,6 +80,8 @@ STOP_SPARE_S = 45.0
 """What a stop may take beside the drain: two graces for what is cancelled, workers that save what
 is kept of prefixes, the ledger."""
 
+_NUM_BLOCKING_THREADS = 4
+
 _PR_SET_DUMPABLE = 4
 """linux/include/uapi/linux/prctl.h"""
 
@@ -124,6 +128,17 @@ def run(settings: Settings, notifier: Notifier) -> None:
         asyncio.run(_Daemon(settings, notifier).run(sock, metrics_sock))
 
 
+def _started_threads(count: int) -> ThreadPoolExecutor:
+    """What `asyncio.to_thread` runs in. All are there from the start: one that comes when two such
+    calls happen to meet, days later, looks like a leak to whoever counts."""
+    threads = ThreadPoolExecutor(count, "blocking")
+    are_there = threading.Barrier(count + 1)
+    for _ in range(count):
+        threads.submit(are_there.wait)
+    are_there.wait()
+    return threads
+
+
 def _listening_socket(settings: Settings) -> contextlib.AbstractContextManager[socket.socket]:
     """The one that systemd passed on, or one of our own. Raises `StartError`."""
     passed = take_passed_sockets(os.environ)
@@ -154,6 +169,7 @@ class _Daemon:
         """Serve on `sock`, and metrics on the other one, if there is one."""
         settings = self._settings
         loop = asyncio.get_running_loop()
+        loop.set_default_executor(_started_threads(_NUM_BLOCKING_THREADS))
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._ask_to_stop)
         loop.add_signal_handler(signal.SIGHUP, self._hang_up)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import signal
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+import psutil
 import pytest
 from harness import RawClient, running_daemon, smollm2_argument, smollm2_path, wait_until
 
@@ -96,3 +98,17 @@ def test_a_message_of_the_configured_size_is_refused_by_the_worker_not_fatal_to_
             with pytest.raises(LimitExceeded, match="tokenize takes"):
                 client.tokenize("a " * (9 * 1024 * 1024))
             assert client.models()[0]["worker_pid"] == worker_pid
+
+
+def test_threads_are_there_from_the_start(own_daemon: Daemon) -> None:
+    """However many calls that block meet."""
+    process = psutil.Process(own_daemon.pid)
+    num_threads = process.num_threads()
+
+    def verify(_: int) -> bool:
+        with Client(socket_path=str(own_daemon.socket)) as client:
+            return bool(client.audit_verify()["valid"])
+
+    with ThreadPoolExecutor(8) as callers:
+        assert all(callers.map(verify, range(40)))
+    assert process.num_threads() == num_threads

@@ -10,6 +10,7 @@ import json
 from typing import TYPE_CHECKING
 
 import pytest
+import torch
 from backends.conformance import (
     GREEDY,
     PROMPTS,
@@ -20,6 +21,7 @@ from backends.conformance import (
     prompt_tokens,
 )
 from backends.grammars import GrammarConformance
+from models.torch_smollm2 import torch_smollm2_path
 from models.torch_tiny import CONFIGS, CONTEXT, NUM_LAYERS, write_tiny_torch
 from torch_near_ties import TorchModel
 
@@ -102,6 +104,18 @@ def test_a_state_cannot_be_served(folders: dict[str, Path]) -> None:
         pytorch.load(spec(folders["mamba"]), go_on)
     assert failure.value.permanent
     assert "GGUF" in failure.value.hint
+
+
+def test_16_bits_are_served_by_every_cpu() -> None:
+    """Rounding is no reason to say that a model computes something else in parts."""
+    options = {"dtype": "bfloat16", "device": "cpu"}
+    path = torch_smollm2_path()
+    with contextlib.closing(pytorch.load(spec(path, options=options), go_on)) as loaded:
+        warnings = loaded.info.warnings
+    if torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        assert warnings == ()
+    else:
+        assert "dtype: float32" in warnings[0]
 
 
 def test_positions_that_are_learned_bound_the_context(folders: dict[str, Path]) -> None:

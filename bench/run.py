@@ -58,6 +58,7 @@ SCENARIOS: Final = (
     "encoders",
     "scrape",
     "torch_batch",
+    "torch_engine",
 )
 ROUNDS: Final = 5
 QUICK_ROUNDS: Final = 3

@@ -50,6 +50,19 @@ class Samples:
         return [sum(turns) for turns in zip(*self.turns_s, strict=True)]
 
 
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """Of a round: two system prompts, and for each turn what each chat says."""
+
+    systems: list[str]
+    users: list[list[str]]
+
+    @classmethod
+    def fresh(cls, prompts: Prompts) -> Texts:
+        users = [prompts.several(NUM_CHATS, USER_TOKENS) for _ in range(NUM_TURNS)]
+        return cls(prompts.several(2, SYSTEM_TOKENS), users)
+
+
 def run(settings: Settings) -> Report:
     prompts = Prompts()
     found = {OURS: Samples(), PEER: Samples()}
@@ -63,12 +76,15 @@ def run(settings: Settings) -> Report:
         for server in servers:
             load.ask(server, Ask(max_tokens=2, prompt=prompts.fresh(2)))  # warm-up
         for turn in settings.rounds():
-            systems = prompts.several(2, SYSTEM_TOKENS)
-            texts = [prompts.several(NUM_CHATS, USER_TOKENS) for _ in range(NUM_TURNS)]
+            texts = Texts.fresh(prompts)
             for server in servers if turn % 2 == 0 else reversed(servers):
-                _all_chats(load, server, systems[0], texts, found[server.name])
-                _second_chat(load, server, systems[1], texts[0], found[server.name])
+                measure(load, server, texts, found[server.name])
     return _report(found)
+
+
+def measure(load: Traffic, server: Server, texts: Texts, samples: Samples) -> None:
+    _all_chats(load, server, texts.systems[0], texts.users, samples)
+    _second_chat(load, server, texts.systems[1], texts.users[0], samples)
 
 
 def _all_chats(
@@ -135,8 +151,7 @@ def _report(found: dict[str, Samples]) -> Report:
         Target.of_rounds(
             "four turns ÷ llama-server", ratios(ours.totals_s, theirs.totals_s), at_most=0.5
         ),
-        Target.of_rounds("times the shared prompt is computed", ours.times_computed, at_most=1),
-        Target.of_rounds("second chat's TTFT ÷ first's", ours.second_ttfts, at_most=0.15),
+        *own_targets(ours),
     ]
     series = {name: [*found[name].turns_s, found[name].totals_s] for name in (OURS, PEER)}
     labels = [*(f"turn {turn + 1}" for turn in range(NUM_TURNS)), "all four"]
@@ -148,6 +163,14 @@ def _report(found: dict[str, Samples]) -> Report:
     samples |= {f"{name}, second TTFT": found[name].second_ttfts for name in found}
     plot = Plot("Eight chats with one system prompt: until all are answered", "s", labels, series)
     return Report(rows, targets, dict(samples), plots=[plot])
+
+
+def own_targets(samples: Samples) -> list[Target]:
+    """Those that need no other server beside it."""
+    return [
+        Target.of_rounds("times the shared prompt is computed", samples.times_computed, at_most=1),
+        Target.of_rounds("second chat's TTFT ÷ first's", samples.second_ttfts, at_most=0.15),
+    ]
 
 
 def _row(what: str, ours: list[float], theirs: list[float]) -> Row:

@@ -74,22 +74,24 @@ def run(settings: Settings) -> Report:
                 texts = prompts.several(count, PROMPT_TOKENS)
                 for server in servers if turn % 2 == 0 else reversed(servers):
                     if server.name != PYTHON or count in PYTHON_COUNTS:
-                        _add(found, server, count, _burst(load, server, texts))
+                        measure(load, server, texts, found)
                 _add_limit(found, count, threads=threads)
     return _report(found)
+
+
+def measure(load: Traffic, server: Server, texts: list[str], found: Found) -> None:
+    """A stream for each text, all at once."""
+    done = _burst(load, server, texts)
+    samples = found.setdefault((server.name, len(texts)), Samples())
+    samples.rates.append(len(texts) * NUM_TOKENS / answers.total_s(done))
+    samples.ttfts_s += answers.ttfts_s(done)
+    samples.gaps_s += answers.gaps_s(done)
 
 
 def _burst(load: Traffic, server: Server, texts: list[str]) -> list[answers.Answer]:
     done = load.burst(server, [Ask(prompt=text, max_tokens=NUM_TOKENS) for text in texts])
     answers.check(done, server=server.name, prompt_tokens=PROMPT_TOKENS, tokens=NUM_TOKENS)
     return done
-
-
-def _add(found: Found, server: Server, count: int, done: list[answers.Answer]) -> None:
-    samples = found.setdefault((server.name, count), Samples())
-    samples.rates.append(count * NUM_TOKENS / answers.total_s(done))
-    samples.ttfts_s += answers.ttfts_s(done)
-    samples.gaps_s += answers.gaps_s(done)
 
 
 def _add_limit(found: Found, count: int, *, threads: int) -> None:

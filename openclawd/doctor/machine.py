@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from importlib import metadata
 from typing import TYPE_CHECKING, Final
 
 from openclawctl.wire.units import format_size
@@ -42,10 +43,7 @@ _CPU_FLAGS: Final = {
 
 _NVIDIA: Final = "0x10de"
 _DISPLAY_CLASS: Final = "0x03"  # PCI: display controllers
-_REBUILD: Final = (
-    "build it on this machine: `pip install --force-reinstall --no-cache-dir --no-binary "
-    "llama-cpp-python llama-cpp-python==0.3.36`; the Debian package has builds for every machine"
-)
+_LLAMA: Final = "llama-cpp-python"
 
 
 class BuildUnknown(Exception):
@@ -81,7 +79,7 @@ def read_build() -> frozenset[str]:
 def check_cpu(root: Path, build: frozenset[str] | BuildUnknown) -> Finding:
     """Does llama.cpp fit the CPU? `build` is what `read_build` says."""
     if isinstance(build, BuildUnknown):
-        return Finding("cpu", State.FAILED, str(build), _REBUILD)
+        return Finding("cpu", State.FAILED, str(build), _rebuild())
     flags = cpu_flags(root / "proc" / "cpuinfo")
     if not flags:
         return Finding("cpu", State.OK, "llama.cpp loads; what this CPU can do is not known")
@@ -89,12 +87,24 @@ def check_cpu(root: Path, build: frozenset[str] | BuildUnknown) -> Finding:
     if beyond:
         names = ", ".join(beyond)
         message = f"llama.cpp was built for {names}, which this CPU does not have: workers die"
-        return Finding("cpu", State.FAILED, f"{message} of SIGILL", _REBUILD)
+        return Finding("cpu", State.FAILED, f"{message} of SIGILL", _rebuild())
     if "avx2" in flags and "AVX2" not in build:
         message = "llama.cpp was built without AVX2, which this CPU has: answers come several times"
-        return Finding("cpu", State.WARNING, f"{message} slower than they could", _REBUILD)
+        return Finding("cpu", State.WARNING, f"{message} slower than they could", _rebuild())
     best = next((name for name in ("AVX512", "AVX2", "AVX") if name in build), "plain x86-64")
     return Finding("cpu", State.OK, f"llama.cpp fits this CPU ({best})")
+
+
+def _rebuild() -> str:
+    """With the version that is installed: the batch loop fits no other."""
+    try:
+        wanted = f"{_LLAMA}=={metadata.version(_LLAMA)}"
+    except metadata.PackageNotFoundError:
+        wanted = "'openclawd[cpu]'"
+    return (
+        "build it on this machine: `pip install --force-reinstall --no-cache-dir --no-binary"
+        f" {_LLAMA} {wanted}`; the Debian package has builds for every machine"
+    )
 
 
 def check_gpu(root: Path) -> Finding:

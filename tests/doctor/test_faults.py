@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -313,7 +314,8 @@ def test_cpu_without_avx2(tmp_path: Path) -> None:
     assert found.state is State.FAILED
     assert "AVX2" in found.message
     assert "workers die of SIGILL" in found.message
-    assert "--no-binary llama-cpp-python" in found.remedy
+    wanted = f"--no-binary llama-cpp-python llama-cpp-python=={version('llama-cpp-python')}`"
+    assert wanted in found.remedy
 
 
 def test_no_avx2_build(tmp_path: Path) -> None:

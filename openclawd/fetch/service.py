@@ -194,7 +194,10 @@ class Service:
         """Copy a GGUF file to the folder for copies, unless it is there as it is now."""
         folder = self._settings.copies_folder
         if folder is None:
-            raise Unsupported("this openclawd-fetch was started without a folder for copies")
+            raise Unsupported(
+                "this openclawd-fetch was started without a folder for copies",
+                hint="with systemd, see fetch-copies.conf in /usr/share/doc/openclawd/examples",
+            )
         if source.suffix != GGUF or not source.is_absolute():
             raise InvalidRequest(f"{source} is no GGUF file with an absolute path")
         target, copies = folder / source.name, Store(folder)

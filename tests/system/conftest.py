@@ -38,8 +38,7 @@ notify: {{command: [/usr/local/bin/alert, budget]}}
 def fresh_machine() -> Iterator[Machine]:
     """With the packages' files in /root, a member of the group openclaw to be, and a stranger."""
     with booted_machine() as machine:
-        for deb in DEBS.glob("*.deb"):
-            shutil.copy(deb, machine.root / "root")
+        bring_packages(machine)
         yield machine
 
 
@@ -65,6 +64,11 @@ def next_version(tmp_path_factory: pytest.TempPathFactory) -> Path:
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         shutil.rmtree(tree)
     return folder
+
+
+def bring_packages(machine: Machine) -> None:
+    for deb in DEBS.glob("*.deb"):
+        shutil.copy(deb, machine.root / "root")
 
 
 def install(machine: Machine) -> None:

@@ -1,7 +1,7 @@
 """A Debian 12 with a real systemd, in a container that is thrown away.
 
 Owns how its root is made (debootstrap, once) and how it is booted (systemd-nspawn, over an overlay
-of that root). Needs root. Knows nothing of openclawd.
+of that root). Needs root. Knows nothing of openclawd. As a program it tries that once.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ import shutil
 import subprocess
 import tempfile
 import time
+import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import psutil
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 CACHE: Final = Path(__file__).parents[2] / ".cache" / "system"
 PACKAGES: Final = (
@@ -30,6 +31,8 @@ PACKAGES: Final = (
 
 TOOLS: Final = ("debootstrap", "systemd-nspawn", "nsenter", "mount", "umount")
 BOOT_TIMEOUT_S: Final = 120.0
+MAKE_TIMEOUT_S: Final = 900.0
+"""For what debootstrap fetches: it waits for a mirror that says nothing for ever."""
 
 
 def missing_tools() -> list[str]:
@@ -44,9 +47,14 @@ def base_root() -> Path:
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.parent.mkdir(parents=True, exist_ok=True)
         mirror = os.environ.get("DEBIAN_MIRROR", "http://deb.debian.org/debian")
+        urllib.request.urlopen(f"{mirror}/dists/bookworm/InRelease", timeout=30).close()
         command = ["debootstrap", "--variant=minbase", f"--include={PACKAGES}"]
         subprocess.run(
-            [*command, "bookworm", str(unfinished), mirror], check=True, stdout=subprocess.DEVNULL
+            [*command, "bookworm", str(unfinished), mirror],
+            check=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            timeout=MAKE_TIMEOUT_S,
         )
         unfinished.rename(root)
     return root
@@ -118,37 +126,42 @@ class Machine:
 
 
 @contextlib.contextmanager
-def booted_machine() -> Iterator[Machine]:
-    """A fresh Debian that has booted, without a network. Gone when the block ends."""
+def booted_machine(shown: Mapping[Path, str] | None = None) -> Iterator[Machine]:
+    """A fresh Debian that has booted, without a network. Gone when the block ends. `shown` are
+    folders from outside that it can read, and where."""
+    with fresh_root() as root, _booted(root, shown or {}) as leader:
+        machine = Machine(root, leader)
+        machine.wait("systemctl is-system-running --wait", timeout_s=BOOT_TIMEOUT_S)
+        yield machine
+
+
+@contextlib.contextmanager
+def fresh_root() -> Iterator[Path]:
+    """The file system of a fresh Debian, where nothing runs. Gone when the block ends."""
+    base = base_root()
     folder = Path(tempfile.mkdtemp(prefix="openclawd-system-"))
+    for name in ("upper", "work", "root"):
+        (folder / name).mkdir()
+    root = folder / "root"
+    layers = f"lowerdir={base},upperdir={folder / 'upper'},workdir={folder / 'work'}"
     try:
-        with _overlay(base_root(), folder) as root, _booted(root, folder / "console") as leader:
-            machine = Machine(root, leader)
-            machine.wait("systemctl is-system-running --wait", timeout_s=BOOT_TIMEOUT_S)
-            yield machine
+        subprocess.run(["mount", "-t", "overlay", "overlay", "-o", layers, str(root)], check=True)
+        try:
+            yield root
+        finally:
+            subprocess.run(["umount", "--lazy", str(root)], check=True)
     finally:
         shutil.rmtree(folder)
 
 
 @contextlib.contextmanager
-def _overlay(base: Path, folder: Path) -> Iterator[Path]:
-    for name in ("upper", "work", "root"):
-        (folder / name).mkdir()
-    root = folder / "root"
-    layers = f"lowerdir={base},upperdir={folder / 'upper'},workdir={folder / 'work'}"
-    subprocess.run(["mount", "-t", "overlay", "overlay", "-o", layers, str(root)], check=True)
-    try:
-        yield root
-    finally:
-        subprocess.run(["umount", "--lazy", str(root)], check=True)
-
-
-@contextlib.contextmanager
-def _booted(root: Path, console: Path) -> Iterator[int]:
+def _booted(root: Path, shown: Mapping[Path, str]) -> Iterator[int]:
     """The process id of its init, seen from outside."""
+    console = root.with_name("console")
     command = ["systemd-nspawn", "--directory", str(root), "--boot", "--register=no"]
     command += ["--keep-unit", "--private-network", "--console=read-only", "--quiet"]
     command += ["--capability=CAP_SYS_RESOURCE"]  # for OOMScoreAdjust=
+    command += [f"--bind-ro={outside}:{inside}" for outside, inside in shown.items()]
     with console.open("wb") as file:
         container = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file)
     try:
@@ -176,3 +189,13 @@ def _init_of(container: subprocess.Popen[bytes], console: Path) -> int:
                 if child.name() in ("systemd", "init"):
                     return child.pid
         time.sleep(0.05)
+
+
+def main() -> None:
+    """Can this machine do that? Ends with an error if not."""
+    with booted_machine() as machine:
+        machine.run("true")
+
+
+if __name__ == "__main__":
+    main()

@@ -33,6 +33,7 @@ _CELL_PAD: Final = 256
 _UBATCH: Final = 512  # `UBATCH_TOKENS` of backends/llama_load.py, which the daemon may not import
 _ASIDE: Final = 256  # `ASIDE_TOKENS` there
 _EMBEDDING_BATCH: Final = 128  # `EMBEDDING_BATCH_TOKENS` there
+_ASIDE_OUTPUTS: Final = 2  # `n_outputs_max` of backends/llama_aside.py
 _FLOAT: Final = 4
 _LIBRARIES: Final = 10 * 2**20
 """Pages of llama.cpp, libc and the interpreter that a worker maps, if nobody else does."""
@@ -188,13 +189,14 @@ def _aside_parts(facts: ModelFacts, load: Load, share: float) -> list[Part]:
     cache = sum(
         layers.count * _layer_bytes(layers, load.options, cells) for layers in facts.attention
     )
-    buffer = _graph_bytes(facts, load, batch=_ASIDE, cells=cells)
+    buffer = _graph_bytes(facts, load, batch=_ASIDE, outputs=_ASIDE_OUTPUTS, cells=cells)
     return [Part("prompts aside", round(cache) + buffer, f"{cells} tokens and their buffers")]
 
 
 def _compute(facts: ModelFacts, load: Load) -> tuple[int, str]:
     batch = _batch(facts, load)
-    buffer = _graph_bytes(facts, load, batch=batch, cells=_cells(load))
+    outputs = max(load.parallel, _EMBEDDING_BATCH)
+    buffer = _graph_bytes(facts, load, batch=batch, outputs=outputs, cells=_cells(load))
     logits = max(load.parallel, 1) * facts.vocab_size * _FLOAT
     return buffer + logits, f"{batch} tokens at once"
 
@@ -207,13 +209,12 @@ def _batch(facts: ModelFacts, load: Load) -> int:
     return largest if is_whole else min(largest, _UBATCH)
 
 
-def _graph_bytes(facts: ModelFacts, load: Load, *, batch: int, cells: int) -> int:
+def _graph_bytes(facts: ModelFacts, load: Load, *, batch: int, outputs: int, cells: int) -> int:
     """The larger of the two ends of a step: all layers with the mask of the attention, or the
-    logits of an embedding's batch. Of the activations of a layer, six as wide as the model and two
+    logits of `outputs` tokens. Of the activations of a layer, six as wide as the model and two
     as wide as its feed-forward part are there at once (SmolLM2, 2026-11-29)."""
     batch = min(batch, cells)
-    outputs = min(batch, max(load.parallel, _EMBEDDING_BATCH))
-    logits = outputs * (facts.vocab_size + 2 * facts.embedding_width) * _FLOAT
+    logits = min(batch, outputs) * (facts.vocab_size + 2 * facts.embedding_width) * _FLOAT
     activations = batch * _FLOAT * (6 * facts.embedding_width + 2 * facts.feed_forward_width)
     if facts.is_encoder:
         scores = facts.num_heads * batch * batch * _FLOAT

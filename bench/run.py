@@ -59,6 +59,7 @@ SCENARIOS: Final = (
     "scrape",
     "torch_batch",
     "torch_engine",
+    "torch_chats",
 )
 ROUNDS: Final = 5
 QUICK_ROUNDS: Final = 3

@@ -1,9 +1,9 @@
-"""(a) to (d) on torch: the engine's scenarios with SmolLM2 as a torch model, in 32 bits.
+"""(a), (c) and (d) on torch: the engine's scenarios with SmolLM2 as a torch model, in 32 bits.
 
-What is sent and what is measured is said in `streams`, `shared_prompt`, `long_prompt` and
-`interactive`; there are fewer numbers of streams, and the rounds of the last are shorter. Nothing
-is beside it: the targets are those in which openclawd is compared with itself. A figure is the
-median of all samples, unless its line says p95 or p99.
+What is sent and what is measured is said in `streams`, `long_prompt` and `interactive`; there are
+fewer numbers of streams, and the rounds of the last are shorter. Nothing is beside it: the targets
+are those in which openclawd is compared with itself. A figure is the median of all samples, unless
+its line says p95 or p99. (b) takes as long as these three, and is in `torch_chats`.
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ from servers import openclawd, traffic
 from scenarios import interactive, long_prompt, shared_prompt, streams
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from measure import Target
     from servers import Server, Traffic
+
+    Part = Callable[[Settings, Traffic, Prompts], tuple[list["Line"], list[Target]]]
 
 COUNTS: Final = (1, 8, 32)
 NUM_INTERACTIVE: Final = 6
@@ -51,12 +53,17 @@ class Line:
 
 
 def run(settings: Settings) -> Report:
+    return report(settings, {"(a)": _streams, "(c)": _long, "(d)": _interactive})
+
+
+def report(settings: Settings, parts: Mapping[str, Part]) -> Report:
+    """Measure these, one after the other."""
     prompts = Prompts()
     rows: list[Row] = []
     targets: list[Target] = []
     samples: dict[str, Sequence[float]] = {}
     with traffic() as load:
-        for scenario, measure in PARTS.items():
+        for scenario, measure in parts.items():
             lines, of_part = measure(settings, load, prompts)
             rows += [line.row(scenario) for line in lines]
             targets += of_part
@@ -93,7 +100,7 @@ def _streams(
     return lines, []
 
 
-def _chats(settings: Settings, load: Traffic, prompts: Prompts) -> tuple[list[Line], list[Target]]:
+def chats(settings: Settings, load: Traffic, prompts: Prompts) -> tuple[list[Line], list[Target]]:
     found = shared_prompt.Samples()
     parallel, context = shared_prompt.NUM_CHATS, shared_prompt.CONTEXT
     for server in _rounds(settings, parallel=parallel, context=context):
@@ -135,6 +142,3 @@ def _interactive(
         Line("batch with interactive, tok/s", found.shared_rates),
     ]
     return lines, interactive.own_targets(found)
-
-
-PARTS: Final = {"(a)": _streams, "(b)": _chats, "(c)": _long, "(d)": _interactive}

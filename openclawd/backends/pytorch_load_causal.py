@@ -19,6 +19,7 @@ from openclawd.backends.base import BatchLimits, CannotLoad, ModelInfo
 from openclawd.backends.pytorch_attention import KvPool, Step, prompt_part
 from openclawd.backends.pytorch_causal import CausalBackend
 from openclawd.backends.pytorch_load import load_vocab, load_weights, no_memory
+from openclawd.backends.pytorch_sixteen_bits import is_slow, multiply_in_32_bits, warning
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -68,6 +69,8 @@ def load_causal(
         on_progress,
         attn_implementation=pytorch_attention.NAME,
     )
+    if is_slow(options.device, model.dtype):
+        multiply_in_32_bits(model.get_decoder())
     context = _context(spec, text_config)
     pool = _make_pool(spec, options, model, text_config, vocab)
     limits = BatchLimits(
@@ -195,7 +198,7 @@ def _describe(
         threads=threads,
         gpu_layers=config.num_hidden_layers if is_on_card else 0,
         devices=(_device_name(options.device),),
-        warnings=(*_warnings(spec, config, context=context), *_slow_format(options, model)),
+        warnings=_warnings(spec, options, model, config, context=context),
         attention=_attention(config),
     )
 
@@ -211,30 +214,22 @@ def _device_name(device: torch.device) -> str:
     return f"{device} {torch.cuda.get_device_name(device)}"
 
 
-def _warnings(spec: LoadSpec, config: Any, *, context: int) -> tuple[str, ...]:
-    learned = _context_train(config)
+def _warnings(
+    spec: LoadSpec, options: Options, model: Any, config: Any, *, context: int
+) -> tuple[str, ...]:
+    learned, found = _context_train(config), list[str]()
     if context < spec.context:
-        return (f"context {spec.context} is cut to {context}, the most there is for a sequence",)
-    if not learned or context <= learned:
-        return ()
-    trained = f"the {learned} tokens the model was trained for"
-    return (f"context {spec.context} is longer than {trained}; answers get worse beyond those",)
-
-
-def _slow_format(options: Options, model: Any) -> tuple[str, ...]:
-    """Of a CPU without instructions for 16 bits: SmolLM2's matrices take 2.6 times as long for
-    eight tokens, and 7 times for a prompt of 512, as in 32 bits (EPYC, torch 2.13, 2026-11-30)."""
-    if options.device.type != "cpu" or not torch.backends.mkldnn.is_available():
-        return ()
-    has_instructions = {
-        torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported,
-        torch.float16: torch.ops.mkldnn._is_mkldnn_fp16_supported,
-    }.get(model.dtype)
-    if has_instructions is None or has_instructions():
-        return ()
-    name = str(model.dtype).removeprefix("torch.")
-    how = "is several times as fast, and takes twice the memory for weights and KV cells"
-    return (f"this CPU has no instructions for {name}; options: {{dtype: float32}} {how}",)
+        found.append(
+            f"context {spec.context} is cut to {context}, the most there is for a sequence"
+        )
+    elif learned and context > learned:
+        trained = f"the {learned} tokens the model was trained for"
+        found.append(
+            f"context {spec.context} is longer than {trained}; answers get worse beyond those"
+        )
+    if is_slow(options.device, model.dtype):
+        found.append(warning(model.dtype))
+    return tuple(found)
 
 
 def _build(options: Options, model: Any) -> str:

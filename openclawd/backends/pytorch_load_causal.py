@@ -19,7 +19,7 @@ from openclawd.backends.base import BatchLimits, CannotLoad, ModelInfo
 from openclawd.backends.pytorch_attention import KvPool, Step, prompt_part
 from openclawd.backends.pytorch_causal import CausalBackend
 from openclawd.backends.pytorch_load import load_vocab, load_weights, no_memory
-from openclawd.backends.pytorch_sixteen_bits import is_slow, multiply_in_32_bits, warning
+from openclawd.backends.pytorch_sixteen_bits import is_slow, multiply_in_32_bits, warnings_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -198,7 +198,10 @@ def _describe(
         threads=threads,
         gpu_layers=config.num_hidden_layers if is_on_card else 0,
         devices=(_device_name(options.device),),
-        warnings=_warnings(spec, options, model, config, context=context),
+        warnings=(
+            *_warnings(spec, config, context=context),
+            *warnings_of(options.device, model.dtype),
+        ),
         attention=_attention(config),
     )
 
@@ -214,22 +217,14 @@ def _device_name(device: torch.device) -> str:
     return f"{device} {torch.cuda.get_device_name(device)}"
 
 
-def _warnings(
-    spec: LoadSpec, options: Options, model: Any, config: Any, *, context: int
-) -> tuple[str, ...]:
-    learned, found = _context_train(config), list[str]()
+def _warnings(spec: LoadSpec, config: Any, *, context: int) -> tuple[str, ...]:
+    learned = _context_train(config)
     if context < spec.context:
-        found.append(
-            f"context {spec.context} is cut to {context}, the most there is for a sequence"
-        )
-    elif learned and context > learned:
-        trained = f"the {learned} tokens the model was trained for"
-        found.append(
-            f"context {spec.context} is longer than {trained}; answers get worse beyond those"
-        )
-    if is_slow(options.device, model.dtype):
-        found.append(warning(model.dtype))
-    return tuple(found)
+        return (f"context {spec.context} is cut to {context}, the most there is for a sequence",)
+    if not learned or context <= learned:
+        return ()
+    trained = f"the {learned} tokens the model was trained for"
+    return (f"context {spec.context} is longer than {trained}; answers get worse beyond those",)
 
 
 def _build(options: Options, model: Any) -> str:

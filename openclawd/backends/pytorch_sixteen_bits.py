@@ -35,10 +35,13 @@ def is_slow(device: torch.device, dtype: torch.dtype) -> bool:
     return dtype in has_instructions and not has_instructions[dtype]()
 
 
-def warning(dtype: torch.dtype) -> str:
+def warnings_of(device: torch.device, dtype: torch.dtype) -> tuple[str, ...]:
+    """What an administrator is told of it: nothing, where it is not slow."""
+    if not is_slow(device, dtype):
+        return ()
     name = str(dtype).removeprefix("torch.")
     how = "is up to three times as fast, and takes twice the memory for weights and KV cells"
-    return f"this CPU has no instructions for {name}; options: {{dtype: float32}} {how}"
+    return (f"this CPU has no instructions for {name}; options: {{dtype: float32}} {how}",)
 
 
 def multiply_in_32_bits(model: torch.nn.Module) -> None:

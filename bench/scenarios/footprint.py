@@ -50,7 +50,6 @@ def _measure(case: Case) -> Row:
             "path": str(path),
             "parallel": case.parallel,
             "context": case.context,
-            "preload": False,
         }
         config = folder / "c.json"
         config.write_text(json.dumps({"models": {MODEL: model}}))

@@ -112,7 +112,7 @@ class BatchLimits:
     `tile_tokens`: how many a large batch computes at once, if they belong together; one with both
     decodes and parts of prompts takes longer than the two apart. None where that makes no
     difference. `aside_tokens`: the most that a batch may have which `is_aside`; None where nothing
-    can be computed aside.
+    can be computed aside. `scans_all_cells`: a step passes over every cell in use, its own or not.
     """
 
     batch_tokens: int
@@ -122,6 +122,7 @@ class BatchLimits:
     can_drop_last: bool = False
     tile_tokens: int | None = None
     aside_tokens: int | None = None
+    scans_all_cells: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,8 +152,8 @@ class InfillTokens:
 @dataclass(frozen=True, slots=True)
 class NoFreeCells:
     """The batch was not computed, because the KV cache had no room for it. Nothing changed, except
-    that its cache operations are done and its opened slots are set up. The slots in `lost` have no
-    cells, because what was parked did not fit."""
+    that its cache operations are done and its opened slots are set up. The slots and tags in
+    `lost` have no cells, because what was parked or stowed did not fit."""
 
     lost: tuple[int, ...] = ()
 
@@ -210,8 +211,8 @@ class LoadAborted(Exception):
 
 
 class Backend(Protocol):
-    """A loaded model. `forward`, `copy_cells_out`, `copy_cells_in` and `close` belong to one
-    thread, the rest to any."""
+    """A loaded model. `forward`, `copy_cells_out`, `copy_cells_in`, `stow` and `close` belong to
+    one thread, the rest to any."""
 
     @property
     def info(self) -> ModelInfo: ...
@@ -282,16 +283,21 @@ class Backend(Protocol):
         """
         ...
 
-    def copy_cells_out(self, slot: int) -> bytes:
-        """A slot's KV cells, to be put back by `copy_cells_in` here or in another process that has
-        the same model loaded in the same way. Does not modify. Blocks. Empty when the library
-        cannot; then they must be computed again."""
+    def copy_cells_out(self, owner: int) -> bytes:
+        """The KV cells of a slot or a tag, to be put back by `copy_cells_in` here or in another
+        process that has the same model loaded in the same way; also those that are stowed. Does not
+        modify. Blocks. Empty when the library cannot; then they must be computed again."""
         ...
 
-    def copy_cells_in(self, slot: int, data: bytes) -> bool:
-        """Make the cells that `copy_cells_out` gave a slot's own, at their old positions; what it
-        had before is dropped. Blocks. False when they do not fit, or are those of another model:
-        then the slot has none. `data` must be whole and unaltered: native code takes it apart."""
+    def copy_cells_in(self, owner: int, data: bytes) -> bool:
+        """Make the cells that `copy_cells_out` gave those of a slot or a tag, at their old
+        positions; what it had before is dropped. Blocks. False when they do not fit, or are those
+        of another model: then it has none. `data` must be whole and unaltered: native code takes it
+        apart."""
+        ...
+
+    def stow(self, tag: int, data: bytes) -> None:
+        """The same as if `StowCells` had taken these cells of a tag, which has none."""
         ...
 
     def close(self) -> None:

@@ -10,6 +10,7 @@ calls `forward`; a batch is computed whole or not at all.
 from __future__ import annotations
 
 import ctypes
+import mmap
 from typing import TYPE_CHECKING, Any, Final
 
 import llama_cpp
@@ -49,7 +50,9 @@ from openclawd.engine.batch import (
     Opening,
     Outputs,
     ParkSlot,
+    RestoreCells,
     ResumeSlot,
+    StowCells,
     TokenOutput,
 )
 
@@ -59,6 +62,11 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from openclawd.engine.sampling import SamplingParams
+
+    Bytes = npt.NDArray[np.uint8]
+
+_LENT: Final = 0
+"""The slot by way of which the cells of a tag are copied."""
 
 # Results of llama_decode, llama.h.
 _COMPUTED: Final = 0
@@ -85,7 +93,8 @@ class LlamaBackend:
         self._candidates = Candidates(self._vocab.size)
         self._samplers: dict[int, Sampler] = {}
         self._dry = DrySamplers(self._vocab)
-        self._parked: dict[int, tuple[Sampler, bytes]] = {}
+        self._parked: dict[int, tuple[Sampler, Bytes]] = {}
+        self._stowed: dict[int, Bytes] = {}
         self._sums: dict[int, npt.NDArray[np.float64]] = {}
         self._is_embedding = False
         self._waits = Waits(loaded.info.threads)
@@ -141,26 +150,18 @@ class LlamaBackend:
             return self._pool(batch)
         return self._sample(batch.chunks, outputs, self._context)
 
-    def copy_cells_out(self, slot: int) -> bytes:
+    def copy_cells_out(self, owner: int) -> bytes:
         """See `Backend.copy_cells_out`."""
-        size = llama_cpp.llama_state_seq_get_size(self._context, slot)
-        data = np.empty(size, dtype=np.uint8)
-        pointer = pointer_to(data, ctypes.c_uint8)
-        num_written = llama_cpp.llama_state_seq_get_data(self._context, pointer, size, slot)
-        return data[:num_written].tobytes()
+        stowed = self._stowed.get(owner)
+        return (self._take_out(owner) if stowed is None else stowed).tobytes()
 
-    def copy_cells_in(self, slot: int, data: bytes) -> bool:
+    def copy_cells_in(self, owner: int, data: bytes) -> bool:
         """See `Backend.copy_cells_in`."""
-        self._change_cells([DropCells(slot)])  # cells of nothing at all would leave it as it is
-        if not data:
-            return False
-        pointer = pointer_to(np.frombuffer(data, dtype=np.uint8), ctypes.c_uint8)
-        num_read = llama_cpp.llama_state_seq_set_data(self._context, pointer, len(data), slot)
-        if num_read == len(data):
-            return True
-        # A model with a sliding window has two caches, and one of them may have taken its part.
-        self._change_cells([DropCells(slot)])
-        return False
+        return self._put_in(owner, np.frombuffer(data, dtype=np.uint8))
+
+    def stow(self, tag: int, data: bytes) -> None:
+        """See `Backend.stow`."""
+        self._stowed[tag] = np.frombuffer(data, dtype=np.uint8)
 
     def close(self) -> None:
         for sampler in self._samplers.values():
@@ -170,6 +171,7 @@ class LlamaBackend:
         self._samplers.clear()
         self._dry.close()
         self._parked.clear()
+        self._stowed.clear()
         self._waits.close()
         self._loaded.free()
 
@@ -201,31 +203,80 @@ class LlamaBackend:
             sampler.close()
 
     def _change_cells(self, ops: list[CacheOp]) -> tuple[int, ...]:
-        """llama.cpp's unified cache only notes who has a cell; only parking copies anything. The
-        slots whose cells could not be put back."""
+        """llama.cpp's unified cache only notes who has a cell; only what goes to the host's memory
+        and comes back is copied. The slots and tags whose cells could not be put back."""
         lost = []
         for op in ops:
             match op:
                 case CopyCells(source, target, start, end):
                     llama_cpp.llama_memory_seq_cp(self._memory, source, target, start, end)
                 case DropCells(owner, start, end):
-                    if self._loaded.aside is not None and end < 0:
-                        self._loaded.aside.forget(owner)
-                    if self._memory is not None:  # encoders keep nothing
-                        is_done = llama_cpp.llama_memory_seq_rm(self._memory, owner, start, end)
-                        assert is_done, "a part was dropped of a memory that has no parts"
+                    self._drop_cells(owner, start, end)
                 case ParkSlot(slot, key):
-                    self._parked[key] = self._samplers.pop(slot), self.copy_cells_out(slot)
+                    self._parked[key] = self._samplers.pop(slot), self._take_out(slot)
                 case ResumeSlot(key, slot):
                     lost += [] if self._resume(key, slot) else [slot]
                 case ForgetParked(key):
                     self._parked.pop(key)[0].close()
+                case StowCells(tag):
+                    cells = self._take_out(tag)
+                    self._drop_cells(tag)
+                    self._stowed[tag] = cells
+                case RestoreCells(tag):
+                    lost += [] if self._put_in(tag, self._stowed.pop(tag)) else [tag]
         return tuple(lost)
+
+    def _drop_cells(self, owner: int, start: int = -1, end: int = -1) -> None:
+        if end < 0:
+            self._stowed.pop(owner, None)
+            if self._loaded.aside is not None:
+                self._loaded.aside.forget(owner)
+        if self._memory is not None:  # encoders keep nothing
+            is_done = llama_cpp.llama_memory_seq_rm(self._memory, owner, start, end)
+            assert is_done, "a part was dropped of a memory that has no parts"
 
     def _resume(self, key: int, slot: int) -> bool:
         self._close_sampler(slot)
         self._samplers[slot], cells = self._parked.pop(key)
-        return self.copy_cells_in(slot, cells)
+        return self._put_in(slot, cells)
+
+    def _take_out(self, owner: int) -> Bytes:
+        """A copy of an owner's cells. llama.cpp copies those of a tag only by way of a slot, whose
+        own stand aside meanwhile (`state_write_meta` looks for sequences below `n_seq_max`)."""
+        if owner < self.info.parallel:
+            return self._copy(owner)
+        scratch = self.info.parallel + self.limits.num_prefix_tags
+        self._hand_over(_LENT, scratch)
+        llama_cpp.llama_memory_seq_cp(self._memory, owner, _LENT, -1, -1)
+        cells = self._copy(_LENT)
+        llama_cpp.llama_memory_seq_rm(self._memory, _LENT, -1, -1)
+        self._hand_over(scratch, _LENT)
+        return cells
+
+    def _hand_over(self, source: int, target: int) -> None:
+        llama_cpp.llama_memory_seq_cp(self._memory, source, target, -1, -1)
+        llama_cpp.llama_memory_seq_rm(self._memory, source, -1, -1)
+
+    def _copy(self, owner: int) -> Bytes:
+        """In pages of its own, which the system gets back with it."""
+        size = llama_cpp.llama_state_seq_get_size(self._context, owner)
+        pages = mmap.mmap(-1, max(size, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        data = np.frombuffer(pages, dtype=np.uint8)
+        pointer = pointer_to(data, ctypes.c_uint8)
+        num_written = llama_cpp.llama_state_seq_get_data(self._context, pointer, size, owner)
+        return data[:num_written]
+
+    def _put_in(self, owner: int, data: Bytes) -> bool:
+        self._drop_cells(owner)  # cells of nothing at all would leave it as it is
+        if not data.size:
+            return False
+        pointer = pointer_to(data, ctypes.c_uint8)
+        num_read = llama_cpp.llama_state_seq_set_data(self._context, pointer, data.size, owner)
+        if num_read == data.size:
+            return True
+        # A model with a sliding window has two caches, and one of them may have taken its part.
+        self._drop_cells(owner)
+        return False
 
     # ---- one step ----
 

@@ -42,7 +42,9 @@ from openclawd.engine.batch import (
     ForgetParked,
     Outputs,
     ParkSlot,
+    RestoreCells,
     ResumeSlot,
+    StowCells,
     TokenOutput,
 )
 
@@ -82,6 +84,7 @@ class CausalBackend:
         self._grammars = Grammars(vocab, vocab.size)
         self._samplers: dict[int, NumpySampler] = {}
         self._parked: dict[int, tuple[NumpySampler, bytes]] = {}
+        self._stowed: dict[int, bytes] = {}
         self._sums: dict[int, npt.NDArray[np.float64]] = {}
         self._breakers: frozenset[int] | None = None
         self.info = info
@@ -119,23 +122,31 @@ class CausalBackend:
         except (RuntimeError, IndexError, MemoryError) as error:  # torch's, of any kind
             return DecodeFailed(f"torch failed: {type(error).__name__}: {_first_line(error)}")
 
-    def copy_cells_out(self, slot: int) -> bytes:
+    def copy_cells_out(self, owner: int) -> bytes:
         """See `Backend.copy_cells_out`."""
-        positions = self._cells.positions(slot)
-        return to_bytes(self._pool, positions, self._cells.at(slot, positions))
+        if owner in self._stowed:
+            return self._stowed[owner]
+        positions = self._cells.positions(owner)
+        return to_bytes(self._pool, positions, self._cells.at(owner, positions))
 
-    def copy_cells_in(self, slot: int, data: bytes) -> bool:
+    def copy_cells_in(self, owner: int, data: bytes) -> bool:
         """See `Backend.copy_cells_in`."""
-        self._cells.drop(slot)
+        self._cells.drop(owner)
+        self._stowed.pop(owner, None)
         saved = from_bytes(self._pool, data, length=self.info.context)
-        if saved is None or not self._cells.take_at(slot, saved.positions):
+        if saved is None or not self._cells.take_at(owner, saved.positions):
             return False
-        saved.write(self._cells.at(slot, saved.positions))
+        saved.write(self._cells.at(owner, saved.positions))
         return True
+
+    def stow(self, tag: int, data: bytes) -> None:
+        """See `Backend.stow`."""
+        self._stowed[tag] = data
 
     def close(self) -> None:
         self._samplers.clear()
         self._parked.clear()
+        self._stowed.clear()
         self._pool.rows.clear()
         del self._model, self._decoder
         if self._pool.device.type == "cuda":
@@ -172,7 +183,7 @@ class CausalBackend:
         return self._breakers
 
     def _change_cells(self, ops: list[CacheOp]) -> tuple[int, ...]:
-        """The slots whose cells could not be put back."""
+        """The slots and tags whose cells could not be put back."""
         lost = []
         for op in ops:
             match op:
@@ -180,6 +191,8 @@ class CausalBackend:
                     self._cells.share(source, target, start, end)
                 case DropCells(owner, start, end):
                     self._cells.drop(owner, start, end)
+                    if end < 0:
+                        self._stowed.pop(owner, None)
                 case ParkSlot(slot, key):
                     self._parked[key] = self._samplers.pop(slot), self.copy_cells_out(slot)
                 case ResumeSlot(key, slot):
@@ -187,6 +200,11 @@ class CausalBackend:
                     lost += [] if self.copy_cells_in(slot, cells) else [slot]
                 case ForgetParked(key):
                     del self._parked[key]
+                case StowCells(tag):
+                    self._stowed[tag] = self.copy_cells_out(tag)
+                    self._cells.drop(tag)
+                case RestoreCells(tag):
+                    lost += [] if self.copy_cells_in(tag, self._stowed.pop(tag)) else [tag]
         return tuple(lost)
 
     # ---- one step ----

@@ -108,14 +108,17 @@ class TorchEncoder:
             return DecodeFailed(str(error).partition("\n")[0] or type(error).__name__)
         return result
 
-    def copy_cells_out(self, slot: int) -> bytes:
+    def copy_cells_out(self, owner: int) -> bytes:
         """There are none."""
-        del slot
+        del owner
         return b""
 
-    def copy_cells_in(self, slot: int, data: bytes) -> bool:
-        del slot, data
+    def copy_cells_in(self, owner: int, data: bytes) -> bool:
+        del owner, data
         return False
+
+    def stow(self, tag: int, data: bytes) -> None:
+        """Nothing is kept."""
 
     def close(self) -> None:
         self._loaded.free()

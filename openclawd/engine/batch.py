@@ -66,7 +66,22 @@ class ForgetParked:
     key: int
 
 
-CacheOp = CopyCells | DropCells | ParkSlot | ResumeSlot | ForgetParked
+@dataclass(frozen=True, slots=True)
+class StowCells:
+    """Take the cells of a kept prefix from the cache to the host's memory. To drop them all is to
+    forget what was stowed, too."""
+
+    tag: int
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreCells:
+    """Put what was stowed of a kept prefix back into the cache."""
+
+    tag: int
+
+
+CacheOp = CopyCells | DropCells | ParkSlot | ResumeSlot | ForgetParked | StowCells | RestoreCells
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,8 +2,8 @@
 
 Owns the accounting; the cells themselves are a backend's. A sequence is promised all the cells it
 can ever need before it starts, so that a started sequence never waits for room. Kept prefixes that
-nobody uses count as room: they are evicted, least recently used first, when a batch needs it.
-Pinned ones, which sequences of domain None compute, are never evicted.
+nobody uses count as room: they are evicted to the host's memory, least recently used first, when a
+batch needs it. Pinned ones, which sequences of domain None compute, are never evicted.
 
 Invariants (`check`): every slot is free or held once; promised cells + those of prefixes in use
 never exceed all cells; computed cells + those of all prefixes never do either.
@@ -50,7 +50,7 @@ class KvCache:
     `num_tags` more sequence ids, from `num_slots` on, may be used for kept prefixes; 0 keeps none.
     Prefixes shorter than `min_kept_tokens` are kept for sequences of the same request alone, and
     those that nobody uses take `max_kept_cells` at most; neither holds for pinned ones. The host's
-    memory takes `max_parked_cells` of preempted sequences.
+    memory takes `max_stowed_cells` of prefixes, and `max_parked_cells` of preempted sequences.
     """
 
     def __init__(
@@ -61,6 +61,7 @@ class KvCache:
         num_tags: int = 0,
         min_kept_tokens: int = 1,
         max_kept_cells: int | None = None,
+        max_stowed_cells: int = 0,
         max_parked_cells: int = 0,
     ) -> None:
         self.num_slots = num_slots
@@ -73,7 +74,8 @@ class KvCache:
         self._next_key = 0
         self._free_slots = list(range(num_slots))  # a heap: the lowest slot is taken first
         self._held: dict[int, _Holding] = {}
-        self._tree = PrefixTree(list(range(num_slots, num_slots + num_tags)))
+        tags = list(range(num_slots, num_slots + num_tags))
+        self._tree = PrefixTree(tags, max_stowed_cells=max_stowed_cells)
         # A backend that was warmed up may hold cells of nobody.
         self._ops: list[CacheOp] = [DropCells(slot) for slot in range(num_slots)]
 
@@ -89,6 +91,11 @@ class KvCache:
     def num_kept_cells(self) -> int:
         """Of these, the ones in kept prefixes."""
         return self._tree.num_cells
+
+    @property
+    def num_stowed_cells(self) -> int:
+        """Cells of kept prefixes in the host's memory."""
+        return self._tree.num_stowed_cells
 
     @property
     def num_needed_cells(self) -> int:
@@ -131,12 +138,10 @@ class KvCache:
     # ---- commands ----
 
     def adopt(self, owner: Owner, tokens: list[int], start: int) -> int | None:
-        """See `PrefixTree.adopt`. None also if there is no room for so many cells of this kind."""
-        num_tokens = len(tokens) - start
-        num_unlocked = self._tree.num_cells - self._tree.num_locked_cells
-        has_room = self.num_used_cells + num_tokens <= self.num_cells
-        is_within_share = owner.is_everybody or num_unlocked + num_tokens <= self._max_kept_cells
-        return self._tree.adopt(owner, tokens, start) if has_room and is_within_share else None
+        """See `PrefixTree.adopt`. None also if there is no room in the cache."""
+        num_new = len(tokens) - start if owner.is_everybody else 0
+        has_room = self.num_used_cells + num_new <= self.num_cells
+        return self._tree.adopt(owner, tokens, start) if has_room else None
 
     def disown(self, tag: int) -> None:
         self._tree.disown(tag)
@@ -151,14 +156,32 @@ class KvCache:
         assert match is not None
         slot = heapq.heappop(self._free_slots)
         self._tree.lock(match.node)
-        self._held[slot] = _Holding(sequence, match.node, match.num_tokens)
+        restored = self._tree.restore(match.node)
+        self.make_room(0)  # for these
+        self._ops += restored
         if sequence.parked is None:
             self._ops += self._tree.copy_to(slot, match)
             sequence.num_computed_tokens = match.num_tokens
         else:
+            self.make_room(sequence.num_computed_tokens)
             self._ops.append(ResumeSlot(sequence.parked, slot))
             self._unpark(sequence)
+        self._held[slot] = _Holding(sequence, match.node, match.num_tokens)
         return slot
+
+    def lose(self, tag: int) -> list[int]:
+        """A prefix could not be restored, and is forgotten. The slots that have just been given
+        its cells: their sequences have nothing computed any more, and the slots are to be released.
+        """
+        slots = []
+        for slot, holding in self._held.items():
+            if any(node.tag == tag for node in holding.anchor.path()):
+                self._tree.unlock(holding.anchor)
+                holding.anchor, holding.num_shared = self._tree.root, 0
+                holding.sequence.num_computed_tokens = 0
+                slots.append(slot)
+        self._ops += self._tree.lose(tag)
+        return slots
 
     def park(self, slot: int) -> bool:
         """Give back a slot; what its sequence has computed goes to the host's memory, if there is
@@ -232,7 +255,7 @@ class KvCache:
         self._evict_surplus()
 
     def make_room(self, num_tokens: int) -> None:
-        """Evict kept prefixes until a batch of this many tokens fits."""
+        """Evict kept prefixes until this many more tokens fit."""
         while self.num_used_cells + num_tokens > self.num_cells:
             ops = self._tree.evict()
             assert ops is not None, "what is promised always fits"

@@ -6,8 +6,12 @@ Owns the numbers alone. Who keeps them: `scheduler.py`, `steps.py` and `kvcache.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from openclawd.engine.batch import BatchKind
+
+STOWED_SHARE: Final = 0.25
+"""Part of what a model is estimated to take (`fleet/estimate.py`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +29,11 @@ class Limits:
     smallest models about 0.2 ms a token for each 1,000 cells (SmolLM2 on two cores, measured
     2026-11-23: from 94 to 75 tokens a second with 12,000 cells). So only prefixes of
     `min_kept_tokens` are kept, which take longer to compute than to pass over, and when nobody uses
-    them they take `kept_share` of the cache at most.
+    them they take `kept_share` of the cache at most. The host's memory takes more of them, as many
+    as `stowed_share` of the cache has cells. Sequences that were preempted take as much of it as
+    `parked_share` of the cache at most.
 
-    Sequences that were preempted take as much of the host's memory as `parked_share` of the cache
-    at most. One that waits for cells may be passed `max_skips` times by others that need fewer. At
+    One that waits for cells may be passed `max_skips` times by others that need fewer. At
     most `max_guesses` tokens are guessed ahead for a sequence; none where those that were wrong
     cannot be dropped again (`can_drop_last`).
     """
@@ -42,6 +47,7 @@ class Limits:
     num_prefix_tags: int = 0
     min_kept_tokens: int = 256
     kept_share: float = 0.25
+    stowed_share: float = STOWED_SHARE
     parked_share: float = 0.5
     max_skips: int = 16
     max_guesses: int = 0

@@ -5,6 +5,9 @@ consecutive tokens at positions `[start, start + len(tokens))` and has a sequenc
 (a *tag*) under which exactly its own cells are kept; the cells of a whole prefix are those of the
 nodes on the path to it.
 
+Nodes that nobody uses may be *stowed*: their cells are in the host's memory, under the same tag,
+and have to be restored before anybody uses them.
+
 A node belongs to the domain that computed it, and no other domain finds it. What belongs to nobody
 (domain None) is found by all and stays for good: it is *pinned*. Pinned prefixes are inserted
 before all others, so that what a domain computed on top of them hangs below them. What was computed
@@ -14,8 +17,8 @@ Knows no sequences; a user locks the path to a node, and locked nodes stay. What
 the backend's cells comes out as `CacheOp`s, in order.
 
 Invariants (`check`): of the children of a node, those that one domain can find begin with different
-tokens; a node is locked at least as often as its children together, a pinned one once more; no tag
-is used twice.
+tokens; a node is locked at least as often as its children together, a pinned one once more; nobody
+uses a stowed node, and all that builds on it is stowed, too; no tag is used twice.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from openclawd.engine.batch import CopyCells, DropCells
+from openclawd.engine.batch import CopyCells, DropCells, RestoreCells, StowCells
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -63,6 +66,7 @@ class Node:
     children: dict[tuple[Owner, int], Node] = field(default_factory=dict)
     num_users: int = 0
     last_used: int = 0
+    is_stowed: bool = False
 
     @property
     def end(self) -> int:
@@ -89,11 +93,17 @@ class Node:
             yield node
             node = node.parent
 
+    def subtree(self) -> Iterator[Node]:
+        """What builds on this node, and then itself."""
+        for child in self.children.values():
+            yield from child.subtree()
+        yield self
+
 
 @dataclass(frozen=True, slots=True)
 class KeptPrefix:
-    """`tokens`, of which those from `start` on have cells under `tag`, and those before under those
-    of other prefixes."""
+    """`tokens`, of which those from `start` on have cells under `tag`, in the cache or stowed, and
+    those before under those of other prefixes."""
 
     owner: Owner
     tokens: tuple[int, ...]
@@ -120,15 +130,19 @@ class Insertion:
 
 
 class PrefixTree:
-    """`tags` are the backend's sequence ids that it may use; taken from and given back to it."""
+    """`tags` are the backend's sequence ids that it may use; taken from and given back to it. The
+    host's memory takes `max_stowed_cells`."""
 
-    def __init__(self, tags: list[int]) -> None:
+    def __init__(self, tags: list[int], *, max_stowed_cells: int = 0) -> None:
         self._tags = tags
-        self._root = Node((), 0, -1, Owner(None), None)
+        self._max_stowed_cells = max_stowed_cells
+        self.root = Node((), 0, -1, Owner(None), None)
         self._nodes: dict[int, Node] = {}  # by tag
         self._clock = 0
+        self._num_adopted = 0
         self.num_cells = 0
-        """Cells of all nodes."""
+        """Cells in the cache."""
+        self.num_stowed_cells = 0
         self.num_locked_cells = 0
         """Cells of the nodes that somebody uses, and of the pinned ones."""
         self.num_pinned_cells = 0
@@ -137,7 +151,7 @@ class PrefixTree:
 
     def match(self, owner: Owner, tokens: Sequence[int]) -> Match:
         """The longest prefix of `tokens` that `owner` can find."""
-        node, position = self._root, 0
+        node, position = self.root, 0
         while position < len(tokens) and (child := node.child(owner, tokens[position])):
             node = child
             matched = num_same(node.tokens, tokens, offset=position)
@@ -158,7 +172,8 @@ class PrefixTree:
     # ---- commands ----
 
     def copy_to(self, slot: int, match: Match, *, start: int = 0) -> list[CacheOp]:
-        """Give `slot` the cells of a matched prefix, from position `start` on."""
+        """Give `slot` the cells of a matched prefix, none of which is stowed, from position `start`
+        on."""
         spans = (
             (node.tag, max(node.start, start), min(node.end, match.num_tokens))
             for node in match.node.path()
@@ -180,11 +195,21 @@ class PrefixTree:
             if each.num_users == 0:
                 self.num_locked_cells -= len(each.tokens)
 
+    def restore(self, node: Node) -> list[CacheOp]:
+        """Put what is stowed of the path to a locked node back into the cache, where there has to
+        be room for it when the operations are done."""
+        stowed = [each for each in node.path() if each.is_stowed]
+        for each in stowed:
+            each.is_stowed = False
+            self.num_stowed_cells -= len(each.tokens)
+            self.num_cells += len(each.tokens)
+        return [RestoreCells(each.tag) for each in reversed(stowed)]
+
     def insert(self, owner: Owner, tokens: Sequence[int], slot: int) -> Insertion:
         """Remember `tokens`, whose cells `slot` has; for good, if they are everybody's. Where the
-        tree knows a part already, its own cells stay. Nothing is remembered when every tag is in
-        use, or nothing is new."""
-        ops = self._spare_tags()
+        tree knows a part already, its own cells stay; what is stowed of it goes. Nothing is
+        remembered when every tag is in use, or nothing is new."""
+        ops = self._drop_stowed(self.match(owner, tokens).node) + self._spare_tags()
         match = self.match(owner, tokens)
         num_known, node = match.num_tokens, match.node
         if len(self._tags) < _MOST_TAGS_PER_INSERT or num_known == len(tokens):
@@ -199,12 +224,22 @@ class PrefixTree:
 
     def adopt(self, owner: Owner, tokens: Sequence[int], start: int) -> int | None:
         """Remember `tokens` whose cells from `start` on the caller puts under the tag that is
-        returned. None if what comes before is not known just so far, or a tag is wanting."""
+        returned: into the cache what is everybody's, anything else as if it were stowed. None if
+        what comes before is not known just so far, or there is no tag or no room for what is
+        stowed. What was adopted later goes earlier."""
         match = self.match(owner, tokens)
         is_next = match.num_tokens == match.node.end == start < len(tokens)
         if not is_next or len(self._tags) < _MOST_TAGS_PER_INSERT:
             return None
-        return self._add(owner, tokens[start:], match.node).tag
+        num_stowed = self.num_stowed_cells + len(tokens) - start
+        if not owner.is_everybody and num_stowed > self._max_stowed_cells:
+            return None
+        node = self._add(owner, tokens[start:], match.node)
+        if not owner.is_everybody:
+            self._num_adopted += 1
+            node.last_used = -self._num_adopted
+            self._move_out(node)
+        return node.tag
 
     def disown(self, tag: int) -> None:
         """Forget what was adopted last: its cells did not come."""
@@ -215,13 +250,25 @@ class PrefixTree:
         self._remove(node)
 
     def evict(self) -> list[CacheOp] | None:
-        """Forget the least recently used node that nobody uses; None if there is none."""
-        leaves = [node for node in self._nodes.values() if not node.children and not node.num_users]
-        if not leaves:
+        """Take the least recently used node that nobody uses out of the cache: stow it, if need be
+        in the place of others, or forget it if it is too large for that. None if there is none."""
+        node = min(filter(_is_last_in_cache, self._nodes.values()), key=_last_used, default=None)
+        if node is None:
             return None
-        node = min(leaves, key=lambda leaf: leaf.last_used)
-        self._remove(node)
-        return [DropCells(node.tag)]
+        if len(node.tokens) > self._max_stowed_cells:
+            return self._drop(node)
+        ops: list[CacheOp] = []
+        while self.num_stowed_cells + len(node.tokens) > self._max_stowed_cells:
+            leaves = (each for each in self._nodes.values() if each.is_stowed and not each.children)
+            ops += self._drop(min(leaves, key=_last_used))
+        self._move_out(node)
+        return [*ops, StowCells(node.tag)]
+
+    def lose(self, tag: int) -> list[CacheOp]:
+        """Forget a node, whose cells could not be restored, and what builds on it. Nobody may use
+        it."""
+        node = self._nodes.get(tag)
+        return self._drop(node) if node is not None else []
 
     def drop_short(self, node: Node, *, min_tokens: int) -> list[CacheOp]:
         """Forget a node, and then what leads to it, as far as nobody uses it, nothing hangs below
@@ -230,8 +277,7 @@ class PrefixTree:
         while not (node.children or node.num_users) and node.end < min_tokens:
             if node.parent is None:
                 break
-            self._remove(node)
-            ops.append(DropCells(node.tag))
+            ops += self._drop(node)
             node = node.parent
         return ops
 
@@ -240,7 +286,11 @@ class PrefixTree:
         tags = [*self._nodes, *self._tags]
         assert len(tags) == len(set(tags))
         assert all(node.tag == tag for tag, node in self._nodes.items())
-        assert self.num_cells == sum(len(node.tokens) for node in self._nodes.values())
+        sizes = [0, 0]
+        for node in self._nodes.values():
+            sizes[node.is_stowed] += len(node.tokens)
+        assert sizes == [self.num_cells, self.num_stowed_cells]
+        assert self.num_stowed_cells <= self._max_stowed_cells
         locked = sum(len(node.tokens) for node in self._nodes.values() if node.num_users)
         assert self.num_locked_cells == locked
         pinned = [node for node in self._nodes.values() if node.owner.is_everybody]
@@ -250,9 +300,11 @@ class PrefixTree:
             assert node.parent is not None
             assert node.parent.children[node.key] is node
             assert node.parent.child(node.owner, node.tokens[0]) is node
-            is_top = node.parent is self._root
+            is_top = node.parent is self.root
             assert is_top or node.parent.owner in (node.owner, node.owner.everybody())
             assert node.start == node.parent.end
+            assert not (node.is_stowed and node.num_users)
+            assert node.is_stowed or not node.parent.is_stowed
             assert node.num_users >= sum(child.num_users for child in node.children.values())
 
     def _add(self, owner: Owner, tokens: Sequence[int], parent: Node) -> Node:
@@ -273,14 +325,40 @@ class PrefixTree:
         del leaf.parent.children[leaf.key]
         del self._nodes[leaf.tag]
         self._tags.append(leaf.tag)
-        self.num_cells -= len(leaf.tokens)
+        if leaf.is_stowed:
+            self.num_stowed_cells -= len(leaf.tokens)
+        else:
+            self.num_cells -= len(leaf.tokens)
+
+    def _drop(self, node: Node) -> list[CacheOp]:
+        """Forget a node and what builds on it."""
+        dropped = list(node.subtree())
+        for each in dropped:
+            self._remove(each)
+        return [DropCells(each.tag) for each in dropped]
+
+    def _drop_stowed(self, node: Node) -> list[CacheOp]:
+        """Forget what is stowed of the path to a node."""
+        stowed = [each for each in node.path() if each.is_stowed]
+        return self._drop(stowed[-1]) if stowed else []
+
+    def _move_out(self, node: Node) -> None:
+        node.is_stowed = True
+        self.num_cells -= len(node.tokens)
+        self.num_stowed_cells += len(node.tokens)
 
     def _spare_tags(self) -> list[CacheOp]:
         """Make room for an insertion's tags, until it has those it may need or nothing can go."""
         spared: list[CacheOp] = []
-        while len(self._tags) < _MOST_TAGS_PER_INSERT and (ops := self._join() or self.evict()):
+        while len(self._tags) < _MOST_TAGS_PER_INSERT and (ops := self._join() or self._drop_one()):
             spared += ops
         return spared
+
+    def _drop_one(self) -> list[CacheOp] | None:
+        """Forget the least recently used node that nobody uses; None if there is none."""
+        leaves = (node for node in self._nodes.values() if not node.children and not node.num_users)
+        node = min(leaves, key=_last_used, default=None)
+        return self._drop(node) if node is not None else None
 
     def _join(self) -> list[CacheOp] | None:
         """Put a pinned node together again that was split for others which are gone; None if there
@@ -323,6 +401,16 @@ class PrefixTree:
             CopyCells(node.tag, upper.tag, upper.start, upper.end),
             DropCells(node.tag, upper.start, upper.end),
         ]
+
+
+def _last_used(node: Node) -> int:
+    return node.last_used
+
+
+def _is_last_in_cache(node: Node) -> bool:
+    """Has this node cells in the cache that nobody uses and nothing there builds on?"""
+    is_unused = not (node.is_stowed or node.num_users)
+    return is_unused and all(child.is_stowed for child in node.children.values())
 
 
 def _is_split_for_nobody(node: Node) -> bool:

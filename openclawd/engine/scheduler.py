@@ -25,7 +25,7 @@ from openclawd.engine.steps import Steps
 from openclawd.engine.waiting import WaitingLine, other_kind
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator
 
     from openclawd.engine.limits import Limits
     from openclawd.engine.prefixes import KeptPrefix, Owner
@@ -61,6 +61,7 @@ class Scheduler:
             num_tags=limits.num_prefix_tags,
             min_kept_tokens=limits.min_kept_tokens,
             max_kept_cells=round(limits.kept_share * limits.kv_tokens),
+            max_stowed_cells=round(limits.stowed_share * limits.kv_tokens),
             max_parked_cells=round(limits.parked_share * limits.kv_tokens),
         )
         self._waiting = WaitingLine()
@@ -101,6 +102,11 @@ class Scheduler:
         return self._kv.num_kept_cells
 
     @property
+    def num_stowed_tokens(self) -> int:
+        """Tokens of kept prefixes in the host's memory."""
+        return self._kv.num_stowed_cells
+
+    @property
     def num_needed_tokens(self) -> int:
         """KV cells that running sequences need now; kept prefixes that nobody uses are room."""
         return self._kv.num_needed_cells
@@ -134,8 +140,8 @@ class Scheduler:
 
     def adopt(self, owner: Owner, tokens: list[int], start: int) -> int | None:
         """Keep a prefix that another process computed: the caller puts the cells from `start` on
-        under the tag that is returned. None if what comes before is not kept here just so far, or
-        there is no room."""
+        under the tag that is returned, into the cache if it is pinned, else to what is stowed. None
+        if what comes before is not kept here just so far, or there is no room."""
         return self._kv.adopt(owner, tokens, start)
 
     def disown(self, tag: int) -> None:
@@ -179,10 +185,10 @@ class Scheduler:
         nothing but slots to open, for prompts that will be aside."""
         opened = self._admit()
         plan = self._steps.plan(self._running.values(), self._aside)
+        self._kv.make_room((plan.num_tokens if plan else 0) + self._num_aside_tokens)
         if plan is None:
             ops = self._kv.take_ops() if opened else []
             return Batch(BatchKind.GENERATION, [], opened, ops) if opened else None
-        self._kv.make_room(plan.num_tokens + self._num_aside_tokens)
         if plan.aside:
             self._aside, self._num_aside_tokens = plan.aside, plan.num_tokens
         kind, adapter = plan.group
@@ -234,17 +240,20 @@ class Scheduler:
                 effects += self._append_all(sequence, outputs.tokens[chunk.slot], num_guesses)
         return effects
 
-    def preempt(self, lost: Iterable[int] = ()) -> list[Effect]:
+    def preempt(self, lost: Collection[int] = ()) -> list[Effect]:
         """A backend had no KV cell left for a batch: forget the prefixes that nobody uses, or else
         take back the slot of the sequence that was admitted last, of those with the lowest
-        priority. It goes on later. The slots in `lost` should have been resumed and could not be:
-        their sequences are computed again.
+        priority. It goes on later. The slots in `lost` should have been resumed and could not be,
+        the tags in it restored: their sequences are computed again.
 
         Nothing is admitted until a sequence ends, or the same batch would come again. A sequence
         that is alone cannot be helped by waiting; it ends.
         """
-        for slot in lost:
+        for slot in self._running.keys() & lost:
             self._running[slot].num_computed_tokens = 0
+        if tags := [owner for owner in lost if owner >= self._limits.num_slots]:
+            self._begin_anew({slot for tag in tags for slot in self._kv.lose(tag)})
+            return []
         if self._kv.forget_prefixes():
             return []
         sequence = next(victim for victim in self._victims() if victim is not self._aside)
@@ -345,6 +354,14 @@ class Scheduler:
         self._kv.park(slot)
         sequence.state = State.WAITING
         self._waiting.put_back(sequence)
+
+    def _begin_anew(self, slots: Iterable[int]) -> None:
+        """Take back slots whose sequences have lost all that was computed for them."""
+        for slot in slots:
+            sequence = self._running[slot]
+            if not sequence.num_completion_tokens:
+                sequence.num_cached_tokens = None  # it was not used
+            self._take_back(sequence)
 
     def _awaits_prefix(self, sequence: Sequence) -> bool:
         """Is a running sequence about to compute much of what this one begins with, or a sibling

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from openclawd.fleet.estimate_torch import TORCH_LIBRARIES, torch_parts
-from openclawd.fleet.parts import Part
+from openclawd.fleet.parts import Part, kept_part
 from openclawd.fleet.residency import HOST, Need
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def estimate(
     if facts.kind == "torch":
         torch = torch_parts(facts, load, device=gpu if gpu_layers else HOST)
         return Estimate(tuple(torch), library_bytes=TORCH_LIBRARIES)
-    parts = _gguf_parts(facts, load, gpu_layers, gpu)
+    parts = _gguf_parts(facts, load, gpu_layers, gpu) + _kept_parts(facts, load)
     if draft is not None:
         helper = replace(load, computes_aside=False)
         parts += [
@@ -175,20 +175,33 @@ def _layer_bytes(layers: Layers, options: dict[str, Any], cells: int) -> float:
     return cells * (layers.key_width * key_bits + layers.value_width * value_bits) / 8
 
 
+def _kept_parts(facts: ModelFacts, load: Load) -> list[Part]:
+    """Prefixes that are not in the cache any more; see `_num_prefix_tags` of
+    backends/llama_load.py."""
+    if facts.is_encoder or not (load.shares_prefixes and _is_plain(facts)):
+        return []
+    return [kept_part(_attention_bytes(facts, load, load.kv_tokens), load)]
+
+
+def _is_plain(facts: ModelFacts) -> bool:
+    return not facts.state_width and not any(layers.window for layers in facts.attention)
+
+
+def _attention_bytes(facts: ModelFacts, load: Load, cells: int) -> float:
+    return sum(each.count * _layer_bytes(each, load.options, cells) for each in facts.attention)
+
+
 def _aside_parts(facts: ModelFacts, load: Load, share: float) -> list[Part]:
     """A second context for one long prompt; see `_aside_tokens` of backends/llama_load.py."""
-    is_plain = not facts.state_width and not any(layers.window for layers in facts.attention)
     kinds = {load.options.get(f"cache_type_{which}", "f16") for which in "kv"}
-    is_possible = is_plain and len(kinds) == 1 and kinds <= {"f16", "f32"} and not share
+    is_possible = _is_plain(facts) and len(kinds) == 1 and kinds <= {"f16", "f32"} and not share
     has_room = min(load.batch_tokens, load.context) >= _ASIDE
     is_wanted = load.computes_aside and load.parallel > 1 and load.shares_prefixes
     has_flash = load.options.get("flash_attn") is not False
     if not (is_possible and has_room and is_wanted and has_flash):
         return []
     cells = _padded(load.context)
-    cache = sum(
-        layers.count * _layer_bytes(layers, load.options, cells) for layers in facts.attention
-    )
+    cache = _attention_bytes(facts, load, cells)
     buffer = _graph_bytes(facts, load, batch=_ASIDE, outputs=_ASIDE_OUTPUTS, cells=cells)
     return [Part("prompts aside", round(cache) + buffer, f"{cells} tokens and their buffers")]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from openclawd.fleet.parts import Part
+from openclawd.fleet.parts import Part, kept_part
 from openclawd.fleet.residency import HOST
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ def torch_parts(facts: ModelFacts, load: Load, *, device: str = HOST) -> list[Pa
         _weights(facts, load, bits, device),
         Part("copy of the embeddings", _embeddings(facts, bits), "as transformers loads", device),
         Part("KV cache", *_cache(facts, load, bits), device),
+        *_kept(facts, load, bits),
         Part("activations", *_activations(facts, load, bits), device),
         Part("process", process, "interpreter, torch and vocabulary"),
     ]
@@ -65,6 +66,11 @@ def _cache(facts: ModelFacts, load: Load, bits: int) -> tuple[int, str]:
     width = sum(each.count * (each.key_width + each.value_width) for each in facts.attention)
     size = load.kv_tokens * width * bits // 8
     return size, f"{load.kv_tokens} tokens, {round(width * bits / 8 / 1024, 1)} KiB each"
+
+
+def _kept(facts: ModelFacts, load: Load, bits: int) -> list[Part]:
+    cache, _ = _cache(facts, load, bits)
+    return [kept_part(cache, load)] if cache and load.shares_prefixes else []
 
 
 def _activations(facts: ModelFacts, load: Load, bits: int) -> tuple[int, str]:

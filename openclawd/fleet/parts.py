@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from openclawd.engine.limits import STOWED_SHARE
 from openclawd.fleet.residency import HOST
+
+if TYPE_CHECKING:
+    from openclawd.worker.messages import Load
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,3 +22,9 @@ class Part:
     how: str
     device: str = HOST
     is_mapped: bool = False
+
+
+def kept_part(cache_bytes: float, load: Load) -> Part:
+    """Prefixes that have left a cache of so many bytes, as many as may."""
+    how = f"up to {round(STOWED_SHARE * load.kv_tokens)} tokens that left the KV cache"
+    return Part("kept prefixes", round(STOWED_SHARE * cache_bytes), how)

@@ -121,6 +121,7 @@ def _queues(text: Exposition, models: Sequence[Model]) -> None:
 _GAUGES: Final = (
     ("kv_used_tokens", "kv_cache_used_tokens", "KV cells that hold a token."),
     ("kv_kept_tokens", "kv_cache_kept_tokens", "Those of them that are in kept prefixes."),
+    ("kv_stowed_tokens", "kv_cache_stowed_tokens", "Tokens of kept prefixes in the host's memory."),
     ("kv_total_tokens", "kv_cache_tokens", "All KV cells."),
     ("batch_tokens", "batch_tokens", "Tokens that the last step computed."),
 )

@@ -53,6 +53,10 @@ _NOT_PLAIN: Final = ("logit_bias", "logprobs", "top_logprobs")
 """The wire's sampling parameters that the engine has in another form; the names of all others are
 the same."""
 
+_KEPT_SHARE: Final = 0.25
+_SCANNED_SHARE: Final = 0.0625
+"""Where every step passes over every cell."""
+
 _NUM_PAUSES: Final = 24
 """As many pauses of what is computed aside have one of the longest operations between them: they
 span about three layers (`llama_aside`)."""
@@ -283,6 +287,7 @@ class EngineLoop:
             "waiting": scheduler.num_waiting,
             "kv_used_tokens": scheduler.num_used_tokens,
             "kv_kept_tokens": scheduler.num_kept_tokens,
+            "kv_stowed_tokens": scheduler.num_stowed_tokens,
             "kv_total_tokens": self._backend.info.kv_tokens,
             "preemptions": scheduler.num_preemptions,
             "batch_tokens": batch.num_tokens if batch else 0,
@@ -299,6 +304,7 @@ def _limits(backend: Backend, limits: dict[str, int]) -> Limits:
         splits_prompts=backend.limits.splits_prompts,
         max_whole_tokens=None if backend.limits.splits_prompts else backend.info.context,
         num_prefix_tags=backend.limits.num_prefix_tags,
+        kept_share=_SCANNED_SHARE if backend.limits.scans_all_cells else _KEPT_SHARE,
         can_drop_last=backend.limits.can_drop_last,
         tile_tokens=backend.limits.tile_tokens,
         aside_tokens=backend.limits.aside_tokens,

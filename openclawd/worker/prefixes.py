@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from openclawctl.wire.units import format_size
-from openclawd.engine.batch import Batch, BatchKind, CopyCells, DropCells
 from openclawd.worker.messages import SAVE_S
 from openclawd.worker.prefix_files import PrefixFolder, SavedPrefix, file_identity
 
@@ -22,13 +21,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from openclawd.backends.base import Backend
-    from openclawd.engine.batch import CacheOp
     from openclawd.engine.prefixes import KeptPrefix
     from openclawd.engine.scheduler import Scheduler
     from openclawd.worker.messages import Load
-
-_SLOT: Final = 0
-"""Through which cells pass: before the first request and after the last one every slot is free."""
 
 _MAX_SAVED_BYTES: Final = 4 * 2**30
 """Most that one worker writes when it stops: some 30,000 tokens of an 8-billion model."""
@@ -100,22 +95,13 @@ class PersistentPrefixes:
         tag = self._scheduler.adopt(prefix.owner, prefix.tokens, prefix.start)
         if tag is None:
             return False
-        if not self._backend.copy_cells_in(_SLOT, prefix.cells):
-            self._scheduler.disown(tag)
-            return False
-        self._change_cells(
-            CopyCells(_SLOT, tag, prefix.start, len(prefix.tokens)), DropCells(_SLOT)
-        )
-        return True
-
-    def _copy_out(self, prefix: KeptPrefix) -> bytes:
-        self._change_cells(CopyCells(prefix.tag, _SLOT, prefix.start, len(prefix.tokens)))
-        cells = self._backend.copy_cells_out(_SLOT)
-        self._change_cells(DropCells(_SLOT))
-        return cells
-
-    def _change_cells(self, *ops: CacheOp) -> None:
-        self._backend.forward(Batch(BatchKind.GENERATION, [], cache_ops=[*ops]))
+        if not prefix.owner.is_everybody:
+            self._backend.stow(tag, prefix.cells)
+            return True
+        if self._backend.copy_cells_in(tag, prefix.cells):
+            return True
+        self._scheduler.disown(tag)
+        return False
 
     def _save(self, folder: PrefixFolder, prefixes: list[KeptPrefix]) -> None:
         deadline = time.monotonic() + SAVE_S
@@ -123,7 +109,7 @@ class PersistentPrefixes:
         for prefix in prefixes:
             if time.monotonic() > deadline or num_bytes > _MAX_SAVED_BYTES:
                 break
-            cells = self._copy_out(prefix)
+            cells = self._backend.copy_cells_out(prefix.tag)
             try:
                 folder.write(SavedPrefix(prefix.owner, [*prefix.tokens], prefix.start, cells))
             except OSError as error:

@@ -27,7 +27,9 @@ from openclawd.engine.batch import (
     Opening,
     Outputs,
     ParkSlot,
+    RestoreCells,
     ResumeSlot,
+    StowCells,
     TokenOutput,
 )
 from openclawd.engine.sampling import SamplingParams
@@ -219,6 +221,11 @@ def empty_all_slots(backend: Backend) -> None:
     opened = [Opening(0, (1,), 1, GREEDY)]
     ops: list[CacheOp] = [DropCells(slot) for slot in range(backend.info.parallel)]
     forward(backend, [Chunk(0, 0, [1], num_outputs=1)], opened=opened, cache_ops=ops)
+
+
+def change(backend: Backend, *ops: CacheOp) -> None:
+    """Cells alone; nothing is computed."""
+    assert backend.forward(Batch(BatchKind.GENERATION, [], cache_ops=[*ops])) == Outputs()
 
 
 def embed(backend: Backend, inputs: list[list[int]]) -> list[np.ndarray]:
@@ -631,6 +638,67 @@ class BackendConformance:
             backend, [Chunk(3, end, prompt[end:], num_outputs=1)], opened=opened, cache_ops=given
         )
         assert sampled(outputs, 3) == wanted[:1]
+
+    def test_a_stowed_prefix_goes_on_as_before(self, backend: Backend) -> None:
+        """Its place is used by another sequence meanwhile; the second time it was copied out, as
+        for another process."""
+        if not backend.limits.num_prefix_tags:
+            pytest.skip("this model cannot share cells")
+        prompt, other = (prompt_tokens(backend, text) for text in (" ".join(PROMPTS), PROMPTS[1]))
+        wanted, of_other = generate(backend, prompt), generate(backend, other)
+        tag, end = backend.info.parallel, len(prompt) - 1
+        generate(backend, prompt, 1)
+        change(backend, CopyCells(0, tag, 0, end), DropCells(0))
+        data = backend.copy_cells_out(tag)
+        for is_from_elsewhere in (False, True):
+            if is_from_elsewhere:
+                change(backend, DropCells(tag))
+                backend.stow(tag, data)
+            else:
+                change(backend, StowCells(tag))
+            assert backend.copy_cells_out(tag) == data
+            assert generate(backend, other) == of_other
+            back: list[CacheOp] = [RestoreCells(tag), DropCells(1), CopyCells(tag, 1, 0, end)]
+            opened = [Opening(1, tuple(prompt), len(prompt), GREEDY)]
+            tokens, computed = list(prompt), end
+            for _ in range(NUM_TOKENS):
+                chunk = Chunk(1, computed, tokens[computed:], num_outputs=1)
+                computed = len(tokens)
+                outputs = forward(backend, [chunk], opened=opened, cache_ops=back)
+                tokens += sampled(outputs, 1)
+                opened, back = [], []
+            assert share_a_start(tokens[len(prompt) :], wanted, num_tokens=6)
+            change(backend, DropCells(1))
+            assert backend.copy_cells_out(tag) == data
+        empty_all_slots(backend)
+
+    def test_what_was_stowed_is_forgotten_with_its_tag(self, backend: Backend) -> None:
+        if not backend.limits.num_prefix_tags:
+            pytest.skip("this model cannot share cells")
+        tag = backend.info.parallel
+        change(backend, DropCells(tag))
+        empty = backend.copy_cells_out(tag)
+        prompt = prompt_tokens(backend, PROMPTS[0])
+        generate(backend, prompt, 1)
+        change(backend, CopyCells(0, tag, 0, len(prompt)), DropCells(0), StowCells(tag))
+        assert backend.copy_cells_out(tag) != empty
+        change(backend, DropCells(tag))
+        assert backend.copy_cells_out(tag) == empty
+
+    def test_a_stowed_prefix_that_does_not_fit_is_told_of(self, backend: Backend) -> None:
+        if not (backend.limits.num_prefix_tags and self.needs_cells(backend)):
+            pytest.skip("this model cannot share cells, or its memory is never full")
+        empty_all_slots(backend)
+        filler = prompt_tokens(backend, "word " * 600)[: backend.info.kv_tokens // 2 - 8]
+        tag = backend.info.parallel
+        generate(backend, filler, 1, slot=1, chunk_tokens=backend.limits.batch_tokens)
+        change(backend, CopyCells(1, tag, 0, len(filler)), DropCells(1), StowCells(tag))
+        for slot in (2, 3):
+            generate(backend, filler, 1, slot=slot, chunk_tokens=backend.limits.batch_tokens)
+        restored = Batch(BatchKind.GENERATION, [], cache_ops=[RestoreCells(tag)])
+        assert backend.forward(restored) == NoFreeCells((tag,))
+        change(backend, DropCells(tag))
+        empty_all_slots(backend)
 
     def test_cells_that_do_not_fit_leave_the_slot_empty(self, backend: Backend) -> None:
         if not self.needs_cells(backend):

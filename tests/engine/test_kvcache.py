@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from openclawd.engine.batch import CacheOp, CopyCells, DropCells
+from openclawd.engine.batch import CacheOp, CopyCells, DropCells, RestoreCells, StowCells
 from openclawd.engine.kvcache import KvCache
 from openclawd.engine.prefixes import Owner
 from openclawd.engine.sequence import Sequence
@@ -112,14 +112,14 @@ def test_what_is_kept_comes_in_the_order_in_which_it_can_be_adopted() -> None:
         ("a", 1, 2, 9, -2),
         ("a", 1, 2, 3, 4, 5, -4),
     ]
-    other = KvCache(num_slots=1, num_cells=10, num_tags=9, max_kept_cells=1)
+    other = KvCache(num_slots=1, num_cells=10, num_tags=9, max_stowed_cells=1)
     assert other.adopt(Owner(None), [1, 2, 3, 4], 2) is None  # the beginning is not there
     for prefix in kept[:3]:
         assert other.adopt(prefix.owner, list(prefix.tokens), prefix.start) is not None
         other.check()
     assert other.adopt(Owner(None), [1, 2, 3, 4], 2) is None  # it is there already
     assert other.adopt(Owner("a"), [1, 2, 9], 2) is None  # no more of what nobody uses
-    assert other.num_used_cells == 5
+    assert (other.num_used_cells, other.num_stowed_cells) == (4, 1)
 
 
 def test_of_two_that_computed_the_same_only_one_copy_stays() -> None:
@@ -174,3 +174,97 @@ def test_without_tags_nothing_is_kept() -> None:
         new.num_computed_tokens = 3
         cache.keep(slot)
         cache.check()
+
+
+# ---- prefixes in the host's memory ----
+
+
+class Visits:
+    """One sequence after the other computes all of its tokens, in slot 0, and leaves them kept."""
+
+    def __init__(self, **limits: int) -> None:
+        self.cache = KvCache(**{"num_slots": 2, "num_cells": 100, "num_tags": 8, **limits})
+
+    def __call__(self, *tokens: int, domain: str = "a") -> list[CacheOp]:
+        """What was done of cells, but for slots."""
+        new = Sequence(1, 0, list(tokens), max_tokens=1, domain=domain)
+        slot = self.cache.acquire(new)
+        self.cache.make_room(len(tokens) - new.num_computed_tokens)
+        new.num_computed_tokens = len(tokens)
+        self.cache.keep(slot)
+        self.cache.release(slot)
+        self.cache.check()
+        return [op for op in self.cache.take_ops() if not _is_of_slots(op)]
+
+
+def _is_of_slots(op: CacheOp) -> bool:
+    return isinstance(op, CopyCells) or (isinstance(op, DropCells) and op.owner < 2)
+
+
+def test_prefixes_that_nobody_uses_leave_the_cache_and_come_back() -> None:
+    visit = Visits(max_kept_cells=4, max_stowed_cells=8)
+    assert visit(1, 1, 1, 1) == []
+    assert visit(2, 2, 2, 2) == [StowCells(9)]  # the tag of the first
+    assert (visit.cache.num_used_cells, visit.cache.num_stowed_cells) == (4, 4)
+    assert visit(3, 3, 3, 3) == [StowCells(8)]
+    assert visit(1, 1, 1, 1) == [RestoreCells(9), StowCells(7)]
+    assert (visit.cache.num_used_cells, visit.cache.num_stowed_cells) == (4, 8)
+    assert visit(4, 4, 4, 4) == [DropCells(8), StowCells(9)]  # the second was used least recently
+
+
+def test_what_is_too_large_for_the_hosts_memory_is_forgotten_with_all_that_builds_on_it() -> None:
+    visit = Visits(max_kept_cells=4, max_stowed_cells=3)
+    assert visit(1, 1, 1, 1) == []
+    assert visit(1, 1, 1, 1, 2, 2) == [StowCells(8)]
+    assert visit(3) == [DropCells(8), DropCells(9)]
+    assert visit.cache.num_stowed_cells == 0
+
+
+def test_a_stowed_prefix_makes_room_for_itself() -> None:
+    visit = Visits(num_cells=8, max_stowed_cells=8)
+    visit(1, 1, 1, 1)
+    assert visit(2, 2, 2, 2, 2, 2) == [StowCells(9)]
+    assert visit(1, 1, 1, 1, 3) == [StowCells(8), RestoreCells(9)]
+
+
+def test_a_prefix_that_builds_on_a_stowed_one_is_restored_after_it() -> None:
+    visit = Visits(max_kept_cells=0, max_stowed_cells=20)
+    visit(1, 1, 1, 1)
+    assert visit(1, 1, 1, 1, 2, 2) == [RestoreCells(9), StowCells(8), StowCells(9)]
+    ops = visit(1, 1, 1, 1, 2, 2, 3)
+    assert ops[:2] == [RestoreCells(9), RestoreCells(8)]
+
+
+def test_what_is_stowed_goes_where_the_same_is_kept_anew() -> None:
+    """A sequence that began before the same was kept and stowed has all of it itself."""
+    visit = Visits(max_kept_cells=0, max_stowed_cells=20)
+    slow = Sequence(1, 0, [1, 1, 1, 1, 2, 2], max_tokens=1, domain="a")
+    slot = visit.cache.acquire(slow)
+    visit(1, 1, 1)
+    visit(1, 1, 1, 1, 2, 2, 3)
+    assert visit.cache.num_stowed_cells == 7
+    slow.num_computed_tokens = 6
+    visit.cache.keep(slot)
+    visit.cache.check()
+    assert visit.cache.num_stowed_cells == 0
+    dropped = [op for op in visit.cache.take_ops() if isinstance(op, DropCells)]
+    assert dropped == [DropCells(8), DropCells(9)]
+
+
+def test_a_prefix_that_cannot_be_restored_is_forgotten_by_those_that_were_to_use_it() -> None:
+    visit = Visits(num_slots=3, max_kept_cells=0, max_stowed_cells=20)
+    visit(1, 1, 1, 1)
+    visit(1, 1, 1, 1, 2, 2)
+    tokens = [1, 1, 1, 1, 2, 2, 3], [1, 1, 5], [7, 7]
+    sequences = [Sequence(1, 0, prompt, max_tokens=1, domain="a") for prompt in tokens]
+    slots = [visit.cache.acquire(sequence) for sequence in sequences]
+    visit.cache.take_ops()
+    top, below = 10, 9
+    assert visit.cache.lose(top) == slots[:2]
+    assert visit.cache.lose(below) == []  # it went with the other
+    assert [sequence.num_computed_tokens for sequence in sequences] == [0, 0, 0]
+    assert visit.cache.take_ops() == [DropCells(below), DropCells(top)]
+    for slot in slots:
+        visit.cache.release(slot)
+    visit.cache.check()
+    assert (visit.cache.num_used_cells, visit.cache.num_stowed_cells) == (0, 0)

@@ -21,7 +21,9 @@ from openclawd.engine.batch import (
     Opening,
     Outputs,
     ParkSlot,
+    RestoreCells,
     ResumeSlot,
+    StowCells,
     TokenOutput,
 )
 from openclawd.engine.limits import Limits
@@ -57,6 +59,7 @@ def make(**limits: Any) -> Scheduler:
         "embedding_batch_tokens": 8,
         "min_kept_tokens": 1,
         "kept_share": 1.0,
+        "stowed_share": 0.0,
         "parked_share": 0.0,
         "max_skips": 0,
     }
@@ -715,6 +718,59 @@ def test_without_cells_kept_prefixes_go_before_anybody_is_preempted() -> None:
     assert scheduler.num_used_tokens == 2
 
 
+def restored(batch: Batch) -> list[int]:
+    """The tags whose cells come back with a batch."""
+    return [op.tag for op in batch.cache_ops if isinstance(op, RestoreCells)]
+
+
+def make_with_system_prompt_stowed(**limits: Any) -> Scheduler:
+    defaults = {"num_slots": 1, "num_prefix_tags": 8, "batch_tokens": 64, "kv_tokens": 100}
+    scheduler = make(**{**defaults, "kept_share": 0.0, "stowed_share": 1.0, **limits})
+    scheduler.add(chat(1, *SYSTEM))
+    run(scheduler)
+    assert (scheduler.num_used_tokens, scheduler.num_stowed_tokens) == (0, 40)
+    return scheduler
+
+
+def test_a_prefix_in_the_hosts_memory_serves_like_any_other() -> None:
+    scheduler = make_with_system_prompt_stowed()
+    second = chat(2, *SYSTEM, 2)
+    scheduler.add(second)
+    batch, _ = step(scheduler)
+    assert len(restored(batch)) == 1
+    assert batch.chunks == [Chunk(0, 40, [2], num_outputs=1)]
+    assert second.num_cached_tokens == 40
+
+
+def test_a_sequence_whose_prefix_cannot_be_restored_begins_anew() -> None:
+    scheduler = make_with_system_prompt_stowed(num_slots=3)
+    second, other = chat(2, *SYSTEM, 2), chat(3, 7)
+    for sequence in (second, other):
+        scheduler.add(sequence)
+    assert scheduler.preempt(restored(schedule(scheduler))) == []
+    scheduler.check()
+    assert (second.state, other.state) == (State.WAITING, State.RUNNING)
+    assert scheduler.num_stowed_tokens == 0
+    run(scheduler)
+    assert second.num_cached_tokens == 0
+
+
+def test_what_was_cached_of_a_sequence_stays_so_when_it_has_to_be_computed_again() -> None:
+    scheduler = make_with_system_prompt_stowed()
+    second, urgent = chat(2, *SYSTEM, 2, max_tokens=9), chat(3, 5)
+    scheduler.add(second)
+    step(scheduler)
+    urgent.priority = 1
+    scheduler.add(urgent)
+    step(scheduler)
+    assert second.state is State.WAITING
+    tags = restored(schedule(scheduler))
+    assert second.num_computed_tokens == 41
+    assert scheduler.preempt(tags) == []
+    run(scheduler)
+    assert (second.num_cached_tokens, second.num_completion_tokens) == (40, 9)
+
+
 def test_what_is_needed_leaves_out_the_prefixes_that_nobody_uses() -> None:
     scheduler = make(num_prefix_tags=8, batch_tokens=64, kv_tokens=200)
     assert (scheduler.num_needed_tokens, scheduler.num_longest_tokens) == (0, 0)
@@ -1194,10 +1250,12 @@ def test_nothing_is_guessed_where_it_cannot_be_taken_back() -> None:
 class Cells:
     """What a backend's unified KV cache holds: cells with a position and everyone who has them."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int) -> None:
+        self.most = most
         # position, whose, token, the slots and tags that have it
         self.cells: list[tuple[int, Owner, int, set[int]]] = []
         self.parked: dict[int, list[tuple[int, Owner, int]]] = {}
+        self.stowed: dict[int, list[tuple[int, Owner, int]]] = {}  # by tag
 
     def change(self, ops: list[CacheOp]) -> None:
         for op in ops:
@@ -1209,10 +1267,20 @@ class Cells:
                     self.cells += [(*cell, {slot}) for cell in self.parked.pop(key)]
                 case ForgetParked(key):
                     del self.parked[key]
+                case StowCells(tag):
+                    assert all(cell[3] == {tag} for cell in self.cells if tag in cell[3])
+                    self.stowed[tag] = [cell[:3] for cell in self.cells if tag in cell[3]]
+                    assert self.stowed[tag]
+                    self.cells = [cell for cell in self.cells if tag not in cell[3]]
+                case RestoreCells(tag):
+                    self.cells += [(*cell, {tag}) for cell in self.stowed.pop(tag)]
                 case CopyCells() | DropCells():
                     self._share(op)
+            assert len(self.cells) <= self.most, "there is no room for this, now"
 
     def _share(self, op: CopyCells | DropCells) -> None:
+        if isinstance(op, DropCells) and op.end < 0:
+            self.stowed.pop(op.owner, None)
         for position, _, _, owners in self.cells:
             match op:
                 case CopyCells(source, target, start, end):
@@ -1237,9 +1305,14 @@ class Cells:
         return [by_position[position] for position in range(len(mine))]
 
     def under(self, tag: int) -> list[int]:
-        """The tokens whose cells a tag has, by position."""
+        """The tokens whose cells a tag has, by position, in the cache or stowed."""
         mine = [(position, token) for position, _, token, owners in self.cells if tag in owners]
+        mine += [(position, token) for position, _, token in self.stowed.get(tag, [])]
         return [token for _, token in sorted(mine)]
+
+    @property
+    def num_stowed(self) -> int:
+        return sum(map(len, self.stowed.values()))
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -1253,11 +1326,12 @@ class SchedulerMachine(RuleBasedStateMachine):
         splits_prompts=st.booleans(),
         num_prefix_tags=st.integers(0, 6),
         min_kept_tokens=st.integers(1, 12),
-        kept_share=st.sampled_from([0.0, 0.3, 1.0]),
+        kept_share=st.sampled_from([0.0, 0.0, 0.3, 1.0]),
         pins=st.lists(
             st.tuples(st.integers(0, 30), st.lists(st.integers(1, 3), min_size=1, max_size=4)),
             max_size=3,
         ),
+        stowed_share=st.sampled_from([0.0, 0.3, 0.8, 2.0]),
         parked_share=st.sampled_from([0.0, 0.5]),
         max_skips=st.integers(0, 2),
         max_guesses=st.sampled_from([0, 3]),
@@ -1272,7 +1346,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.next_rid = 0
         self.added: list[Sequence] = []
         self.ends: Counter[Sequence] = Counter()
-        self.cells = Cells()
+        self.cells = Cells(self.limits.kv_tokens)
         self.opened: dict[int, Sequence] = {}  # by slot, for whom it was set up
         self.aside: Batch | None = None
         prompts = [[1] * num_alike + rest for num_alike, rest in pins]
@@ -1295,6 +1369,17 @@ class SchedulerMachine(RuleBasedStateMachine):
     )
     def add(self, num_alike: int, rest: list[int], max_tokens: int, others: dict[str, Any]) -> None:
         self.add_sequence([1] * num_alike + rest, max_tokens, **others)
+
+    @precondition(lambda self: self.added)
+    @rule(data=st.data(), rest=st.lists(st.integers(1, 3), min_size=1, max_size=3))
+    def ask_again(self, data: st.DataObject, rest: list[int]) -> None:
+        """What began another one, as far as it came, and then something of its own."""
+        other = data.draw(st.sampled_from(self.added))
+        start = other.tokens[: data.draw(st.integers(0, len(other.tokens)))]
+        domain, adapter = other.domain or "a", other.adapter
+        self.add_sequence(start + rest, 2, domain=domain, adapter=adapter)
+        if data.draw(st.booleans()):
+            self.run_out()
 
     @rule(
         tokens=st.lists(st.integers(1, 3), min_size=1, max_size=20),
@@ -1361,13 +1446,14 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def no_free_cells(self, data: st.DataObject) -> None:
-        """Sometimes because what was parked did not fit any more."""
+        """Sometimes because what was parked or stowed did not fit any more."""
         batch = self.schedule()
         if batch is None:
             return
-        resumed = [op.slot for op in batch.cache_ops if isinstance(op, ResumeSlot)]
-        lost = data.draw(st.lists(st.sampled_from(resumed), unique=True)) if resumed else []
-        self.cells.change([DropCells(slot) for slot in lost])
+        put_back = [op.slot for op in batch.cache_ops if isinstance(op, ResumeSlot)]
+        put_back += [op.tag for op in batch.cache_ops if isinstance(op, RestoreCells)]
+        lost = data.draw(st.lists(st.sampled_from(put_back), unique=True)) if put_back else []
+        self.cells.change([DropCells(owner) for owner in lost])
         if batch.is_aside:
             self.count(self.scheduler.stop_aside())
         self.count(self.scheduler.preempt(lost))
@@ -1401,7 +1487,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         batch, kept = self.scheduler.kept_prefixes()
         self.cells.change(batch.cache_ops)
         assert len(self.cells.cells) == self.scheduler.num_used_tokens
-        self.scheduler, cells = Scheduler(self.limits, Letters()), Cells()
+        assert self.cells.num_stowed == self.scheduler.num_stowed_tokens
+        self.scheduler, cells = Scheduler(self.limits, Letters()), Cells(self.limits.kv_tokens)
         for prefix in kept:
             tokens = list(prefix.tokens)
             tag = self.scheduler.adopt(prefix.owner, tokens, prefix.start)
@@ -1410,11 +1497,16 @@ class SchedulerMachine(RuleBasedStateMachine):
                 is_lost = False
             elif tag is not None:
                 assert self.cells.under(prefix.tag) == tokens[prefix.start :]
-                for position in range(prefix.start, len(tokens)):
-                    cells.cells.append((position, prefix.owner, tokens[position], {tag}))
+                positions = range(prefix.start, len(tokens))
+                mine = [(position, prefix.owner, tokens[position]) for position in positions]
+                if prefix.owner.is_everybody:
+                    cells.cells += [(*cell, {tag}) for cell in mine]
+                else:
+                    cells.stowed[tag] = mine
             self.scheduler.check()
         self.cells = cells
         assert len(self.cells.cells) == self.scheduler.num_used_tokens
+        assert self.cells.num_stowed == self.scheduler.num_stowed_tokens
         self.pinned = [prompt for prompt in self.pinned if self.scheduler.is_pinned(prompt)]
 
     def schedule(self) -> Batch | None:
@@ -1483,5 +1575,5 @@ class SchedulerMachine(RuleBasedStateMachine):
 
 TestSchedulerMachine = SchedulerMachine.TestCase
 TestSchedulerMachine.settings = settings(
-    max_examples=150, stateful_step_count=40, deadline=None, derandomize=True
+    max_examples=300, stateful_step_count=40, deadline=None, derandomize=True
 )

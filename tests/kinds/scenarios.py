@@ -90,7 +90,16 @@ def behind_a_prefix_that_is_being_read(world: World) -> Answers:
 
 def evicted(world: World) -> Answers:
     """Prefixes come and go while they are wanted again and again."""
-    engine = world.engine(min_kept_tokens=16, kept_share=0.1)
+    return _evicted(world, kept_share=0.1, stowed_share=0.0)
+
+
+def stowed(world: World) -> Answers:
+    """They go to the host's memory, and come back from there or are forgotten."""
+    return _evicted(world, kept_share=0.0, stowed_share=0.3)
+
+
+def _evicted(world: World, **shares: float) -> Answers:
+    engine = world.engine(min_kept_tokens=16, **shares)
     rids = []
     for turn, ask in enumerate(world.asks):
         engine.ask(world.long_ask(11 * turn), 5)
@@ -205,6 +214,7 @@ SCENARIOS: Final[tuple[Callable[[World], Answers], ...]] = (
     behind_a_kept_prefix,
     behind_a_prefix_that_is_being_read,
     evicted,
+    stowed,
     preempted,
     preempted_and_computed_again,
     preempted_by_higher_priorities,

@@ -29,7 +29,8 @@ limits = st.fixed_dictionaries(
     {
         "batch_tokens": st.sampled_from([5, 16, 64]),
         "min_kept_tokens": st.sampled_from([8, 60, 256]),
-        "kept_share": st.sampled_from([0.1, 0.5]),
+        "kept_share": st.sampled_from([0.0, 0.1, 0.5]),
+        "stowed_share": st.sampled_from([0.0, 0.3]),
         "parked_share": st.sampled_from([0.0, 0.5]),
     }
 )

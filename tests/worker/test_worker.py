@@ -47,6 +47,7 @@ def test_the_gauges_of_a_step(warm_worker: WorkerProcess) -> None:
         "waiting",
         "kv_used_tokens",
         "kv_kept_tokens",
+        "kv_stowed_tokens",
         "kv_total_tokens",
         "batch_tokens",
         "preemptions",

@@ -20,7 +20,7 @@ MAX_STRETCH: Final = 3.2
 """Steps that take up to 4 times as long are promised; the rest is for what estimates miss. With s
 times, a prompt beside running streams takes s / (s - 1) times as long as alone: here 1.45."""
 
-ASIDE_STRETCH: Final = 1.95
+ASIDE_STRETCH: Final = 2.4
 """The same for what is computed aside, where the pauses cannot be chosen to the millisecond; there
 the prompt is read in large parts, which makes up for what it waits. And again for short prompts in
 the steps between: the two together stay below 4."""

@@ -43,14 +43,6 @@ def fresh_machine() -> Iterator[Machine]:
 
 
 @pytest.fixture(scope="module")
-def machine(fresh_machine: Machine) -> Machine:
-    """With the packages installed, users, a model, and a service that has it ready."""
-    install(fresh_machine)
-    configure(fresh_machine)
-    return fresh_machine
-
-
-@pytest.fixture(scope="module")
 def next_version(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same packages under a higher version."""
     folder = tmp_path_factory.mktemp("next")

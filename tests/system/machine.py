@@ -25,9 +25,10 @@ if TYPE_CHECKING:
 CACHE: Final = Path(__file__).parents[2] / ".cache" / "system"
 PACKAGES: Final = (
     "systemd,systemd-sysv,dbus,adduser,procps,util-linux,libgomp1,libstdc++6,ca-certificates,curl,"
-    "python3,python3-click,python3-msgpack,python3-rich,python3-platformdirs"
+    "python3,python3-click,python3-msgpack,python3-rich,python3-platformdirs,prometheus"
 )
-"""What is there before: an init, what the packages under test depend on, what the guide uses."""
+"""What is there before, since nothing can be fetched later: an init, what the packages under test
+depend on, what the guide uses and installs from Debian's mirror."""
 
 TOOLS: Final = ("debootstrap", "systemd-nspawn", "nsenter", "mount", "umount")
 BOOT_TIMEOUT_S: Final = 120.0

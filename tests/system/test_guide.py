@@ -23,6 +23,8 @@ pytestmark = pytest.mark.timeout(900)
 CLONE: Final = "root/openclawd"
 """Where the reader is: in the project's folder, with the packages built and a model at hand."""
 
+PROMETHEUS: Final = "http://127.0.0.1:9090/api/v1"
+
 RUN: Final = [block for block in blocks() if not block.not_run]
 
 
@@ -63,5 +65,8 @@ def test_what_came_of_it(place: Machine) -> None:
     assert "+next" in place.run("dpkg-query -W openclawd openclawctl")
     budget = json.loads(place.run("openclawctl budgets --json"))
     assert "shop" in json.dumps(budget)
+    place.wait(f"curl -s '{PROMETHEUS}/query?query=openclawd_healthy' | grep '\"1\"'")
+    rules = answer(place.run(f"curl -s {PROMETHEUS}/rules"))["data"]["groups"]
+    assert "openclawd" in json.dumps(rules)
     assert "openclawd_healthy 1" in place.run("curl -s http://127.0.0.1:9867/metrics")
     assert "is active" in place.run("openclawctl doctor")

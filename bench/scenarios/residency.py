@@ -23,7 +23,7 @@ from belady import belady, grouped_optimum, least_recently_used
 from live import running_daemon, short_folder, smollm2_path
 from measure import Report, Row, Settings, Target, percentile
 
-from openclawctl import AsyncClient, OpenclawError
+from openclawctl import AsyncClient, Client, OpenclawError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,9 +35,6 @@ PER_SECOND: Final = 4.0
 GROUP_WAIT_S: Final = 2.0
 CAPACITY: Final = 2
 SEED: Final = 5
-MEMORY: Final = "700MiB"
-"""One of these models takes 280 MiB (`openclawctl show`): room for two, not for three."""
-
 _SETTINGS: Final = {"parallel": 4, "context": 256, "keep_alive": "forever", "preload": False}
 
 
@@ -57,6 +54,7 @@ def run(settings: Settings) -> Report:
     num_requests = settings.pick(QUICK_REQUESTS, NUM_REQUESTS)
     with short_folder() as folder:
         config = _configure(folder)
+        _make_room(config, _needed_bytes(folder, config))
         with running_daemon("--config", str(config), folder=folder) as daemon:
             daemon.wait_ready()
             answers = asyncio.run(_ask_all(str(daemon.socket), num_requests))
@@ -70,10 +68,27 @@ def _configure(folder: Path) -> Path:
         path = folder / f"{name}.gguf"
         shutil.copyfile(smollm2_path(), path)
         models[name] = {"path": str(path), **_SETTINGS}
-    limits = {"memory": MEMORY, "group_wait": f"{GROUP_WAIT_S:g}s"}
+    limits = {"group_wait": f"{GROUP_WAIT_S:g}s"}
     config = folder / "c.json"
     config.write_text(json.dumps({"models": models, "resource_limits": limits}))
     return config
+
+
+def _needed_bytes(folder: Path, config: Path) -> int:
+    """What one of the models is estimated to take: it depends on the CPU."""
+    with (
+        running_daemon("--config", str(config), folder=folder) as daemon,
+        Client(daemon.wait_ready().socket) as client,
+    ):
+        needed: int = client.show(MODELS[0])["memory"]["total_bytes"]
+        return needed
+
+
+def _make_room(config: Path, needed_bytes: int) -> None:
+    """For as many as `CAPACITY` and a half."""
+    settings = json.loads(config.read_text())
+    settings["resource_limits"]["memory"] = f"{(2 * CAPACITY + 1) * needed_bytes // 2}"
+    config.write_text(json.dumps(settings))
 
 
 async def _ask_all(socket: str, num_requests: int) -> list[Answer]:

@@ -33,6 +33,16 @@ def groups_of(lengths: Sequence[int], *, call_tokens: int, pads: bool = True) ->
     ]
 
 
+def shared_out(groups: Sequence[list[int]], num_shares: int) -> list[list[int]]:
+    """Each group in as many parts, about equal ones, as far as it has texts for that."""
+    return [
+        group[place * len(group) // count : (place + 1) * len(group) // count]
+        for group in groups
+        for count in [min(num_shares, len(group))]
+        for place in range(count)
+    ]
+
+
 def _cheapest_runs(
     lengths: Sequence[int], numbers: Sequence[int], call_tokens: int
 ) -> list[tuple[int, int]]:

@@ -1,12 +1,13 @@
 """Encoders on torch: sentence encoders, sequence classification, cross-encoders.
 
-Owns one call of the model for texts of about the same length, and what becomes of what it gives.
+Owns the calls of the model for texts of about the same length, and what becomes of what they give.
 Nothing is kept between steps: a slot is a place in a batch, and its text comes whole. How the model
 is read is `torch_encoder_load.py`'s.
 """
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -22,12 +23,12 @@ from openclawd.backends.base import (
     ModelInfo,
     go_on,
 )
-from openclawd.backends.encoder_groups import groups_of
+from openclawd.backends.encoder_groups import groups_of, shared_out
 from openclawd.backends.torch_encoder_load import LoadedEncoder, load_encoder
 from openclawd.engine.batch import Batch, Outputs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     import numpy.typing as npt
 
@@ -41,14 +42,18 @@ hundred."""
 
 def load(spec: LoadSpec, options: Options, on_progress: Callable[[float], bool]) -> TorchEncoder:
     """Load a folder with a transformers model. Raises `CannotLoad` and `LoadAborted`."""
-    return TorchEncoder(load_encoder(spec, options, on_progress))
+    loaded = load_encoder(spec, options, on_progress)
+    is_plain = loaded.device.type == "cpu" and not options.trust_remote_code
+    return TorchEncoder(loaded, pool=_one_each(loaded.info.threads) if is_plain else None)
 
 
 class TorchEncoder:
-    """The `Backend` protocol (`base.py`) for models that read whole texts. Owns `loaded`."""
+    """The `Backend` protocol (`base.py`) for models that read whole texts. Owns `loaded` and
+    `pool`, whose threads may call the model at the same time."""
 
-    def __init__(self, loaded: LoadedEncoder) -> None:
+    def __init__(self, loaded: LoadedEncoder, *, pool: ThreadPoolExecutor | None) -> None:
         self._loaded = loaded
+        self._pool = pool
         self._call_tokens = _CALL_TOKENS.get(loaded.device.type, _CALL_TOKENS_ELSEWHERE)
         tokens = loaded.tokens
         self.tokenize = tokens.tokenize
@@ -99,11 +104,13 @@ class TorchEncoder:
             call_tokens=self._call_tokens,
             pads=self._loaded.pads,
         )
+        each_of: Callable[..., Iterable[torch.Tensor]] = map
+        if self._pool is not None and len(texts) >= self.info.threads:
+            groups, each_of = shared_out(groups, self.info.threads), self._pool.map
+        inputs = [[texts[place] for place in group] for group in groups]
         try:
-            for group in groups:
-                slots = [batch.chunks[place].slot for place in group]
-                vectors = self._loaded.compute([texts[place] for place in group])
-                _put(result, slots, vectors)
+            for group, vectors in zip(groups, each_of(self._loaded.compute, inputs), strict=True):
+                _put(result, [batch.chunks[place].slot for place in group], vectors)
         except RuntimeError as error:  # out of memory, or the device is gone
             return DecodeFailed(str(error).partition("\n")[0] or type(error).__name__)
         return result
@@ -121,7 +128,17 @@ class TorchEncoder:
         """Nothing is kept."""
 
     def close(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
         self._loaded.free()
+
+
+def _one_each(num_threads: int) -> ThreadPoolExecutor | None:
+    """Threads of which each computes texts of its own: a call that all of them share stands still
+    when one of them has to wait for its core. None where there is but one."""
+    if num_threads < 2:
+        return None
+    return ThreadPoolExecutor(num_threads, "encoder", torch.set_num_threads, (1,))
 
 
 def _put(result: Outputs, slots: Sequence[int], vectors: torch.Tensor) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openclawd.backends.encoder_groups import groups_of
+from openclawd.backends.encoder_groups import groups_of, shared_out
 
 lengths_of = st.lists(st.integers(1, 64), max_size=8)
 
@@ -45,3 +45,20 @@ def test_without_padding_a_group_has_one_length(lengths: list[int]) -> None:
 
 def test_the_longest_come_first() -> None:
     assert groups_of([8, 200, 9, 190, 8], call_tokens=48) == [[1, 3], [2, 0, 4]]
+
+
+@given(st.lists(st.lists(st.integers(), min_size=1, max_size=9), max_size=4), st.integers(1, 5))
+def test_a_group_is_shared_out_in_about_equal_parts(
+    groups: list[list[int]], num_shares: int
+) -> None:
+    shares = shared_out(groups, num_shares)
+    assert [each for share in shares for each in share] == [
+        each for group in groups for each in group
+    ]
+    for group in groups:
+        of_group = [shares.pop(0) for _ in range(min(num_shares, len(group)))]
+        sizes = {len(share) for share in of_group}
+        assert [each for share in of_group for each in share] == group
+        assert min(sizes) > 0
+        assert max(sizes) - min(sizes) <= 1
+    assert not shares

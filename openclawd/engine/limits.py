@@ -6,12 +6,8 @@ Owns the numbers alone. Who keeps them: `scheduler.py`, `steps.py` and `kvcache.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
 
 from openclawd.engine.batch import BatchKind
-
-STOWED_SHARE: Final = 0.25
-"""Part of what a model is estimated to take (`fleet/estimate.py`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +43,7 @@ class Limits:
     num_prefix_tags: int = 0
     min_kept_tokens: int = 256
     kept_share: float = 0.25
-    stowed_share: float = STOWED_SHARE
+    stowed_share: float = 0.25
     parked_share: float = 0.5
     max_skips: int = 16
     max_guesses: int = 0

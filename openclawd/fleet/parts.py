@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from openclawd.engine.limits import STOWED_SHARE
 from openclawd.fleet.residency import HOST
 
 if TYPE_CHECKING:
     from openclawd.worker.messages import Load
+
+
+KEPT_SHARE: Final = 0.25
+"""`stowed_share` of engine/limits.py, which the daemon may not import."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,5 +29,5 @@ class Part:
 
 def kept_part(cache_bytes: float, load: Load) -> Part:
     """Prefixes that have left a cache of so many bytes, as many as may."""
-    how = f"up to {round(STOWED_SHARE * load.kv_tokens)} tokens that left the KV cache"
-    return Part("kept prefixes", round(STOWED_SHARE * cache_bytes), how)
+    how = f"up to {round(KEPT_SHARE * load.kv_tokens)} tokens that left the KV cache"
+    return Part("kept prefixes", round(KEPT_SHARE * cache_bytes), how)

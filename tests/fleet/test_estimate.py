@@ -13,9 +13,10 @@ from models.tiny import WRITERS
 
 from openclawd.backends import llama_load, llama_log
 from openclawd.backends.base import LoadSpec
+from openclawd.engine.limits import Limits
 from openclawd.fleet.estimate import Estimate, estimate, shrunk
 from openclawd.fleet.footprints import Measured
-from openclawd.fleet.parts import Part
+from openclawd.fleet.parts import KEPT_SHARE, Part
 from openclawd.fleet.residency import HOST
 from openclawd.worker.facts import Layers, ModelFacts, decode_facts
 from openclawd.worker.gguf_shape import gguf_facts
@@ -110,6 +111,10 @@ def test_smollm2_takes_what_was_computed(settings: dict[str, Any], model_path: P
     everything = sum(part.num_bytes for part in computed.parts if part.name not in _OURS)
     assert everything == pytest.approx(sum(said.values()), rel=0.05)
     assert _named(computed, "copy of the weights") == pytest.approx(said["packed"], abs=0.1 * _MIB)
+
+
+def test_as_many_prefixes_are_counted_as_the_engine_takes_out_of_the_cache() -> None:
+    assert Limits(1, 1, 1, 1).stowed_share == KEPT_SHARE
 
 
 # ---- the arithmetic by itself ----

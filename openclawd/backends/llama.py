@@ -32,6 +32,7 @@ from openclawd.backends.base import (
     go_on,
 )
 from openclawd.backends.constraint import Grammars
+from openclawd.backends.host_cells import HostCells
 from openclawd.backends.llama_arrays import BatchArrays, pointer_to, slot_of
 from openclawd.backends.llama_aside import Ending
 from openclawd.backends.llama_candidates import Candidates
@@ -94,7 +95,7 @@ class LlamaBackend:
         self._samplers: dict[int, Sampler] = {}
         self._dry = DrySamplers(self._vocab)
         self._parked: dict[int, tuple[Sampler, Bytes]] = {}
-        self._stowed: dict[int, Bytes] = {}
+        self._stowed = HostCells()
         self._sums: dict[int, npt.NDArray[np.float64]] = {}
         self._is_embedding = False
         self._waits = Waits(loaded.info.threads)
@@ -152,8 +153,8 @@ class LlamaBackend:
 
     def copy_cells_out(self, owner: int) -> bytes:
         """See `Backend.copy_cells_out`."""
-        stowed = self._stowed.get(owner)
-        return (self._take_out(owner) if stowed is None else stowed).tobytes()
+        is_stowed = owner in self._stowed
+        return (self._stowed.get(owner) if is_stowed else self._take_out(owner)).tobytes()
 
     def copy_cells_in(self, owner: int, data: bytes) -> bool:
         """See `Backend.copy_cells_in`."""
@@ -161,7 +162,7 @@ class LlamaBackend:
 
     def stow(self, tag: int, data: bytes) -> None:
         """See `Backend.stow`."""
-        self._stowed[tag] = np.frombuffer(data, dtype=np.uint8)
+        self._stowed.put(tag, np.frombuffer(data, dtype=np.uint8))
 
     def close(self) -> None:
         for sampler in self._samplers.values():
@@ -221,14 +222,14 @@ class LlamaBackend:
                 case StowCells(tag):
                     cells = self._take_out(tag)
                     self._drop_cells(tag)
-                    self._stowed[tag] = cells
+                    self._stowed.put(tag, cells)
                 case RestoreCells(tag):
-                    lost += [] if self._put_in(tag, self._stowed.pop(tag)) else [tag]
+                    lost += [] if self._put_in(tag, self._stowed.get(tag)) else [tag]
         return tuple(lost)
 
     def _drop_cells(self, owner: int, start: int = -1, end: int = -1) -> None:
         if end < 0:
-            self._stowed.pop(owner, None)
+            self._stowed.drop(owner)
             if self._loaded.aside is not None:
                 self._loaded.aside.forget(owner)
         if self._memory is not None:  # encoders keep nothing

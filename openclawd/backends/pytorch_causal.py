@@ -27,6 +27,7 @@ from openclawd.backends.base import (
 )
 from openclawd.backends.cells import Cells
 from openclawd.backends.constraint import Grammars
+from openclawd.backends.host_cells import HostCells
 from openclawd.backends.numpy_sampler import NumpySampler
 from openclawd.backends.pytorch_attention import (
     Step,
@@ -84,7 +85,7 @@ class CausalBackend:
         self._grammars = Grammars(vocab, vocab.size)
         self._samplers: dict[int, NumpySampler] = {}
         self._parked: dict[int, tuple[NumpySampler, bytes]] = {}
-        self._stowed: dict[int, bytes] = {}
+        self._stowed = HostCells()
         self._sums: dict[int, npt.NDArray[np.float64]] = {}
         self._breakers: frozenset[int] | None = None
         self.info = info
@@ -125,14 +126,14 @@ class CausalBackend:
     def copy_cells_out(self, owner: int) -> bytes:
         """See `Backend.copy_cells_out`."""
         if owner in self._stowed:
-            return self._stowed[owner]
+            return self._stowed.get(owner).tobytes()
         positions = self._cells.positions(owner)
         return to_bytes(self._pool, positions, self._cells.at(owner, positions))
 
     def copy_cells_in(self, owner: int, data: bytes) -> bool:
         """See `Backend.copy_cells_in`."""
         self._cells.drop(owner)
-        self._stowed.pop(owner, None)
+        self._stowed.drop(owner)
         saved = from_bytes(self._pool, data, length=self.info.context)
         if saved is None or not self._cells.take_at(owner, saved.positions):
             return False
@@ -141,7 +142,7 @@ class CausalBackend:
 
     def stow(self, tag: int, data: bytes) -> None:
         """See `Backend.stow`."""
-        self._stowed[tag] = data
+        self._stowed.put(tag, np.frombuffer(data, dtype=np.uint8))
 
     def close(self) -> None:
         self._samplers.clear()
@@ -192,7 +193,7 @@ class CausalBackend:
                 case DropCells(owner, start, end):
                     self._cells.drop(owner, start, end)
                     if end < 0:
-                        self._stowed.pop(owner, None)
+                        self._stowed.drop(owner)
                 case ParkSlot(slot, key):
                     self._parked[key] = self._samplers.pop(slot), self.copy_cells_out(slot)
                 case ResumeSlot(key, slot):
@@ -201,10 +202,10 @@ class CausalBackend:
                 case ForgetParked(key):
                     del self._parked[key]
                 case StowCells(tag):
-                    self._stowed[tag] = self.copy_cells_out(tag)
+                    self.stow(tag, self.copy_cells_out(tag))
                     self._cells.drop(tag)
                 case RestoreCells(tag):
-                    lost += [] if self.copy_cells_in(tag, self._stowed.pop(tag)) else [tag]
+                    lost += [] if self.copy_cells_in(tag, self.copy_cells_out(tag)) else [tag]
         return tuple(lost)
 
     # ---- one step ----

@@ -1,0 +1,65 @@
+"""KV cells in the host's memory: those of prefixes that were taken out of the cache.
+
+Owns the memory. It is taken in blocks, which are used again and given back at the end only: so what
+a worker takes grows to its bound and stays there. What is in the cells is a backend's.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    Bytes = npt.NDArray[np.uint8]
+
+BLOCK_BYTES: Final = 2**18
+"""Half of a block is wasted for each prefix, about six tokens of the smallest models."""
+
+
+class HostCells:
+    """By tag. Not thread-safe: it belongs to the engine thread."""
+
+    def __init__(self) -> None:
+        self._free: list[Bytes] = []
+        self._held: dict[int, list[Bytes]] = {}
+        self._sizes: dict[int, int] = {}
+
+    @property
+    def num_blocks(self) -> int:
+        """All that were ever needed at once."""
+        return len(self._free) + sum(map(len, self._held.values()))
+
+    def __contains__(self, tag: int) -> bool:
+        return tag in self._sizes
+
+    def put(self, tag: int, data: Bytes) -> None:
+        """Keep a copy, in the place of what there was of this tag."""
+        self.drop(tag)
+        self._sizes[tag] = data.size
+        self._held[tag] = [
+            self._filled(data[start : start + BLOCK_BYTES])
+            for start in range(0, data.size, BLOCK_BYTES)
+        ]
+
+    def get(self, tag: int) -> Bytes:
+        """A copy."""
+        blocks = self._held[tag] or [np.empty(0, dtype=np.uint8)]
+        return np.concatenate(blocks)[: self._sizes[tag]]
+
+    def drop(self, tag: int) -> None:
+        """Nothing happens if there is nothing."""
+        self._sizes.pop(tag, None)
+        self._free += self._held.pop(tag, [])
+
+    def clear(self) -> None:
+        self._free.clear()
+        self._held.clear()
+        self._sizes.clear()
+
+    def _filled(self, part: Bytes) -> Bytes:
+        block = self._free.pop() if self._free else np.empty(BLOCK_BYTES, dtype=np.uint8)
+        block[: part.size] = part
+        return block

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 BLOCK_BYTES: Final = 2**18
 """Half of a block is wasted for each prefix, about six tokens of the smallest models."""
 
+BLOCKS_AT_ONCE: Final = 64
+"""Taken from the system, which knows only so many mappings of a process."""
+
 
 class HostCells:
     """By tag. Not thread-safe: it belongs to the engine thread."""
@@ -29,7 +32,7 @@ class HostCells:
 
     @property
     def num_blocks(self) -> int:
-        """All that were ever needed at once."""
+        """All that were taken."""
         return len(self._free) + sum(map(len, self._held.values()))
 
     def __contains__(self, tag: int) -> bool:
@@ -60,6 +63,8 @@ class HostCells:
         self._sizes.clear()
 
     def _filled(self, part: Bytes) -> Bytes:
-        block = self._free.pop() if self._free else np.empty(BLOCK_BYTES, dtype=np.uint8)
+        if not self._free:
+            self._free.extend(np.empty((BLOCKS_AT_ONCE, BLOCK_BYTES), dtype=np.uint8))
+        block = self._free.pop()  # the one that was used last: others may have no pages yet
         block[: part.size] = part
         return block

@@ -112,7 +112,8 @@ class BatchLimits:
     `tile_tokens`: how many a large batch computes at once, if they belong together; one with both
     decodes and parts of prompts takes longer than the two apart. None where that makes no
     difference. `aside_tokens`: the most that a batch may have which `is_aside`; None where nothing
-    can be computed aside. `scans_all_cells`: a step passes over every cell in use, its own or not.
+    can be computed aside. `scans_all_cells`: a step passes over every cell in use, its own or not,
+    and that takes time.
     """
 
     batch_tokens: int

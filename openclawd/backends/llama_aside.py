@@ -48,8 +48,8 @@ class Ending(enum.Enum):
 
 
 class Aside:
-    """Belongs to the engine thread. `scratch` is a sequence of the main context that nothing else
-    uses."""
+    """Belongs to the engine thread. `scratch` is a sequence of the main context that has
+    nothing but while cells pass through it."""
 
     def __init__(
         self,

@@ -177,7 +177,7 @@ def _with_context(spec: LoadSpec, model: Any, params: Any, adapters: Adapters) -
         can_drop_last=not _has_state(model),
         tile_tokens=_tile_tokens(spec, model, params),
         aside_tokens=_aside_tokens(spec, model, params),
-        scans_all_cells=_num_gpu_layers(spec, model) == 0,
+        scans_all_cells=_num_gpu_layers(spec, model) < llama_cpp.llama_model_n_layer(model),
     )
     context = _make_context(spec, model, params, limits)
     is_encoder = _is_encoder(context)

@@ -24,7 +24,7 @@ from openclawd.backends.base import (
     go_on,
 )
 from openclawd.backends.encoder_groups import groups_of, shared_out
-from openclawd.backends.torch_encoder_load import LoadedEncoder, load_encoder
+from openclawd.backends.torch_encoder_load import LoadedEncoder, keeps_nothing, load_encoder
 from openclawd.engine.batch import Batch, Outputs
 
 if TYPE_CHECKING:
@@ -43,8 +43,10 @@ hundred."""
 def load(spec: LoadSpec, options: Options, on_progress: Callable[[float], bool]) -> TorchEncoder:
     """Load a folder with a transformers model. Raises `CannotLoad` and `LoadAborted`."""
     loaded = load_encoder(spec, options, on_progress)
-    is_plain = loaded.device.type == "cpu" and not options.trust_remote_code
-    return TorchEncoder(loaded, pool=_one_each(loaded.info.threads) if is_plain else None)
+    is_on_cpu = loaded.device.type == "cpu"
+    is_reentrant = not options.trust_remote_code and keeps_nothing(loaded.model.config)
+    pool = _one_each(loaded.info.threads) if is_on_cpu and is_reentrant else None
+    return TorchEncoder(loaded, pool=pool)
 
 
 class TorchEncoder:

@@ -76,6 +76,15 @@ class LoadedEncoder:
         """Python's reference counts free the tensors with the model."""
 
 
+def keeps_nothing(config: Any) -> bool:
+    """Does a model of transformers leave itself as it was when it is called? Not one whose
+    frequencies follow the length of its input (`dynamic_rope_update`), nor BigBird, which changes
+    its attention for short ones."""
+    rope = repr(getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None))
+    follows_length = "dynamic" in rope or "longrope" in rope
+    return not follows_length and getattr(config, "attention_type", "") != "block_sparse"
+
+
 def load_encoder(
     spec: LoadSpec, options: Options, on_progress: Callable[[float], bool]
 ) -> LoadedEncoder:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from openclawd.engine.sampling import SamplingParams
@@ -81,6 +81,8 @@ class RestoreCells:
     tag: int
 
 
+_COPIES: Final = (ParkSlot, ResumeSlot, StowCells, RestoreCells)
+
 CacheOp = CopyCells | DropCells | ParkSlot | ResumeSlot | ForgetParked | StowCells | RestoreCells
 
 
@@ -129,6 +131,11 @@ class Batch:
     @property
     def num_tokens(self) -> int:
         return sum(len(chunk.tokens) for chunk in self.chunks)
+
+    @property
+    def copies_cells(self) -> bool:
+        """To the host's memory or from there, which takes its time."""
+        return any(isinstance(op, _COPIES) for op in self.cache_ops)
 
 
 @dataclass(slots=True)  # not frozen: one is made for every token, which takes half as long

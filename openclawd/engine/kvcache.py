@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import heapq
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from openclawd.engine.batch import BatchKind, DropCells, ForgetParked, ParkSlot, ResumeSlot
 from openclawd.engine.prefixes import Match, Owner, PrefixTree
@@ -24,6 +24,11 @@ if TYPE_CHECKING:
     from openclawd.engine.batch import CacheOp
     from openclawd.engine.prefixes import KeptPrefix, Node
     from openclawd.engine.sequence import Sequence
+
+
+_WORTH_RESTORING: Final = 16
+"""To copy a token's cells to the host's memory and back takes about a fiftieth of computing them
+(SmolLM2 on two cores)."""
 
 
 @dataclass(slots=True)
@@ -156,9 +161,8 @@ class KvCache:
         assert match is not None
         slot = heapq.heappop(self._free_slots)
         self._tree.lock(match.node)
-        restored = self._tree.restore(match.node)
-        self.make_room(0)  # for these
-        self._ops += restored
+        self.make_room(self._tree.num_stowed_in(match.node))
+        self._ops += self._tree.restore(match.node)
         if sequence.parked is None:
             self._ops += self._tree.copy_to(slot, match)
             sequence.num_computed_tokens = match.num_tokens
@@ -179,6 +183,7 @@ class KvCache:
                 self._tree.unlock(holding.anchor)
                 holding.anchor, holding.num_shared = self._tree.root, 0
                 holding.sequence.num_computed_tokens = 0
+                self._ops.append(DropCells(slot))  # before anything that it shared is stowed
                 slots.append(slot)
         self._ops += self._tree.lose(tag)
         return slots
@@ -262,7 +267,7 @@ class KvCache:
             self._ops += ops
 
     def forget_prefixes(self) -> bool:
-        """Evict every prefix that nobody uses. False if there was none."""
+        """Evict every prefix that nobody uses from the cache. False if there was none."""
         num_before = len(self._ops)
         while ops := self._tree.evict():
             self._ops += ops
@@ -272,6 +277,10 @@ class KvCache:
         """What the backend is to do before the next batch, in order."""
         ops, self._ops = self._ops, []
         return ops
+
+    def put_back_ops(self, ops: list[CacheOp]) -> None:
+        """What was taken last is to be done later."""
+        self._ops = ops + self._ops
 
     def check(self) -> None:
         """Raise `AssertionError` if the accounting does not add up."""
@@ -294,8 +303,16 @@ class KvCache:
             self._ops += ops
 
     def _match(self, sequence: Sequence, owner: Owner) -> Match:
+        """Of a stowed node no part that is too small to be worth bringing all of it back, unless
+        the sequence will be kept: then the node is split there, and brought back only once."""
         is_open = self._may_share(sequence) and sequence.parked is None
-        return self._tree.match(owner, sequence.tokens[:-1] if is_open else [])
+        match = self._tree.match(owner, sequence.tokens[:-1] if is_open else [])
+        node, num_of_node = match.node, match.num_tokens - match.node.start
+        if node.parent is None or not node.is_stowed:
+            return match
+        is_worth_it = num_of_node * _WORTH_RESTORING >= len(node.tokens)
+        is_to_be_kept = sequence.num_prompt_tokens >= self.min_kept_tokens
+        return match if is_worth_it or is_to_be_kept else Match(node.parent, node.start)
 
     def _affordable_match(self, sequence: Sequence, without: Collection[int] = ()) -> Match | None:
         """The longest kept prefix with which a sequence fits beside what is promised; None if it

@@ -195,21 +195,24 @@ class PrefixTree:
             if each.num_users == 0:
                 self.num_locked_cells -= len(each.tokens)
 
+    def num_stowed_in(self, node: Node) -> int:
+        """Of the path to a node, the cells that are stowed."""
+        return sum(len(each.tokens) for each in node.path() if each.is_stowed)
+
     def restore(self, node: Node) -> list[CacheOp]:
-        """Put what is stowed of the path to a locked node back into the cache, where there has to
-        be room for it when the operations are done."""
+        """Put what is stowed of the path to a locked node back into the cache, where there is to be
+        room for it."""
         stowed = [each for each in node.path() if each.is_stowed]
         for each in stowed:
-            each.is_stowed = False
-            self.num_stowed_cells -= len(each.tokens)
-            self.num_cells += len(each.tokens)
+            self._move_in(each)
         return [RestoreCells(each.tag) for each in reversed(stowed)]
 
     def insert(self, owner: Owner, tokens: Sequence[int], slot: int) -> Insertion:
         """Remember `tokens`, whose cells `slot` has; for good, if they are everybody's. Where the
-        tree knows a part already, its own cells stay; what is stowed of it goes. Nothing is
-        remembered when every tag is in use, or nothing is new."""
-        ops = self._drop_stowed(self.match(owner, tokens).node) + self._spare_tags()
+        tree knows a part already, its own cells stay, or the slot's take the place of those that
+        are stowed; a stowed node that would have to be split goes, with what builds on it. Nothing
+        is remembered when every tag is in use, or nothing is new."""
+        ops = self._bring_back(self.match(owner, tokens), slot) + self._spare_tags()
         match = self.match(owner, tokens)
         num_known, node = match.num_tokens, match.node
         if len(self._tags) < _MOST_TAGS_PER_INSERT or num_known == len(tokens):
@@ -251,16 +254,17 @@ class PrefixTree:
 
     def evict(self) -> list[CacheOp] | None:
         """Take the least recently used node that nobody uses out of the cache: stow it, if need be
-        in the place of others, or forget it if it is too large for that. None if there is none."""
+        in the place of others, or forget it if there is no room for it. None if there is none."""
         node = min(filter(_is_last_in_cache, self._nodes.values()), key=_last_used, default=None)
         if node is None:
             return None
-        if len(node.tokens) > self._max_stowed_cells:
-            return self._drop(node)
         ops: list[CacheOp] = []
         while self.num_stowed_cells + len(node.tokens) > self._max_stowed_cells:
-            leaves = (each for each in self._nodes.values() if each.is_stowed and not each.children)
-            ops += self._drop(min(leaves, key=_last_used))
+            others = filter(_is_last_of_stowed, self._nodes.values())
+            oldest = min(others, key=_last_used, default=None)
+            if oldest is None:
+                return ops + self._drop(node)
+            ops += self._drop(oldest)
         self._move_out(node)
         return [*ops, StowCells(node.tag)]
 
@@ -337,15 +341,26 @@ class PrefixTree:
             self._remove(each)
         return [DropCells(each.tag) for each in dropped]
 
-    def _drop_stowed(self, node: Node) -> list[CacheOp]:
-        """Forget what is stowed of the path to a node."""
-        stowed = [each for each in node.path() if each.is_stowed]
-        return self._drop(stowed[-1]) if stowed else []
+    def _bring_back(self, match: Match, slot: int) -> list[CacheOp]:
+        """Give what is stowed of a matched prefix the cells of a slot that has computed it."""
+        ops: list[CacheOp] = []
+        for node in [each for each in match.node.path() if each.is_stowed]:
+            if node.end > match.num_tokens:
+                ops += self._drop(node)
+            else:
+                self._move_in(node)
+                ops += [DropCells(node.tag), CopyCells(slot, node.tag, node.start, node.end)]
+        return ops
 
     def _move_out(self, node: Node) -> None:
         node.is_stowed = True
         self.num_cells -= len(node.tokens)
         self.num_stowed_cells += len(node.tokens)
+
+    def _move_in(self, node: Node) -> None:
+        node.is_stowed = False
+        self.num_cells += len(node.tokens)
+        self.num_stowed_cells -= len(node.tokens)
 
     def _spare_tags(self) -> list[CacheOp]:
         """Make room for an insertion's tags, until it has those it may need or nothing can go."""
@@ -411,6 +426,11 @@ def _is_last_in_cache(node: Node) -> bool:
     """Has this node cells in the cache that nobody uses and nothing there builds on?"""
     is_unused = not (node.is_stowed or node.num_users)
     return is_unused and all(child.is_stowed for child in node.children.values())
+
+
+def _is_last_of_stowed(node: Node) -> bool:
+    """Is this node stowed, while nobody waits for it and nothing builds on it?"""
+    return node.is_stowed and not (node.num_users or node.children)
 
 
 def _is_split_for_nobody(node: Node) -> bool:

@@ -201,6 +201,15 @@ class Scheduler:
             is_aside=plan.aside is not None,
         )
 
+    def settle(self) -> Batch | None:
+        """When nobody runs: what is to be copied out of the cache, so that the next request does
+        not wait for it. None if there is nothing."""
+        batch = Batch(BatchKind.GENERATION, [], cache_ops=self._kv.take_ops())
+        if batch.copies_cells:
+            return batch
+        self._kv.put_back_ops(batch.cache_ops)
+        return None
+
     def stop_aside(self) -> list[Effect]:
         """The batch aside is not being computed any more. If its sequence was to be cancelled, it
         ends now."""
@@ -217,7 +226,7 @@ class Scheduler:
         between `schedule` and this, unless it is aside."""
         if batch.is_aside and (cancelled := self.stop_aside()):
             return cancelled
-        if duration_s is not None and batch.chunks:
+        if duration_s is not None and batch.chunks and not batch.copies_cells:
             self._steps.note_duration(batch, duration_s)
         effects: list[Effect] = []
         for chunk in batch.chunks:
@@ -241,7 +250,7 @@ class Scheduler:
         return effects
 
     def preempt(self, lost: Collection[int] = ()) -> list[Effect]:
-        """A backend had no KV cell left for a batch: forget the prefixes that nobody uses, or else
+        """A backend had no KV cell left for a batch: evict the prefixes that nobody uses, or else
         take back the slot of the sequence that was admitted last, of those with the lowest
         priority. It goes on later. The slots in `lost` should have been resumed and could not be,
         the tags in it restored: their sequences are computed again.

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from openclawd.worker.messages import Load
 
 
-KEPT_SHARE: Final = 0.25
+STOWED_SHARE: Final = 0.25
 """`stowed_share` of engine/limits.py, which the daemon may not import."""
 
 
@@ -29,5 +29,5 @@ class Part:
 
 def kept_part(cache_bytes: float, load: Load) -> Part:
     """Prefixes that have left a cache of so many bytes, as many as may."""
-    how = f"up to {round(KEPT_SHARE * load.kv_tokens)} tokens that left the KV cache"
-    return Part("kept prefixes", round(KEPT_SHARE * cache_bytes), how)
+    how = f"up to {round(STOWED_SHARE * load.kv_tokens)} tokens that left the KV cache"
+    return Part("kept prefixes", round(STOWED_SHARE * cache_bytes), how)

@@ -121,8 +121,11 @@ class EngineLoop:
         """Take every message that has come, waiting for one when idle. False to stop."""
         if self._is_stopped:
             return False
-        if self._scheduler.is_idle and not self._take(self._inbox.get()):
-            return False
+        if self._scheduler.is_idle:
+            if batch := self._scheduler.settle():
+                self._backend.forward(batch)
+            if not self._take(self._inbox.get()):
+                return False
         while True:
             try:
                 message = self._inbox.get_nowait()

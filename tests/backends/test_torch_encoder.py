@@ -6,6 +6,7 @@ import contextlib
 import json
 import random
 import warnings
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +18,8 @@ from harness import minilm_path, short_folder
 from models.tiny_torch import CONTEXT, WORDS, write_classifier, write_sentence_encoder
 
 from openclawd.backends import pytorch
-from openclawd.backends.base import CannotLoad, LoadSpec
+from openclawd.backends.base import CannotLoad, DecodeFailed, LoadSpec
+from openclawd.backends.torch_encoder_load import keeps_nothing
 from openclawd.engine.batch import Batch, BatchKind, Chunk, Outputs
 
 if TYPE_CHECKING:
@@ -38,14 +40,14 @@ TEXTS = ["the cat sat", "a", "report of finance " * 12, "dogs", "the the the cat
 
 
 @contextlib.contextmanager
-def loaded(path: Path, **options: Any) -> Iterator[Backend]:
+def loaded(path: Path, *, threads: int = 1, **options: Any) -> Iterator[Backend]:
     spec = LoadSpec(
         str(path),
         parallel=4,
         context=512,
         kv_tokens=2048,
         batch_tokens=512,
-        threads=1,
+        threads=threads,
         options=options,
     )
     backend = pytorch.load(spec, lambda _: True)
@@ -89,6 +91,51 @@ def computed(backend: Backend, texts: Sequence[list[int]]) -> np.ndarray:
 def cosines(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
     lengths = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
     return (ours * theirs).sum(axis=1) / lengths
+
+
+# ---- several threads ----
+
+
+def test_threads_that_compute_texts_of_their_own_give_the_same() -> None:
+    """In the same order, however the texts are shared out; and what is computed alone has all
+    threads, also afterwards."""
+    with loaded(minilm_path()) as backend:
+        texts = tokens_of(backend, [*TEXTS, "one more, which makes it six"])
+        wanted = computed(backend, texts)
+    with loaded(minilm_path(), threads=2) as backend:
+        assert backend.info.threads == 2
+        for _ in range(3):
+            assert cosines(computed(backend, texts), wanted).min() > 0.99999
+        assert cosines(computed(backend, texts[2:3]), wanted[2:3]).min() > 0.99999
+        assert torch.get_num_threads() == 2
+    torch.set_num_threads(1)
+
+
+def test_a_thread_that_fails_fails_the_step() -> None:
+    with loaded(minilm_path(), threads=2) as backend:
+        texts = tokens_of(backend, TEXTS)
+        too_long = Chunk(len(texts), 0, [101] * 600, 1)
+        chunks = [Chunk(slot, 0, tokens, 1) for slot, tokens in enumerate(texts)]
+        failed = backend.forward(Batch(BatchKind.EMBEDDING, [*chunks, too_long]))
+        assert isinstance(failed, DecodeFailed)
+        assert len(computed(backend, texts)) == len(texts)
+    torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "is_safe"),
+    [
+        ({}, True),
+        ({"rope_parameters": {"rope_type": "default"}}, True),
+        ({"rope_parameters": {"full_attention": {"rope_type": "longrope"}}}, False),
+        ({"rope_scaling": {"type": "dynamic"}}, False),
+        ({"attention_type": "block_sparse"}, False),
+    ],
+)
+def test_models_that_change_themselves_are_called_by_one_thread_at_a_time(
+    settings: dict[str, Any], is_safe: bool
+) -> None:
+    assert keeps_nothing(SimpleNamespace(**settings)) is is_safe
 
 
 # ---- embeddings ----

@@ -224,7 +224,7 @@ def test_a_stowed_prefix_makes_room_for_itself() -> None:
     visit = Visits(num_cells=8, max_stowed_cells=8)
     visit(1, 1, 1, 1)
     assert visit(2, 2, 2, 2, 2, 2) == [StowCells(9)]
-    assert visit(1, 1, 1, 1, 3) == [StowCells(8), RestoreCells(9)]
+    assert visit(1, 1, 1, 1, 3) == [DropCells(8), RestoreCells(9)]  # not both at once
 
 
 def test_a_prefix_that_builds_on_a_stowed_one_is_restored_after_it() -> None:
@@ -235,20 +235,55 @@ def test_a_prefix_that_builds_on_a_stowed_one_is_restored_after_it() -> None:
     assert ops[:2] == [RestoreCells(9), RestoreCells(8)]
 
 
-def test_what_is_stowed_goes_where_the_same_is_kept_anew() -> None:
-    """A sequence that began before the same was kept and stowed has all of it itself."""
-    visit = Visits(max_kept_cells=0, max_stowed_cells=20)
-    slow = Sequence(1, 0, [1, 1, 1, 1, 2, 2], max_tokens=1, domain="a")
+def test_too_small_a_part_of_a_stowed_prefix_does_not_bring_it_back() -> None:
+    visit = Visits(max_kept_cells=0, max_stowed_cells=100, min_kept_tokens=20)
+    visit(1, *[2] * 50)
+    assert visit(1, 3, 3) == []
+    assert visit.cache.num_stowed_cells == 51
+    assert visit(1, 2, 2, 2, 3) == [RestoreCells(9), StowCells(9)]
+
+
+def test_a_stowed_prefix_is_split_where_another_parts_from_it() -> None:
+    """And what builds on it stays."""
+    visit = Visits(max_kept_cells=0, max_stowed_cells=200)
+    visit(1, *[2] * 40)
+    visit(1, *[2] * 40, 3, 3)
+    assert visit(1, *[4] * 30)[0] == RestoreCells(9)
+    assert visit.cache.num_stowed_cells == 43 + 30
+    assert visit(1, *[2] * 40, 3, 3, 5)[-1:] == [StowCells(7)]
+    assert visit.cache.num_stowed_cells == 44 + 30
+
+
+def late(visit: Visits, *tokens: int) -> tuple[list[CacheOp], list[CacheOp]]:
+    """A sequence that began before the same was kept and stowed keeps what it has computed: what is
+    done of tags with and without a copy."""
+    slow = Sequence(1, 0, list(tokens), max_tokens=1, domain="a")
     slot = visit.cache.acquire(slow)
     visit(1, 1, 1)
     visit(1, 1, 1, 1, 2, 2, 3)
     assert visit.cache.num_stowed_cells == 7
-    slow.num_computed_tokens = 6
+    visit.cache.take_ops()
+    slow.num_computed_tokens = len(tokens)
     visit.cache.keep(slot)
     visit.cache.check()
-    assert visit.cache.num_stowed_cells == 0
-    dropped = [op for op in visit.cache.take_ops() if isinstance(op, DropCells)]
-    assert dropped == [DropCells(8), DropCells(9)]
+    ops = visit.cache.take_ops()
+    return [op for op in ops if _is_of_slots(op)], [op for op in ops if not _is_of_slots(op)]
+
+
+def test_what_is_stowed_gets_the_cells_of_a_sequence_that_computed_the_same() -> None:
+    visit = Visits(max_kept_cells=0, max_stowed_cells=20)
+    copies, others = late(visit, 1, 1, 1, 1, 2, 2, 3, 4)
+    assert copies[:2] == [CopyCells(0, 8, 3, 7), CopyCells(0, 9, 0, 3)]
+    assert others == [DropCells(8), DropCells(9)]
+    assert (visit.cache.num_used_cells, visit.cache.num_stowed_cells) == (8, 0)
+
+
+def test_what_is_stowed_goes_where_a_sequence_parts_from_it_that_was_not_given_it() -> None:
+    visit = Visits(max_kept_cells=0, max_stowed_cells=20)
+    copies, others = late(visit, 1, 1, 1, 1, 9)
+    assert copies[0] == CopyCells(0, 9, 0, 3)
+    assert others == [DropCells(8), DropCells(9)]
+    assert (visit.cache.num_used_cells, visit.cache.num_stowed_cells) == (5, 0)
 
 
 def test_a_prefix_that_cannot_be_restored_is_forgotten_by_those_that_were_to_use_it() -> None:
@@ -263,7 +298,8 @@ def test_a_prefix_that_cannot_be_restored_is_forgotten_by_those_that_were_to_use
     assert visit.cache.lose(top) == slots[:2]
     assert visit.cache.lose(below) == []  # it went with the other
     assert [sequence.num_computed_tokens for sequence in sequences] == [0, 0, 0]
-    assert visit.cache.take_ops() == [DropCells(below), DropCells(top)]
+    dropped = [DropCells(owner) for owner in (*slots[:2], below, top)]
+    assert visit.cache.take_ops() == dropped
     for slot in slots:
         visit.cache.release(slot)
     visit.cache.check()

@@ -1250,8 +1250,8 @@ def test_nothing_is_guessed_where_it_cannot_be_taken_back() -> None:
 class Cells:
     """What a backend's unified KV cache holds: cells with a position and everyone who has them."""
 
-    def __init__(self, most: int) -> None:
-        self.most = most
+    def __init__(self, most: int, most_stowed: int) -> None:
+        self.most, self.most_stowed = most, most_stowed
         # position, whose, token, the slots and tags that have it
         self.cells: list[tuple[int, Owner, int, set[int]]] = []
         self.parked: dict[int, list[tuple[int, Owner, int]]] = {}
@@ -1277,6 +1277,7 @@ class Cells:
                 case CopyCells() | DropCells():
                     self._share(op)
             assert len(self.cells) <= self.most, "there is no room for this, now"
+            assert self.num_stowed <= self.most_stowed
 
     def _share(self, op: CopyCells | DropCells) -> None:
         if isinstance(op, DropCells) and op.end < 0:
@@ -1346,7 +1347,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.next_rid = 0
         self.added: list[Sequence] = []
         self.ends: Counter[Sequence] = Counter()
-        self.cells = Cells(self.limits.kv_tokens)
+        self.cells = self.no_cells()
         self.opened: dict[int, Sequence] = {}  # by slot, for whom it was set up
         self.aside: Batch | None = None
         prompts = [[1] * num_alike + rest for num_alike, rest in pins]
@@ -1488,7 +1489,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.cells.change(batch.cache_ops)
         assert len(self.cells.cells) == self.scheduler.num_used_tokens
         assert self.cells.num_stowed == self.scheduler.num_stowed_tokens
-        self.scheduler, cells = Scheduler(self.limits, Letters()), Cells(self.limits.kv_tokens)
+        self.scheduler, cells = Scheduler(self.limits, Letters()), self.no_cells()
         for prefix in kept:
             tokens = list(prefix.tokens)
             tag = self.scheduler.adopt(prefix.owner, tokens, prefix.start)
@@ -1508,6 +1509,18 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert len(self.cells.cells) == self.scheduler.num_used_tokens
         assert self.cells.num_stowed == self.scheduler.num_stowed_tokens
         self.pinned = [prompt for prompt in self.pinned if self.scheduler.is_pinned(prompt)]
+
+    def no_cells(self) -> Cells:
+        limits = self.limits
+        return Cells(limits.kv_tokens, round(limits.stowed_share * limits.kv_tokens))
+
+    @precondition(lambda self: self.scheduler.is_idle)
+    @rule()
+    def settle(self) -> None:
+        batch = self.scheduler.settle()
+        if batch is not None:
+            self.cells.change(batch.cache_ops)
+            assert self.cells.num_stowed == self.scheduler.num_stowed_tokens
 
     def schedule(self) -> Batch | None:
         """The next batch, checked as a backend would see it."""

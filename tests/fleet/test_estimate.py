@@ -16,7 +16,7 @@ from openclawd.backends.base import LoadSpec
 from openclawd.engine.limits import Limits
 from openclawd.fleet.estimate import Estimate, estimate, shrunk
 from openclawd.fleet.footprints import Measured
-from openclawd.fleet.parts import KEPT_SHARE, Part
+from openclawd.fleet.parts import STOWED_SHARE, Part
 from openclawd.fleet.residency import HOST
 from openclawd.worker.facts import Layers, ModelFacts, decode_facts
 from openclawd.worker.gguf_shape import gguf_facts
@@ -114,7 +114,7 @@ def test_smollm2_takes_what_was_computed(settings: dict[str, Any], model_path: P
 
 
 def test_as_many_prefixes_are_counted_as_the_engine_takes_out_of_the_cache() -> None:
-    assert Limits(1, 1, 1, 1).stowed_share == KEPT_SHARE
+    assert Limits(1, 1, 1, 1).stowed_share == STOWED_SHARE
 
 
 # ---- the arithmetic by itself ----

@@ -198,7 +198,10 @@ class KvCache:
         sequence = self._held[slot].sequence
         num_cells = sequence.num_computed_tokens
         has_room = sum(self._num_parked_cells.values()) + num_cells <= self._max_parked_cells
-        can_park = has_room and num_cells > 0 and sequence.kind is BatchKind.GENERATION
+        # What is parked comes back with cells of its own, beside those that are pinned.
+        fits_again = sequence.num_cells_needed <= self.num_cells - self._tree.num_pinned_cells
+        is_generation = sequence.kind is BatchKind.GENERATION
+        can_park = has_room and fits_again and num_cells > 0 and is_generation
         if can_park:
             self._next_key += 1
             sequence.parked = self._next_key

@@ -660,6 +660,24 @@ def test_what_a_domain_adds_to_a_pinned_prefix_is_its_own() -> None:
         assert sequence.num_cached_tokens == num_cached
 
 
+def test_a_sequence_that_fits_only_with_what_is_pinned_is_not_parked() -> None:
+    """It would have cells of its own when it comes back, for which there is never room."""
+    scheduler = make(
+        num_slots=1, num_prefix_tags=8, batch_tokens=64, kv_tokens=50, parked_share=1.0
+    )
+    scheduler.add(chat(1, *SYSTEM, domain=None))
+    run(scheduler)
+    large, urgent = chat(2, *SYSTEM, 1, max_tokens=9), chat(3, 5)
+    scheduler.add(large)
+    step(scheduler)
+    urgent.priority = 1
+    scheduler.add(urgent)
+    step(scheduler)
+    assert (large.state, large.parked) == (State.WAITING, None)
+    run(scheduler)
+    assert large.num_completion_tokens == 9
+
+
 def test_what_does_not_fit_beside_pinned_prefixes_is_refused() -> None:
     scheduler = make(num_slots=1, num_prefix_tags=8, batch_tokens=64, kv_tokens=100)
     scheduler.add(chat(1, *SYSTEM, domain=None))

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 REQUESTS_PER_S: Final = 0.5
 """About a quarter of what two cores can do with these lengths, so that the queue stays short."""
+NUM_FILLING: Final = 16
+"""Prompts of 500 words: twice as many as it takes to fill what is kept of prefixes to its bound."""
 SAMPLE_S: Final = 10.0
 SETTLED_MIN: Final = 5.0
 """Caches and allocators fill up in the first minutes; growth is judged after them."""
@@ -87,11 +89,22 @@ class Load:
     num_tokens: int = 0
 
     async def run(self, until: float) -> None:
+        """First of all long prompts, which fill what is kept of prefixes to its bound."""
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(NUM_FILLING):
+                tasks.create_task(self._fill())
         async with asyncio.TaskGroup() as tasks:
             while (now := time.monotonic()) < until:
                 tasks.create_task(self._one())
                 pause_s = self.random.expovariate(REQUESTS_PER_S)
                 await asyncio.sleep(min(pause_s, until - now))
+
+    async def _fill(self) -> None:
+        async with AsyncClient(self.socket) as client:
+            text = " ".join(self.random.choices(WORDS, k=500))
+            answer = await client.generate(text, model=MODEL, max_tokens=4)
+            self.num_tokens += answer.usage.completion_tokens
+            self.outcomes["done"] += 1
 
     async def _one(self) -> None:
         kinds: list[tuple[Callable[[AsyncClient], Awaitable[str]], int]] = [

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 
 _WORTH_RESTORING: Final = 16
-"""To copy a token's cells to the host's memory and back takes about a fiftieth of computing them
-(SmolLM2 on two cores)."""
+"""To copy cells to the host's memory and back takes less than a hundredth of computing them: 54 ms
+and 15.9 s for 2,000 tokens (SmolLM2 on two busy cores, measured 2026-11-30)."""
 
 
 @dataclass(slots=True)

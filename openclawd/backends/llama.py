@@ -62,9 +62,8 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from openclawd.backends.host_cells import Bytes
     from openclawd.engine.sampling import SamplingParams
-
-    Bytes = npt.NDArray[np.uint8]
 
 _LENT: Final = 0
 """The slot by way of which the cells of a tag are copied."""

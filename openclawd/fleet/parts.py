@@ -10,7 +10,6 @@ from openclawd.fleet.residency import HOST
 if TYPE_CHECKING:
     from openclawd.worker.messages import Load
 
-
 STOWED_SHARE: Final = 0.25
 """`stowed_share` of engine/limits.py, which the daemon may not import."""
 

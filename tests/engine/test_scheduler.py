@@ -660,6 +660,16 @@ def test_what_a_domain_adds_to_a_pinned_prefix_is_its_own() -> None:
         assert sequence.num_cached_tokens == num_cached
 
 
+def begin_and_make_way(scheduler: Scheduler, sequence: Sequence) -> None:
+    """It has one step, and then a more urgent one needs its slot."""
+    scheduler.add(sequence)
+    step(scheduler)
+    urgent = chat(3, 5)
+    urgent.priority = 1
+    scheduler.add(urgent)
+    step(scheduler)
+
+
 def test_a_sequence_that_fits_only_with_what_is_pinned_is_not_parked() -> None:
     """It would have cells of its own when it comes back, for which there is never room."""
     scheduler = make(
@@ -667,12 +677,8 @@ def test_a_sequence_that_fits_only_with_what_is_pinned_is_not_parked() -> None:
     )
     scheduler.add(chat(1, *SYSTEM, domain=None))
     run(scheduler)
-    large, urgent = chat(2, *SYSTEM, 1, max_tokens=9), chat(3, 5)
-    scheduler.add(large)
-    step(scheduler)
-    urgent.priority = 1
-    scheduler.add(urgent)
-    step(scheduler)
+    large = chat(2, *SYSTEM, 1, max_tokens=9)
+    begin_and_make_way(scheduler, large)
     assert (large.state, large.parked) == (State.WAITING, None)
     run(scheduler)
     assert large.num_completion_tokens == 9
@@ -775,12 +781,8 @@ def test_a_sequence_whose_prefix_cannot_be_restored_begins_anew() -> None:
 
 def test_what_was_cached_of_a_sequence_stays_so_when_it_has_to_be_computed_again() -> None:
     scheduler = make_with_system_prompt_stowed()
-    second, urgent = chat(2, *SYSTEM, 2, max_tokens=9), chat(3, 5)
-    scheduler.add(second)
-    step(scheduler)
-    urgent.priority = 1
-    scheduler.add(urgent)
-    step(scheduler)
+    second = chat(2, *SYSTEM, 2, max_tokens=9)
+    begin_and_make_way(scheduler, second)
     assert second.state is State.WAITING
     tags = restored(schedule(scheduler))
     assert second.num_computed_tokens == 41

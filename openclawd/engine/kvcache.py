@@ -281,10 +281,6 @@ class KvCache:
         ops, self._ops = self._ops, []
         return ops
 
-    def put_back_ops(self, ops: list[CacheOp]) -> None:
-        """What was taken last is to be done later."""
-        self._ops = ops + self._ops
-
     def check(self) -> None:
         """Raise `AssertionError` if the accounting does not add up."""
         assert sorted([*self._free_slots, *self._held]) == list(range(self.num_slots))

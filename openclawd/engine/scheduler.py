@@ -202,13 +202,10 @@ class Scheduler:
         )
 
     def settle(self) -> Batch | None:
-        """When nobody runs: what is to be copied out of the cache, so that the next request does
-        not wait for it. None if there is nothing."""
-        batch = Batch(BatchKind.GENERATION, [], cache_ops=self._kv.take_ops())
-        if batch.copies_cells:
-            return batch
-        self._kv.put_back_ops(batch.cache_ops)
-        return None
+        """When nobody runs: what is to be done of cells, so that the next request does not wait for
+        it. None if there is nothing."""
+        ops = self._kv.take_ops()
+        return Batch(BatchKind.GENERATION, [], cache_ops=ops) if ops else None
 
     def stop_aside(self) -> list[Effect]:
         """The batch aside is not being computed any more. If its sequence was to be cancelled, it

@@ -43,6 +43,7 @@ class _AsyncLink(asyncio.Protocol):
         self._greeting_deadline = time.monotonic() + calls.GREETING_TIMEOUT_S
         self._transport: asyncio.Transport | None = None
         self._waiting: dict[int, asyncio.Future[None]] = {}
+        self._is_flushing = False
         self.loop = asyncio.get_running_loop()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -68,18 +69,19 @@ class _AsyncLink(asyncio.Protocol):
 
     def open(self, op: str, params: dict[str, Any]) -> Call:
         call = self._session.open(op, params)
-        self._flush()
+        self._flush_soon()
         return call
 
     def cancel(self, call: Call) -> None:
         self._session.cancel(call)
-        self._flush()
+        self._flush_soon()
 
     def abandon(self, call: Call) -> None:
         self._session.abandon(call)
-        self._flush()
+        self._flush_soon()
 
     def close(self) -> None:
+        self._flush()
         self._wake(self._session.receive_eof("this client was closed"))
 
     async def wait_news(self, call: Call, *, timeout_s: float | None) -> None:
@@ -103,7 +105,14 @@ class _AsyncLink(asyncio.Protocol):
             self.abandon(call)
             raise calls.no_news(call, timeout_s)
 
+    def _flush_soon(self) -> None:
+        """What is asked in one turn of the loop goes out in one `send`."""
+        if not self._is_flushing:
+            self._is_flushing = True
+            self.loop.call_soon(self._flush)
+
     def _flush(self) -> None:
+        self._is_flushing = False
         if self._session.outgoing and self._transport is not None:
             self._transport.write(bytes(self._session.outgoing))
             self._session.outgoing.clear()

@@ -10,7 +10,6 @@ calls `forward`; a batch is computed whole or not at all.
 from __future__ import annotations
 
 import ctypes
-import mmap
 from typing import TYPE_CHECKING, Any, Final
 
 import llama_cpp
@@ -32,7 +31,7 @@ from openclawd.backends.base import (
     go_on,
 )
 from openclawd.backends.constraint import Grammars
-from openclawd.backends.host_cells import HostCells
+from openclawd.backends.host_cells import HostCells, own_pages
 from openclawd.backends.llama_arrays import BatchArrays, pointer_to, slot_of
 from openclawd.backends.llama_aside import Ending
 from openclawd.backends.llama_candidates import Candidates
@@ -258,10 +257,8 @@ class LlamaBackend:
         llama_cpp.llama_memory_seq_rm(self._memory, source, -1, -1)
 
     def _copy(self, owner: int) -> Bytes:
-        """In pages of its own, which the system gets back with it."""
         size = llama_cpp.llama_state_seq_get_size(self._context, owner)
-        pages = mmap.mmap(-1, max(size, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        data = np.frombuffer(pages, dtype=np.uint8)
+        data = own_pages(size)
         pointer = pointer_to(data, ctypes.c_uint8)
         num_written = llama_cpp.llama_state_seq_get_data(self._context, pointer, size, owner)
         return data[:num_written]

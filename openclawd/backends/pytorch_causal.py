@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from openclawd.backends.base import BatchLimits, ModelInfo, PairFormat
+    from openclawd.backends.host_cells import Bytes
     from openclawd.backends.pytorch_attention import KvPool, Part
     from openclawd.backends.pytorch_vocab import TorchVocab
     from openclawd.engine.batch import Batch, CacheOp, Chunk, Opening
@@ -84,7 +85,7 @@ class CausalBackend:
         self._cells = Cells(pool.num_cells, info.context)
         self._grammars = Grammars(vocab, vocab.size)
         self._samplers: dict[int, NumpySampler] = {}
-        self._parked: dict[int, tuple[NumpySampler, bytes]] = {}
+        self._parked: dict[int, tuple[NumpySampler, Bytes]] = {}
         self._stowed = HostCells()
         self._sums: dict[int, npt.NDArray[np.float64]] = {}
         self._breakers: frozenset[int] | None = None
@@ -125,20 +126,12 @@ class CausalBackend:
 
     def copy_cells_out(self, owner: int) -> bytes:
         """See `Backend.copy_cells_out`."""
-        if owner in self._stowed:
-            return self._stowed.get(owner).tobytes()
-        positions = self._cells.positions(owner)
-        return to_bytes(self._pool, positions, self._cells.at(owner, positions))
+        is_stowed = owner in self._stowed
+        return (self._stowed.get(owner) if is_stowed else self._take_out(owner)).tobytes()
 
     def copy_cells_in(self, owner: int, data: bytes) -> bool:
         """See `Backend.copy_cells_in`."""
-        self._cells.drop(owner)
-        self._stowed.drop(owner)
-        saved = from_bytes(self._pool, data, length=self.info.context)
-        if saved is None or not self._cells.take_at(owner, saved.positions):
-            return False
-        saved.write(self._cells.at(owner, saved.positions))
-        return True
+        return self._put_in(owner, np.frombuffer(data, dtype=np.uint8))
 
     def stow(self, tag: int, data: bytes) -> None:
         """See `Backend.stow`."""
@@ -195,18 +188,32 @@ class CausalBackend:
                     if end < 0:
                         self._stowed.drop(owner)
                 case ParkSlot(slot, key):
-                    self._parked[key] = self._samplers.pop(slot), self.copy_cells_out(slot)
+                    self._parked[key] = self._samplers.pop(slot), self._take_out(slot)
                 case ResumeSlot(key, slot):
                     self._samplers[slot], cells = self._parked.pop(key)
-                    lost += [] if self.copy_cells_in(slot, cells) else [slot]
+                    lost += [] if self._put_in(slot, cells) else [slot]
                 case ForgetParked(key):
                     del self._parked[key]
                 case StowCells(tag):
-                    self.stow(tag, self.copy_cells_out(tag))
+                    self._stowed.put(tag, self._take_out(tag))
                     self._cells.drop(tag)
                 case RestoreCells(tag):
-                    lost += [] if self.copy_cells_in(tag, self.copy_cells_out(tag)) else [tag]
+                    lost += [] if self._put_in(tag, self._stowed.get(tag)) else [tag]
         return tuple(lost)
+
+    def _take_out(self, owner: int) -> Bytes:
+        """A copy of an owner's cells."""
+        positions = self._cells.positions(owner)
+        return to_bytes(self._pool, positions, self._cells.at(owner, positions))
+
+    def _put_in(self, owner: int, data: Bytes) -> bool:
+        self._cells.drop(owner)
+        self._stowed.drop(owner)
+        saved = from_bytes(self._pool, data, length=self.info.context)
+        if saved is None or not self._cells.take_at(owner, saved.positions):
+            return False
+        saved.write(self._cells.at(owner, saved.positions))
+        return True
 
     # ---- one step ----
 

@@ -14,9 +14,12 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import torch
 
+from openclawd.backends.host_cells import own_pages
+
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from openclawd.backends.host_cells import Bytes
     from openclawd.backends.pytorch_attention import KvPool
 
 _HEADER: Final = struct.Struct("<16sQ")
@@ -38,22 +41,28 @@ class SavedCells:
                 self.pool.rows[layer].index_copy_(0, index, rows.to(self.pool.device))
 
 
-def to_bytes(pool: KvPool, positions: npt.NDArray[np.int64], cells: npt.NDArray[np.int64]) -> bytes:
+def to_bytes(pool: KvPool, positions: npt.NDArray[np.int64], cells: npt.NDArray[np.int64]) -> Bytes:
     """The contents of the cells of a sequence, which stand at these positions. Blocks."""
     index = torch.from_numpy(cells).to(pool.device)
-    layers = (pool.rows[layer].index_select(0, index).cpu() for layer in sorted(pool.rows))
-    parts = [_HEADER.pack(_fingerprint(pool), len(positions)), positions.tobytes()]
-    parts += [rows.view(torch.uint8).numpy().tobytes() for rows in layers]
-    return b"".join(parts)
+    count = len(positions)
+    start = _HEADER.size + positions.nbytes
+    data = own_pages(start + sum(_sizes(pool, count).values()))
+    _HEADER.pack_into(data.data, 0, _fingerprint(pool), count)
+    data[_HEADER.size : start] = positions.view(np.uint8)
+    for layer, size in _sizes(pool, count).items():
+        rows = pool.rows[layer].index_select(0, index).cpu()
+        data[start : start + size] = rows.view(torch.uint8).numpy().reshape(-1)
+        start += size
+    return data
 
 
-def from_bytes(pool: KvPool, data: bytes, *, length: int) -> SavedCells | None:
+def from_bytes(pool: KvPool, data: Bytes, *, length: int) -> SavedCells | None:
     """What `to_bytes` gave for a sequence of at most `length` tokens. None if it is cut, or from a
     pool of other sizes."""
     if len(data) < _HEADER.size:
         return None
-    fingerprint, count = _HEADER.unpack_from(data)
-    sizes = {layer: count * _row_bytes(rows) for layer, rows in sorted(pool.rows.items())}
+    fingerprint, count = _HEADER.unpack_from(data.data)
+    sizes = _sizes(pool, count)
     start = _HEADER.size + 8 * count
     if fingerprint != _fingerprint(pool) or len(data) != start + sum(sizes.values()):
         return None
@@ -64,14 +73,16 @@ def from_bytes(pool: KvPool, data: bytes, *, length: int) -> SavedCells | None:
     found = {}
     for layer, size in sizes.items():
         rows = pool.rows[layer]
-        raw = torch.frombuffer(bytearray(data[start : start + size]), dtype=torch.uint8)
+        raw = torch.from_numpy(data[start : start + size].copy())
         found[layer] = raw.view(rows.dtype).view(count, rows.shape[1])
         start += size
     return SavedCells(pool, positions, found)
 
 
-def _row_bytes(rows: torch.Tensor) -> int:
-    return int(rows.shape[1] * rows.element_size())
+def _sizes(pool: KvPool, count: int) -> dict[int, int]:
+    """Bytes of so many cells in each layer."""
+    rows_of = sorted(pool.rows.items())
+    return {layer: int(count * rows.shape[1] * rows.element_size()) for layer, rows in rows_of}
 
 
 def _fingerprint(pool: KvPool) -> bytes:

@@ -28,6 +28,7 @@ from openclawd.fleet.router import Beginnings
 from openclawd.fleet.tempo import Tempo
 from openclawd.observe import message_ids
 from openclawd.observe.logs import fields
+from openclawd.outbox import Outbox
 from openclawd.worker.messages import (
     FROM_WORKER_FRAME_BYTES,
     TO_WORKER_FRAME_BYTES,
@@ -116,7 +117,7 @@ class Link(asyncio.BufferedProtocol):
         self._on_step = on_step
         self._reader = FrameReader(max_bytes=FROM_WORKER_FRAME_BYTES, max_items=MAX_RESULT_ITEMS)
         self._read_buffer = memoryview(bytearray(_READ_BYTES))
-        self._transport: asyncio.WriteTransport | None = None
+        self._outbox: Outbox | None = None
         self.is_closed = False
         self.has_delivered = False
         self.files = files
@@ -162,8 +163,8 @@ class Link(asyncio.BufferedProtocol):
 
     def send(self, message: ToWorker) -> None:
         """Queue a message for the worker; nothing happens when the link is closed already."""
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(encode_frame(encode(message), max_bytes=TO_WORKER_FRAME_BYTES))
+        if self._outbox is not None:
+            self._outbox.put(encode_frame(encode(message), max_bytes=TO_WORKER_FRAME_BYTES))
 
     def prepare(
         self,
@@ -250,14 +251,14 @@ class Link(asyncio.BufferedProtocol):
         for call in calls.values():
             call.is_only_suspect = suspects == [call]
             call.fail(problem)
-        if self._transport is not None:
-            self._transport.close()
+        if self._outbox is not None:
+            self._outbox.close()
 
     # ---- asyncio.BufferedProtocol ----
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.WriteTransport)
-        self._transport = transport
+        self._outbox = Outbox(transport)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         del sizehint
@@ -274,7 +275,7 @@ class Link(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         del exc  # a reset pipe and a closed one mean the same: the worker is gone
-        self._transport = None
+        self._outbox = None
         self._on_lost()
 
     # ---- what the worker says ----

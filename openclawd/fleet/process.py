@@ -60,11 +60,20 @@ _LEVELS: Final = {
     7: logging.DEBUG,
 }
 
-_LARGE_BYTES: Final = 1024 * 1024
+_GIVING_BACK: Final = {"MALLOC_MMAP_THRESHOLD_": str(2**20)}
 """glibc gives allocations of this size back to the system when they are freed. By itself it raises
-that bound to the largest that was ever freed, up to 32 MiB, and KV cells that are set aside in the
-host's memory are of such sizes: 6,000 of 0.5 to 30 MB, a few at a time, left a process with 199 MiB
-of holes, with this 51 (measured 2026-11-23; mallopt(3), M_MMAP_THRESHOLD)."""
+that bound to the largest that was ever freed, up to 32 MiB, and what of that size is freed in
+another order than it was taken in leaves holes (measured 2026-11-23; mallopt(3))."""
+
+_KEEPING: Final = {
+    "MALLOC_MMAP_THRESHOLD_": str(2**25),
+    "MALLOC_TRIM_THRESHOLD_": str(2**26),
+}
+"""What glibc's own bounds become for who frees a lot. Each operation of torch takes megabytes and
+gives them back soon: from the system every time, that is a tenth of the time of a prompt."""
+
+_MALLOC: Final = {"torch": _KEEPING}
+"""What becomes of freed memory in the workers of a backend."""
 
 _THREAD_COUNTS: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 """How many threads the libraries of a worker make of themselves (GNU libgomp manual, OpenBLAS
@@ -158,7 +167,12 @@ class WorkerProcess:
 
 
 async def spawn(
-    model: str, link: Link, *, devices: Sequence[str] | None, cpus: Collection[int]
+    model: str,
+    link: Link,
+    *,
+    backend: str,
+    devices: Sequence[str] | None,
+    cpus: Collection[int],
 ) -> WorkerProcess:
     """Start a worker for a model and connect `link` to it. `devices` are the GPUs it can see: every
     one (empty) or none (None). `cpus` empty leaves it all of the daemon's; else it binds itself to
@@ -183,7 +197,7 @@ async def spawn(
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
             limit=_MAX_STDERR_LINE,
-            env=_environment(os.environ, devices, len(cpus)),
+            env=_environment(os.environ, backend, devices, len(cpus)),
             start_new_session=True,  # Ctrl-C on a terminal is for the daemon, which drains
         )
         on_failure.pop_all()
@@ -210,10 +224,9 @@ def worker_environment(inherited: Mapping[str, str]) -> dict[str, str]:
 
 
 def _environment(
-    inherited: Mapping[str, str], devices: Sequence[str] | None, num_cpus: int
+    inherited: Mapping[str, str], backend: str, devices: Sequence[str] | None, num_cpus: int
 ) -> dict[str, str]:
-    environment = worker_environment(inherited)
-    environment.setdefault("MALLOC_MMAP_THRESHOLD_", str(_LARGE_BYTES))
+    environment = {**_MALLOC.get(backend, _GIVING_BACK), **worker_environment(inherited)}
     # By itself CUDA counts the fastest first; indexes of the configuration are nvidia-smi's.
     environment["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
     if devices is None:

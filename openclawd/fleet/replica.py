@@ -304,9 +304,11 @@ class Replica:
         return Wanted(self.title, spec.load_of(self.index), spec.gpu, num_cpus=spec.num_cores)
 
     async def _start_worker(self, place: Place, link: Link) -> Ending:
-        name = self.spec.name
+        spec = self.spec
         try:
-            worker = await spawn(name, link, devices=place.gpu.devices, cpus=place.cpus)
+            worker = await spawn(
+                spec.name, link, backend=spec.backend, devices=place.gpu.devices, cpus=place.cpus
+            )
         except OSError as error:
             story = f"no worker process could be started: {error}"
             return Ending(Cause.LOAD_FAILED_FOR_NOW, story)

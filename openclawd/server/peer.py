@@ -45,6 +45,7 @@ from openclawctl.wire.messages import (
 from openclawctl.wire.tokens import num_items
 from openclawd.observe import message_ids
 from openclawd.observe.logs import fields
+from openclawd.outbox import Outbox
 from openclawd.server.credentials import credentials_of
 
 if TYPE_CHECKING:
@@ -208,6 +209,7 @@ class Peer(asyncio.BufferedProtocol):
         self._gone = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self._transport: asyncio.Transport
+        self._outbox: Outbox
         self._is_recognised = False
         self.principal: Principal
         """From when the caller's names are known; with a key, another one from `hello` on."""
@@ -237,15 +239,15 @@ class Peer(asyncio.BufferedProtocol):
     # ---- to the client ----
 
     def send(self, message: Message) -> None:
-        """Send now, or into the transport's buffer. Nothing happens when the client is gone."""
+        """Send soon (`Outbox`). Nothing happens when the client is gone."""
         is_alive = self._connection.state is not State.CLOSED and not self._gone.is_set()
         request_id = getattr(message, "id", None)
         is_expected = request_id is None or self._connection.is_open(request_id)
         if is_alive and is_expected:
             data = self._connection.send(message)
             self._host.traffic.sent_bytes += len(data)
-            self._transport.write(data)
-            if self._is_paused and self._transport.get_write_buffer_size() > MAX_UNSENT_BYTES:
+            self._outbox.put(data)
+            if self._is_paused and self._outbox.num_unsent_bytes > MAX_UNSENT_BYTES:
                 self._disconnect(f"has left {MAX_UNSENT_BYTES} bytes of its results unread")
 
     def send_delta(self, delta: Delta) -> None:
@@ -276,7 +278,7 @@ class Peer(asyncio.BufferedProtocol):
         if self._connection.state is State.NEW:
             self._refuse(ShuttingDown("the daemon is stopping", retry_after_s=COME_AGAIN_S))
         else:
-            self._transport.close()
+            self._outbox.close()
 
     def abort(self) -> None:
         """Close at once, unsent bytes or not."""
@@ -287,6 +289,7 @@ class Peer(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
+        self._outbox = Outbox(transport)
         transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
         sock: socket.socket = transport.get_extra_info("socket")
         self.credentials = credentials = credentials_of(sock)
@@ -443,7 +446,8 @@ class Peer(asyncio.BufferedProtocol):
         if self._connection.state is State.CLOSED:  # after a broken frame the answer still goes out
             self._connection = Connection(Role.SERVER)
         if not self._transport.is_closing():
-            self._transport.write(self._connection.send(Error.from_problem(None, problem)))
+            self._outbox.put(self._connection.send(Error.from_problem(None, problem)))
+            self._outbox.flush()
             self._set_timer(LINGER_S, self._transport.abort)
             if self._transport.can_write_eof():
                 self._transport.write_eof()

@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from openclawd.backends.host_cells import BLOCK_BYTES, BLOCKS_AT_ONCE, HostCells
 
 sizes = st.one_of(
-    st.integers(0, 9), st.integers(BLOCK_BYTES - 1, BLOCK_BYTES + 1), st.just(21 * BLOCK_BYTES + 5)
+    st.integers(0, 9), st.integers(BLOCK_BYTES - 1, BLOCK_BYTES + 1), st.just(53 * BLOCK_BYTES + 5)
 )
 
 

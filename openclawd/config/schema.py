@@ -227,7 +227,8 @@ class BackendOptions(TorchOptions, LlamaOptions):
         512,
         low=8,
         high=65_536,
-        meaning="Token budget of one step. Smaller keeps streams even while long prompts are read.",
+        meaning="Token budget of one step; a torch encoder's has twice as many. Smaller keeps"
+        " streams even while long prompts are read.",
     )
     tensor_split: Shares = TENSOR_SPLIT
     split_mode: SplitMode = SPLIT_MODE

@@ -30,6 +30,9 @@ _PROCESS: Final = 250 * 2**20
 _PER_TOKEN: Final = 1000
 """Of the vocabulary: tokenizers' tables, and ours of each token's bytes."""
 
+ENCODER_BUDGETS: Final = 2
+"""`STEP_BUDGETS` of backends/torch_encoder_load.py, which the daemon may not import."""
+
 _ROWS: Final = 8
 """Rows as wide as the model that a layer has at once, beside two of its feed-forward part."""
 
@@ -74,8 +77,9 @@ def _kept(facts: ModelFacts, load: Load, bits: int) -> list[Part]:
 
 
 def _activations(facts: ModelFacts, load: Load, bits: int) -> tuple[int, str]:
-    """Of a step of `batch_tokens`, an encoder's of as many tokens as its longest input."""
-    tokens = max(load.batch_tokens, load.context if facts.is_encoder else load.parallel)
+    """Of a step of `batch_tokens`, an encoder's of twice as many, or as its longest input has."""
+    at_least = load.context if facts.is_encoder else load.parallel
+    tokens = max(at_least, load.batch_tokens * (ENCODER_BUDGETS if facts.is_encoder else 1))
     row = _ROWS * facts.embedding_width + 2 * facts.feed_forward_width
     logits = 0 if facts.is_encoder else load.parallel * facts.vocab_size * _FLOAT
     return tokens * row * bits // 8 + logits, f"{tokens} tokens at once"

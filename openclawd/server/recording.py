@@ -19,6 +19,7 @@ from openclawd.server.deadline import Stage
 
 if TYPE_CHECKING:
     from openclawctl.wire.errors import Problem
+    from openclawctl.wire.results import Timings, Usage
     from openclawd.server.inference import Inference
 
 
@@ -99,14 +100,13 @@ def _settlement(inference: Inference, problem: Problem | None) -> Settlement:
         queue_s=timings.queue_s,
         ttft_s=timings.ttft_s,
         total_s=timings.total_s,
-        cost=_cost(inference),
+        cost=_cost(inference, usage, timings),
         worker_restarts=inference.num_outlived,
     )
 
 
-def _cost(inference: Inference) -> int:
+def _cost(inference: Inference, usage: Usage, timings: Timings) -> int:
     """What it costs, by what was computed; the time is that from its start to its end."""
-    usage, timings = inference.usage, inference.timings
     price = inference.service.prices.of(inference.model.name)
     was_started = inference.stage is Stage.COMPUTING
     compute_s = timings.total_s - inference.queued_at_s - timings.queue_s if was_started else 0.0

@@ -256,7 +256,7 @@ def test_what_it_says_of_itself(classifier: Path) -> None:
         assert info.context == CONTEXT
         assert f"context 512 is cut to {CONTEXT}" in info.warnings[0]
         assert info.parallel == 256  # texts take no memory between steps
-        assert backend.limits.embedding_batch_tokens == 512
+        assert backend.limits.embedding_batch_tokens == 2 * 512  # no stream waits for the next step
         assert not backend.limits.splits_prompts
         assert len(backend.tokenize("a " * 40, add_special=True, parse_special=False)) == 42
 

@@ -13,8 +13,10 @@ from models.tiny import WRITERS
 
 from openclawd.backends import llama_load, llama_log
 from openclawd.backends.base import LoadSpec
+from openclawd.backends.torch_encoder_load import STEP_BUDGETS
 from openclawd.engine.limits import Limits
 from openclawd.fleet.estimate import Estimate, estimate, shrunk
+from openclawd.fleet.estimate_torch import ENCODER_BUDGETS
 from openclawd.fleet.footprints import Measured
 from openclawd.fleet.parts import STOWED_SHARE, Part
 from openclawd.fleet.residency import HOST
@@ -115,6 +117,10 @@ def test_smollm2_takes_what_was_computed(settings: dict[str, Any], model_path: P
 
 def test_as_many_prefixes_are_counted_as_the_engine_takes_out_of_the_cache() -> None:
     assert Limits(1, 1, 1, 1).stowed_share == STOWED_SHARE
+
+
+def test_a_step_of_a_torch_encoder_is_counted_as_its_backend_makes_it() -> None:
+    assert STEP_BUDGETS == ENCODER_BUDGETS
 
 
 # ---- the arithmetic by itself ----

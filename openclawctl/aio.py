@@ -74,11 +74,11 @@ class _AsyncLink(asyncio.Protocol):
 
     def cancel(self, call: Call) -> None:
         self._session.cancel(call)
-        self._flush_soon()
+        self._flush()
 
     def abandon(self, call: Call) -> None:
         self._session.abandon(call)
-        self._flush_soon()
+        self._flush()
 
     def close(self) -> None:
         self._flush()
@@ -106,7 +106,8 @@ class _AsyncLink(asyncio.Protocol):
             raise calls.no_news(call, timeout_s)
 
     def _flush_soon(self) -> None:
-        """What is asked in one turn of the loop goes out in one `send`."""
+        """What is asked in one turn of the loop goes out in one `send`. A cancel does not wait: it
+        may come from a signal handler, or when the loop does not run any more."""
         if not self._is_flushing:
             self._is_flushing = True
             self.loop.call_soon(self._flush)
@@ -136,7 +137,8 @@ class _AsyncRunner:
         self._call: Call | None = None
 
     async def start(self) -> None:
-        """Send the request, once or more. Returns when it is sent, not when it is answered."""
+        """Send the request, once or more. Returns when it is on its way, not when it is
+        answered."""
         while self._call is None:
             try:
                 self._link = await self._client._usable_link()

@@ -1,13 +1,18 @@
 """What one turn of the event loop has for one connection goes out in one `send`.
 
 Owns the bytes from when they are put here to when the transport has them. A `send` costs more than
-all else that is done for a small frame, and wakes whoever reads: with one for each frame, a burst
-of requests took half as much again of the daemon's and of its clients' time.
+all else that is done for a small frame, and wakes whoever reads: with one for each frame, a request
+of a burst took twice the time of the daemon and of its client (docs/performance.md, "Encoders").
 """
 
 from __future__ import annotations
 
 import asyncio
+from typing import Final
+
+FLUSH_BYTES: Final = 64 * 1024
+"""From here on a `send` costs what the bytes cost, and the transport is to say whether the other
+end still reads."""
 
 
 class Outbox:
@@ -30,6 +35,8 @@ class Outbox:
             self._loop.call_soon(self.flush)
         self._frames.append(frame)
         self._num_bytes += len(frame)
+        if self._num_bytes >= FLUSH_BYTES:
+            self.flush()
 
     def flush(self) -> None:
         """Send now."""

@@ -408,7 +408,7 @@ class RequestQueue(Generic[Ticket]):
         """Those who run and have room again, be it for a moment, were not set aside for ever."""
         if not self._is_anybody_skipped:
             return
-        self._is_anybody_skipped = bool(self._entries)
+        self._is_anybody_skipped = bool(self._entries)  # until nobody is here: that is often enough
         for oldest in self._oldest_running(below=_HIGHEST):
             if self._num_taken(Priority(oldest.level + 1)) + oldest.weight <= self._max_running:
                 oldest.num_skips = 0

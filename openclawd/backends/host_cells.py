@@ -75,7 +75,7 @@ class HostCells:
 
     def _filled(self, part: Bytes) -> Bytes:
         if not self._free:
-            self._free.extend(np.empty((BLOCKS_AT_ONCE, BLOCK_BYTES), dtype=np.uint8))
+            self._free.extend(own_pages(BLOCKS_AT_ONCE * BLOCK_BYTES).reshape(-1, BLOCK_BYTES))
         block = self._free.pop()  # the one that was used last: others may have no pages yet
         block[: part.size] = part
         return block

@@ -27,18 +27,20 @@ _HEADER: Final = struct.Struct("<16sQ")
 
 @dataclass(frozen=True, slots=True)
 class SavedCells:
-    """`positions` ascend; `rows` are those of the layers of `pool` at these."""
+    """`positions` ascend; `rows` are the bytes of the layers of `pool` at these."""
 
     pool: KvPool
     positions: npt.NDArray[np.int64]
-    rows: dict[int, torch.Tensor]
+    rows: dict[int, Bytes]
 
     def write(self, cells: npt.NDArray[np.int64]) -> None:
         """Put them into these cells of the pool."""
         index = torch.from_numpy(cells).to(self.pool.device)
         with torch.inference_mode():  # the pool was made in it
-            for layer, rows in self.rows.items():
-                self.pool.rows[layer].index_copy_(0, index, rows.to(self.pool.device))
+            for layer, raw in self.rows.items():
+                own = self.pool.rows[layer]
+                rows = torch.from_numpy(raw.copy()).view(own.dtype).view(-1, own.shape[1])
+                own.index_copy_(0, index, rows.to(self.pool.device))
 
 
 def to_bytes(pool: KvPool, positions: npt.NDArray[np.int64], cells: npt.NDArray[np.int64]) -> Bytes:
@@ -72,9 +74,7 @@ def from_bytes(pool: KvPool, data: Bytes, *, length: int) -> SavedCells | None:
         return None
     found = {}
     for layer, size in sizes.items():
-        rows = pool.rows[layer]
-        raw = torch.from_numpy(data[start : start + size].copy())
-        found[layer] = raw.view(rows.dtype).view(count, rows.shape[1])
+        found[layer] = data[start : start + size]
         start += size
     return SavedCells(pool, positions, found)
 

@@ -312,7 +312,9 @@ class Peer(asyncio.BufferedProtocol):
         self._handle_messages()
 
     def eof_received(self) -> bool:
-        """The client has closed, or at least will say no more: what it asked is cancelled."""
+        """The client has closed, or at least will say no more: what it asked is cancelled, but for
+        what it is answered already."""
+        self._outbox.flush()
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -334,6 +336,7 @@ class Peer(asyncio.BufferedProtocol):
             self._set_timer(0, None)
         for request_id in {request_id for request_id, _ in self._merged}:
             self._flush(request_id)
+        self._outbox.flush()  # it may be full again
         self._handle_messages()
 
     # ---- from the client ----

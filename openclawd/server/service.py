@@ -186,8 +186,8 @@ class Service:
             self.recognise(peer.credentials, become)
 
     def now(self) -> float:
-        """The monotonic clock, in seconds; it is the loop's, too."""
-        return time.monotonic()
+        """The monotonic clock, in seconds."""
+        return asyncio.get_running_loop().time()
 
     # ---- connections (peer.Host) ----
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import inspect
+import threading
 
 import pytest
 
@@ -203,6 +204,28 @@ def test_cancel_keeps_the_stream_until_its_end(peer):
             return stream.result.finish_reason
 
     assert asyncio.run(main(peer(handler=stop_on_cancel).path)) == "cancelled"
+
+
+def test_a_cancel_is_sent_while_the_loop_does_not_run(peer):
+    came = threading.Event()
+
+    def handler(connection, request):
+        connection.delta(request, "a")
+        connection.cancel()
+        came.set()
+
+    async def begin(client):
+        stream = client.generate("x", stream=True)
+        await stream.__aenter__()
+        await anext(stream)
+        return stream
+
+    with asyncio.Runner() as runner:
+        client = AsyncClient(peer(handler=handler).path)
+        stream = runner.run(begin(client))
+        stream.cancel()
+        assert came.wait(20)
+        runner.run(client.aclose())
 
 
 def test_retries_and_their_limit(peer):

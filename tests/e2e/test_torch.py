@@ -85,6 +85,13 @@ def test_both_say_what_they_say_alone_while_both_are_busy(both: Daemon) -> None:
             ties.check(prompt, together, answer_of(both, "gguf", prompt))
 
 
+def test_workers_of_torch_keep_the_memory_that_operations_give_back(both: Daemon) -> None:
+    names = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
+    environments = [worker.environ() for worker in both.workers()]
+    kept = sorted(tuple(each.get(name) for name in names) for each in environments)
+    assert kept == [("1048576", None), ("33554432", "67108864")]
+
+
 def test_what_models_shows_of_each(both: Daemon) -> None:
     with Client(both.socket) as client:
         rows = {row["name"]: row for row in client.models()}

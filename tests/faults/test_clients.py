@@ -136,6 +136,13 @@ def test_a_cancel_in_the_same_write_as_its_request_is_answered(daemon: Daemon, o
         raw.next_of(Done, 1)
 
 
+def test_a_client_that_says_no_more_gets_what_was_answered_by_then(daemon: Daemon) -> None:
+    with RawClient(daemon.socket) as raw:
+        raw.request(1, "ping")
+        raw.socket.shutdown(socket.SHUT_WR)
+        assert raw.next_of(Done, 1).result["server"].startswith("openclawd")
+
+
 def test_a_client_that_never_reads_disturbs_nobody(own_daemon: Daemon) -> None:
     with Client(socket_path=str(own_daemon.socket)) as other:
         other.status()

@@ -6,7 +6,7 @@ import asyncio
 import socket
 from typing import TYPE_CHECKING
 
-from openclawd.outbox import Outbox
+from openclawd.outbox import FLUSH_BYTES, Outbox
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,7 +26,7 @@ def _received(use: Callable[[Outbox], object]) -> list[bytes]:
             await asyncio.sleep(0)
             transport.close()
             await asyncio.sleep(0)
-            return list(iter(lambda: theirs.recv(1000), b""))
+            return list(iter(lambda: theirs.recv(2 * FLUSH_BYTES), b""))
 
     return asyncio.run(main())
 
@@ -47,6 +47,18 @@ def test_what_is_flushed_is_not_sent_again() -> None:
         outbox.put(b"two")
 
     assert _received(use) == [b"one", b"two"]
+
+
+def test_a_lot_does_not_wait_for_the_turn_to_end() -> None:
+    seen: list[int] = []
+
+    def use(outbox: Outbox) -> None:
+        outbox.put(b"x" * FLUSH_BYTES)
+        seen.append(outbox.num_unsent_bytes)
+        outbox.put(b"y")
+
+    assert [len(part) for part in _received(use)] == [FLUSH_BYTES, 1]
+    assert seen == [0]
 
 
 def test_what_was_put_before_the_end_is_sent() -> None:

@@ -161,13 +161,19 @@ class PrefixTree:
         return Match(node, position)
 
     def kept(self) -> list[KeptPrefix]:
-        """Every node as a prefix: pinned ones first, then what was used last; each after all that
-        it builds on."""
+        """What a tree like this one could `adopt`: pinned prefixes first, then of the others what
+        was used last, as far as the host's memory takes them; each after all that it builds on."""
         order = sorted(
             self._nodes.values(),
             key=lambda node: (not node.owner.is_everybody, -node.last_used, node.start),
         )
-        return [KeptPrefix(node.owner, node.prefix(), node.start, node.tag) for node in order]
+        found, room = [], self._max_stowed_cells
+        for node in order:
+            room -= 0 if node.owner.is_everybody else len(node.tokens)
+            if room < 0:
+                break
+            found.append(KeptPrefix(node.owner, node.prefix(), node.start, node.tag))
+        return found
 
     # ---- commands ----
 

@@ -134,8 +134,8 @@ class Scheduler:
     # ---- prefixes that outlive the process ----
 
     def kept_prefixes(self) -> tuple[Batch, list[KeptPrefix]]:
-        """Every kept prefix, in the order of `PrefixTree.kept`. Their cells are there once the
-        batch is done, which computes nothing."""
+        """The kept prefixes that another process has room for, in the order of `PrefixTree.kept`.
+        Their cells are there once the batch is done, which computes nothing."""
         return Batch(BatchKind.GENERATION, [], cache_ops=self._kv.take_ops()), self._kv.kept()
 
     def adopt(self, owner: Owner, tokens: list[int], start: int) -> int | None:

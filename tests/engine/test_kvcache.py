@@ -95,8 +95,8 @@ def test_a_pinned_node_that_was_split_is_joined_again_when_tags_are_short() -> N
     assert cache.num_used_cells == 4
 
 
-def test_what_is_kept_comes_in_the_order_in_which_it_can_be_adopted() -> None:
-    cache = KvCache(num_slots=1, num_cells=100, num_tags=9)
+def after_four_chats(*, max_stowed_cells: int) -> KvCache:
+    cache = KvCache(num_slots=1, num_cells=100, num_tags=9, max_stowed_cells=max_stowed_cells)
     chats = [(None, [1, 2, 3, 4]), ("a", [1, 2, 3, 4, 5]), ("a", [1, 2, 9]), ("b", [7])]
     for domain, tokens in chats:
         new = Sequence(1, 0, tokens, max_tokens=1, domain=domain)
@@ -104,7 +104,11 @@ def test_what_is_kept_comes_in_the_order_in_which_it_can_be_adopted() -> None:
         new.num_computed_tokens = len(tokens)
         cache.keep(slot)
         cache.release(slot)
-    kept = cache.kept()
+    return cache
+
+
+def test_what_is_kept_comes_in_the_order_in_which_it_can_be_adopted() -> None:
+    kept = after_four_chats(max_stowed_cells=3).kept()
     assert [(prefix.owner.domain, *prefix.tokens, -prefix.start) for prefix in kept] == [
         (None, 1, 2, 0),
         (None, 1, 2, 3, 4, -2),
@@ -120,6 +124,12 @@ def test_what_is_kept_comes_in_the_order_in_which_it_can_be_adopted() -> None:
     assert other.adopt(Owner(None), [1, 2, 3, 4], 2) is None  # it is there already
     assert other.adopt(Owner("a"), [1, 2, 9], 2) is None  # no more of what nobody uses
     assert (other.num_used_cells, other.num_stowed_cells) == (4, 1)
+
+
+@pytest.mark.parametrize("max_stowed_cells", [0, 1, 2, 3])
+def test_no_more_outlives_a_process_than_the_next_one_has_room_for(max_stowed_cells: int) -> None:
+    kept = after_four_chats(max_stowed_cells=max_stowed_cells).kept()
+    assert len(kept) == 2 + max_stowed_cells  # two pinned ones, and others of one cell each
 
 
 def test_of_two_that_computed_the_same_only_one_copy_stays() -> None:

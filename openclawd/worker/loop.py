@@ -61,6 +61,9 @@ _NUM_PAUSES: Final = 24
 """As many pauses of what is computed aside have one of the longest operations between them: they
 span about three layers (`llama_aside`)."""
 
+_NO_SAMPLING: Final = SamplingParams()
+"""Of texts that are only read."""
+
 _log = logging.getLogger(__name__)
 
 ToEngine = Start | Reprioritize | Abort | Stop
@@ -319,14 +322,14 @@ def _sequences(start: Start, prepared: PreparedRequest) -> list[Sequence]:
     is_generation = prepared.kind is BatchKind.GENERATION
     if is_generation and start.max_tokens < 1:
         raise InvalidRequest("max_tokens must be at least 1")
-    sampling = _sampling(start.sampling, grammar=prepared.grammar)
+    sampling = _sampling(start.sampling, grammar=prepared.grammar) if is_generation else None
     return [
         Sequence(
             start.rid,
             index,
             tokens=list(tokens),
             max_tokens=start.max_tokens if is_generation else 0,
-            sampling=replace(sampling, seed=seed_of(sampling.seed, index)),
+            sampling=_of_choice(sampling, index) if sampling else _NO_SAMPLING,
             text=OutputText(start.stop),
             shown=prepared.reading.shown if prepared.reading else {},
             priority=start.priority,
@@ -335,6 +338,10 @@ def _sequences(start: Start, prepared: PreparedRequest) -> list[Sequence]:
         )
         for index, tokens in enumerate(prepared.prompts * start.n)
     ]
+
+
+def _of_choice(sampling: SamplingParams, index: int) -> SamplingParams:
+    return replace(sampling, seed=seed_of(sampling.seed, index)) if index else sampling
 
 
 def _sampling(values: dict[str, Any], *, grammar: str) -> SamplingParams:

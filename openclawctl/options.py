@@ -6,7 +6,7 @@ is judged by the same decoder that the daemon uses, so a mistake is named before
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -15,7 +15,7 @@ from openclawctl.wire.operations import Op, decode_params
 from openclawctl.wire.units import parse_duration_s
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from openclawctl.wire.messages import Event
 
@@ -114,7 +114,8 @@ def chat_params(
     raw = _completion(options, is_streamed=is_streamed)
     if (tools := options.get("tools")) is not None:
         raw["tools"] = [dict(tool) for tool in tools]
-    return _checked(Op.CHAT, {"messages": [dict(message) for message in messages], **raw})
+    given = [dict(each) if isinstance(each, Mapping) else each for each in messages]
+    return _checked(Op.CHAT, {"messages": given, **raw})
 
 
 class EmbedOptions(TypedDict, total=False):

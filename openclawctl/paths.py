@@ -10,6 +10,7 @@ list of `key: value` lines: the base installation has no YAML library, and three
 from __future__ import annotations
 
 import os
+import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -218,6 +219,13 @@ class Target:
         return self._config
 
 
+def _is_socket(path: str) -> bool:
+    try:
+        return stat.S_ISSOCK(os.stat(path).st_mode)
+    except OSError:
+        return True  # gone since, or closed to us
+
+
 def why_unreachable(path: str, error: OSError) -> DaemonUnreachable:
     """What a failed `connect` means, and what to do about it."""
     if isinstance(error, FileNotFoundError | NotADirectoryError):
@@ -226,6 +234,12 @@ def why_unreachable(path: str, error: OSError) -> DaemonUnreachable:
         )
     if isinstance(error, PermissionError):
         return DaemonUnreachable(f"no permission to use the socket {path}", hint=_group_hint(path))
+    if isinstance(error, ConnectionRefusedError) and not _is_socket(path):
+        return DaemonUnreachable(
+            f"{path} is no socket",
+            hint="name the daemon's with --socket or $OPENCLAWD_SOCKET; it is usually "
+            f"{SYSTEM_SOCKET}",
+        )
     if isinstance(error, ConnectionRefusedError):
         return DaemonUnreachable(
             f"nothing listens on {path}: the daemon that made this socket is gone", hint=START_HINT

@@ -52,9 +52,15 @@ def _line(
 ) -> list[str]:
     name = " ".join(filter(None, [str(row.get("name", "")), unit and f"({unit})"]))
     numbers = [shown(counts.get(column.lower()) or 0) for column in _NUMBERS]
-    bucket = str(row.get("bucket") or ("everybody" if row.get("per") == "all" else "-"))
+    bucket = str(row.get("bucket") or (_whose(row) if row.get("per") == "all" else "-"))
     resets = time_text(row.get("resets_at")) or "never"
     return [name, bucket, *numbers, resets, _forecast(counts, shown)]
+
+
+def _whose(row: dict[str, Any]) -> str:
+    """Of a budget with one count for all whom it concerns, who these are."""
+    match = row.get("match") or {}
+    return ", ".join(f"{name} {'|'.join(match[name])}" for name in match) or "everybody"
 
 
 def _forecast(counts: dict[str, Any], shown: Callable[[int], str]) -> str:

@@ -214,6 +214,8 @@ def _hand_over(shell: Shell, key: dict[str, Any], file: SecretFile | None) -> No
     if file is not None:
         file.write(secret)
         say(f"the key {key.get('name')} is in {file.path}")
+    if key.get("expires_at") is not None:
+        say(f"it is good until {_date(key['expires_at'])}")
     if shell.is_json:
         print_json(key if file is not None else {**key, "secret": secret})
     elif file is None:

@@ -162,6 +162,7 @@ class Account:
         row: dict[str, Any] = {
             "name": rule.name,
             "per": rule.per.value,
+            "match": rule.match.given(),
             "bucket": self.bucket,
             "window": rule.window.name.split()[0],
             "time_zone": str(rule.zone),

@@ -212,7 +212,7 @@ def _check_completion(asked: Asked, limits: TokenLimits, rules: Collection[Limit
         raise LimitExceeded(
             f"max_tokens is {asked.max_tokens}; model {limits.model} allows {most} "
             "(max_output_tokens)",
-            hint=f"ask for at most {most} tokens",
+            hint=f"ask for at most {min(most, limits.context - 1)} tokens",
         )
     found = strictest(rules, "max_completion_tokens")
     if found is not None and asked.n * asked.least > found[1]:

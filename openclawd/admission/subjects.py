@@ -57,9 +57,13 @@ class Match:
 
     def __post_init__(self) -> None:
         """Compile what is asked for: `fits` is in the way of every request, for every rule."""
-        given = ((each.name, getattr(self, each.name)) for each in fields(self) if each.init)
-        tests = tuple((name, _test_of(patterns)) for name, patterns in given if patterns)
+        tests = tuple((name, _test_of(patterns)) for name, patterns in self.given().items())
         object.__setattr__(self, "_tests", tests)
+
+    def given(self) -> dict[str, tuple[str, ...]]:
+        """The properties for which there are patterns."""
+        named = ((each.name, getattr(self, each.name)) for each in fields(self) if each.init)
+        return {name: patterns for name, patterns in named if patterns}
 
     def fits(self, subject: Subject) -> bool:
         for name, test in self._tests:

@@ -148,7 +148,8 @@ class Fleet:
                 known = sorted(filter(may_see, self._models))
                 raise InvalidRequest(
                     "the request names no model and the daemon has no default",
-                    hint="name one of: " + (", ".join(known) or "(none configured)"),
+                    hint="name one (-m, or `model`), or set default_model in the configuration: "
+                    + (", ".join(known) or "(none configured)"),
                 )
         return self._config.aliases.get(name, name)
 

@@ -21,7 +21,7 @@ import logging
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from openclawctl.wire.errors import ModelFailed, Problem, WorkerDied
+from openclawctl.wire.errors import ModelFailed, Problem, Unsupported, WorkerDied
 from openclawd.fleet.model import PATIENCE_S
 from openclawd.fleet.router import Demand
 from openclawd.observe import message_ids
@@ -208,7 +208,11 @@ class Submission:
         self._call.is_survivor = self._num_deaths > 0
         if self._demand.has_begun:  # others that come back see that the slot is taken
             self._call.num_sequences = self._demand.num_sequences
-        prepared = await link.wait_prepared(self._call)
+        try:
+            prepared = await link.wait_prepared(self._call)
+        except Unsupported as problem:  # a worker says "this model"
+            problem.message = f"model {self._model.name}: {problem.message}"
+            raise
         if isinstance(prepared, Prepared):
             self._prompt_tokens = prepared.prompt_tokens
             self._longest = prepared.longest

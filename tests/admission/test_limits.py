@@ -51,6 +51,13 @@ def test_a_context_that_is_too_small_names_all_three_numbers() -> None:
         plan_completion(90, Asked(1, 20), limits)
 
 
+def test_what_is_told_of_a_maximum_that_is_too_large_fits_the_context_too() -> None:
+    limits = TokenLimits("m", 100, max_input_tokens=None, max_output_tokens=1024, parallel=8)
+    with pytest.raises(LimitExceeded, match="model m allows 1024") as caught:
+        plan_completion(1, Asked(1, 2000), limits)
+    assert caught.value.hint == "ask for at most 99 tokens"
+
+
 def test_a_prompt_is_refused_on_its_bytes_alone() -> None:
     limits = TokenLimits("m", 100, max_input_tokens=None, max_output_tokens=1024, parallel=8)
     check_prompt_bytes(100 * 64 + 63, longest_token_bytes=64, limits=limits)

@@ -65,6 +65,11 @@ def test_a_table(daemon, ctl):
     ]
 
 
+def test_whom_it_concerns(daemon, ctl):
+    daemon({**ROW, "match": {"key": ["shop", "web*"], "model": ["m"]}})
+    assert "research  key shop|web*, model m   600" in ctl("budgets").out
+
+
 def test_json_has_the_rows(daemon, ctl):
     daemon(ROW)
     assert json.loads(ctl("budgets", "--json").out) == {"budgets": [ROW]}

@@ -185,6 +185,8 @@ def test_tokenize_detokenize_load_and_usage(peer):
         (lambda c: c.generate("x", temprature=1), TypeError, "temprature"),
         (lambda c: c.generate(7), InvalidRequest, "prompt"),
         (lambda c: c.chat([]), InvalidRequest, "messages"),
+        (lambda c: c.chat("hi"), InvalidRequest, "messages"),
+        (lambda c: c.chat({"role": "user", "content": "hi"}), InvalidRequest, "messages"),
         (lambda c: c.usage(since="soon"), InvalidRequest, "soon"),
         (lambda c: c.audit(since="soon"), InvalidRequest, "soon"),
         (lambda c: c.usage(until="2026-13-01"), InvalidRequest, "until"),

@@ -173,6 +173,15 @@ def test_stale_socket(tmp_path, ask):
 
 
 @ask
+def test_what_is_no_socket_is_called_so(tmp_path, ask):
+    (tmp_path / "file").touch()
+    for path in (tmp_path, tmp_path / "file"):
+        with pytest.raises(DaemonUnreachable, match=f"{path} is no socket") as caught:
+            ask(path)
+        assert "--socket" in caught.value.hint
+
+
+@ask
 def test_socket_path_that_is_too_long(tmp_path, ask):
     with pytest.raises(DaemonUnreachable, match="too long"):
         ask(tmp_path / ("x" * 200))

@@ -123,7 +123,11 @@ def test_the_command_line_prints_scores(encoders: Daemon) -> None:
     ("model", "ask", "reason"),
     [
         ("minilm", lambda c: c.generate("x", model="minilm"), "it makes no text"),
-        ("minilm", lambda c: c.classify("x", model="minilm"), "has no labels"),
+        (
+            "minilm",
+            lambda c: c.classify("x", model="minilm"),
+            r"model minilm: this model .* has no labels",
+        ),
         ("minilm", lambda c: c.rerank("x", ["y"], model="minilm"), "it cannot rank"),
         ("bert", lambda c: c.rerank("x", ["y"], model="bert"), "it cannot rank"),
         ("intent", lambda c: c.embed("x", model="intent"), "the scores of 3 labels, not to embed"),

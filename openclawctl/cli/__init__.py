@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 import click
 
 from openclawctl import __version__
-from openclawctl.cli.shell import Shell, drop_output, print_json, say
+from openclawctl.cli.shell import OutputFailed, Shell, drop_output, print_json, probe_output, say
 from openclawctl.wire.errors import EXIT_INTERRUPTED, EXIT_USAGE, OpenclawError
 
 if TYPE_CHECKING:
@@ -173,19 +173,33 @@ def run(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit status."""
     shell = Shell()
     try:
-        args = None if argv is None else list(argv)
-        status = cli.main(args, prog_name="openclawctl", obj=shell, standalone_mode=False)
-        sys.stdout.flush()
+        status = _invoke(shell, None if argv is None else list(argv))
     except click.Abort:
         return EXIT_INTERRUPTED
     except click.ClickException as error:
         return _usage_error(shell, error)
+    except OutputFailed as error:
+        say(f"openclawctl: error: {error.message}")
+        return error.exit_status
     except OpenclawError as error:
         return _report(shell, error.as_dict(), error.exit_status)
     except (_OutputClosed, BrokenPipeError):
         drop_output()
         return EXIT_PIPE_CLOSED
     return status if isinstance(status, int) else 0
+
+
+def _invoke(shell: Shell, args: list[str] | None) -> Any:
+    """What click returns. Raises `OutputFailed` also where click itself, or rich, was writing."""
+    try:
+        status = cli.main(args, prog_name="openclawctl", obj=shell, standalone_mode=False)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError:
+        probe_output()
+        raise
+    return status
 
 
 def _usage_error(shell: Shell, error: click.ClickException) -> int:
@@ -197,10 +211,19 @@ def _usage_error(shell: Shell, error: click.ClickException) -> int:
 
 
 def _report(shell: Shell, problem: dict[str, Any], exit_status: int) -> int:
-    if shell.is_json:
-        print_json({"error": {**problem, "exit_status": exit_status}})
-    else:
+    if not (shell.is_json and _could_print({"error": {**problem, "exit_status": exit_status}})):
         say(f"openclawctl: error: {problem['message']}")
         if problem["hint"]:
             say(f"hint: {problem['hint']}")
     return exit_status
+
+
+def _could_print(value: dict[str, Any]) -> bool:
+    try:
+        print_json(value)
+    except BrokenPipeError:
+        drop_output()
+    except OutputFailed as error:
+        say(f"openclawctl: error: {error.message}")
+        return False
+    return True

@@ -12,12 +12,20 @@ import time
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import click
 
 from openclawctl.cli.answer import Progress
-from openclawctl.cli.batch_files import Answers, BadLine, Job, read_jobs
+from openclawctl.cli.batch_files import (
+    Answers,
+    BadLine,
+    Job,
+    check_out,
+    open_requests,
+    read_jobs,
+)
 from openclawctl.cli.shell import Shell, print_json, print_line, say
 from openclawctl.wire.errors import (
     EXIT_FAILED,
@@ -33,7 +41,6 @@ from openclawctl.wire.units import format_duration
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from openclawctl.aio import AsyncClient
     from openclawctl.options import ChatOptions, GenerateOptions
@@ -72,7 +79,7 @@ class Tally:
             return EXIT_INTERRUPTED
         if self.stopped_by is not None:
             return self.stopped_by.exit_status
-        return EXIT_FAILED if self.failures else 0
+        return EXIT_FAILED if self.failures or self.not_asked else 0
 
     def as_dict(self) -> dict[str, Any]:
         names = (
@@ -90,8 +97,8 @@ class Tally:
 
 def run_batch(
     shell: Shell,
-    path: Path,
-    out: Path | None,
+    path: str,
+    out: str | None,
     *,
     concurrency: int,
     is_dry: bool,
@@ -102,20 +109,22 @@ def run_batch(
     `out` is not needed."""
     if out is None and not is_dry:
         raise click.UsageError("--batch needs --out FILE for the answers")
-    name = "".join(char if char.isprintable() else "?" for char in path.name)
-    label = defaults.setdefault("session", f"batch {name}"[:MAX_LABEL_CHARS])
-    defaults.setdefault("priority", "batch")
+    if out is not None:
+        check_out(out)
+    with open_requests(path) as requests:
+        label = defaults.setdefault("session", f"batch {requests.name}"[:MAX_LABEL_CHARS])
+        defaults.setdefault("priority", "batch")
 
-    def jobs() -> Iterator[Job | BadLine]:
-        return read_jobs(path, defaults, system=system)
+        def jobs() -> Iterator[Job | BadLine]:
+            return read_jobs(requests.file, defaults, system=system)
 
-    digests = _check(jobs())
-    tally, start = Tally(len(digests)), time.time()
-    with nullcontext() if is_dry or out is None else Answers(out) as answers:
-        if answers is not None:
-            answers.check(digests)
-        batch = Batch(shell, tally, answers, concurrency=concurrency)
-        batch.run(job for job in jobs() if isinstance(job, Job))
+        digests = _check(jobs())
+        tally, start = Tally(len(digests)), time.time()
+        with nullcontext() if is_dry or out is None else Answers(Path(out)) as answers:
+            if answers is not None:
+                answers.check(digests)
+            batch = Batch(shell, tally, answers, concurrency=concurrency)
+            batch.run(_unchanged(jobs(), digests))
     tally.total_s = round(time.time() - start, 3)
     if not is_dry:
         tally.cost = _cost(shell, label, start)
@@ -139,6 +148,13 @@ def _check(jobs: Iterator[Job | BadLine]) -> dict[int, str]:
             f"{len(bad)} of {len(bad) + len(digests)} lines are bad{more}; nothing was sent"
         )
     return digests
+
+
+def _unchanged(jobs: Iterator[Job | BadLine], digests: dict[int, str]) -> Iterator[Job]:
+    """Those of the second reading that the first one has checked."""
+    for job in jobs:
+        if isinstance(job, Job) and digests.get(job.line) == job.digest:
+            yield job
 
 
 class Batch:
@@ -253,6 +269,10 @@ def _cost(shell: Shell, label: str, start: float) -> dict[str, Any] | None:
 
 
 def _summarise(shell: Shell, tally: Tally, *, is_dry: bool) -> None:
+    if tally.not_asked and tally.stopped_by is None and not tally.is_interrupted:
+        text = f"{tally.not_asked} of {tally.lines} lines were changed or taken away meanwhile"
+        say(f"openclawctl: error: {text}, and not asked")
+        say("hint: ask them as they are now, with another file for --out")
     if shell.is_json:
         print_json(tally.as_dict())
         return

@@ -13,18 +13,26 @@ import fcntl
 import hashlib
 import json
 import os
+import stat
+import sys
+import tempfile
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, cast
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, BinaryIO, Final, NamedTuple, cast
+
+import click
 
 from openclawctl.cli.answer import chat_of
+from openclawctl.cli.inputs import MAX_INPUT_BYTES
 from openclawctl.options import chat_params, generate_params
 from openclawctl.wire.errors import InvalidRequest, OpenclawError
 from openclawctl.wire.fields import suggestion
 from openclawctl.wire.operations import Op, param_names
+from openclawctl.wire.units import format_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from pathlib import Path
     from types import TracebackType
     from typing import Self
 
@@ -36,6 +44,15 @@ _NOT_A_LINES: Final = frozenset({"app", "session", "stream", "dry_run", "on_even
 
 _BEGINNING: Final = b'{"line": '
 """Of every answer."""
+
+_FLAGS: Final = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC
+
+_NAMELESS: Final = "stdin"
+"""What a batch from a pipe is called, whichever descriptor it comes by."""
+
+MAX_PIPED_BYTES: Final = 1024 * 1024 * 1024
+"""Of requests that come through a pipe: their copy must not fill the disk for a program that never
+stops writing. A file may be of any size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,18 +74,100 @@ class BadLine:
     reason: str
 
 
+class Requests(NamedTuple):
+    """The file of requests, which can be read twice, and what the batch is called after it."""
+
+    file: BinaryIO
+    name: str
+
+
+@contextmanager
+def open_requests(path: str) -> Iterator[Requests]:
+    """`-` is standard input. What can be read only once, as a pipe, is kept in a temporary file,
+    which has no name. Raises `OpenclawError` when it cannot be read or kept."""
+    if path == "-":
+        with _kept(sys.stdin.buffer) as copy:
+            yield Requests(copy, _NAMELESS)
+        return
+    try:
+        file = open(path, "rb")  # noqa: SIM115 - closed below
+    except OSError as error:
+        raise OpenclawError(f"cannot read {path}: {error.strerror}") from None
+    with file:
+        if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            name = "".join(char if char.isprintable() else "?" for char in Path(path).name)
+            yield Requests(file, name)
+        else:
+            with _kept(file) as copy:
+                yield Requests(copy, _NAMELESS)
+
+
+@contextmanager
+def _kept(pipe: BinaryIO) -> Iterator[BinaryIO]:
+    try:
+        copy = _copied(pipe)
+    except OSError as error:
+        raise OpenclawError(
+            f"cannot keep the requests in a temporary file: {error.strerror}",
+            hint="name a file with --batch, or with TMPDIR a folder that has room for them",
+        ) from None
+    with copy:
+        yield cast("BinaryIO", copy)
+
+
+def _copied(pipe: BinaryIO) -> IO[bytes]:
+    copy = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it
+    try:
+        _copy(pipe, copy)
+        copy.flush()
+    except BaseException:
+        with suppress(OSError):  # what a full disk did not take is tried once more
+            copy.close()
+        raise
+    return copy
+
+
+def _copy(pipe: BinaryIO, copy: IO[bytes]) -> None:
+    """Up to a line that is too long, which whoever reads the copy names."""
+    num_bytes = 0
+    for line in _lines(pipe):
+        num_bytes += len(line)
+        if num_bytes > MAX_PIPED_BYTES:
+            raise OpenclawError(
+                f"more than {format_size(MAX_PIPED_BYTES)} of requests come through a pipe",
+                hint="write them to a file and name that with --batch",
+            )
+        copy.write(line)
+
+
+def _lines(file: BinaryIO) -> Iterator[bytes]:
+    """Up to one that is longer than `MAX_INPUT_BYTES`, of which the beginning comes last."""
+    line = b"\n"
+    while line and len(line) <= MAX_INPUT_BYTES:
+        try:
+            line = file.readline(MAX_INPUT_BYTES + 1)
+        except OSError as error:
+            raise OpenclawError(f"cannot read the requests: {error.strerror}") from None
+        if line:
+            yield line
+
+
 def read_jobs(
-    path: Path, defaults: dict[str, Any], *, system: str | None
+    file: BinaryIO, defaults: dict[str, Any], *, system: str | None
 ) -> Iterator[Job | BadLine]:
-    """The lines that are not empty, in their order. `defaults` are the options of those that do not
-    say otherwise; with `system` a prompt is a user's message after this system message."""
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                try:
-                    yield _job(number, line, defaults, system)
-                except (OpenclawError, TypeError, ValueError) as error:
-                    yield BadLine(number, getattr(error, "message", str(error)))
+    """The lines that are not empty, in their order, from the file's beginning. `defaults` are the
+    options of those that do not say otherwise; with `system` a prompt is a user's message after
+    this system message."""
+    file.seek(0)
+    for number, line in enumerate(_lines(file), 1):
+        if len(line) > MAX_INPUT_BYTES:
+            size = format_size(MAX_INPUT_BYTES)
+            yield BadLine(number, f"it has more than {size}; what follows was not read")
+        elif line.strip():
+            try:
+                yield _job(number, line, defaults, system)
+            except (OpenclawError, TypeError, ValueError) as error:
+                yield BadLine(number, getattr(error, "message", str(error)))
 
 
 def _job(number: int, line: bytes, defaults: dict[str, Any], system: str | None) -> Job:
@@ -100,6 +199,8 @@ def _parse(line: bytes) -> dict[str, Any]:
         raise ValueError("it is not UTF-8 text") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"it is not JSON: {error.msg} at character {error.colno}") from None
+    except RecursionError:
+        raise ValueError("its lists and maps are nested too deeply") from None
     if not isinstance(given, dict):
         raise ValueError("it is not a JSON object")
     return given
@@ -114,6 +215,30 @@ def _check(prompt: Any, messages: Any, options: dict[str, Any]) -> dict[str, Any
     return chat_params(messages, cast("ChatOptions", options), is_streamed=False)
 
 
+def check_out(path: str) -> None:
+    """Raises a usage error for what can be no file of answers: that is read again, to go on where a
+    batch ended, so it must be a regular file, and nothing else may be written to it."""
+    if path == "-":
+        raise _no_file("--out - names no file")
+    try:
+        found = os.stat(path)
+    except OSError:
+        return  # there is none yet, or opening it tells why not
+    if not stat.S_ISREG(found.st_mode):
+        raise _no_file(f"{path} is no regular file")
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # closed, or no file
+            if os.path.samestat(found, os.fstat(stream.fileno())):
+                raise _no_file(f"{path} is where standard output or error goes")
+
+
+def _no_file(reason: str) -> click.UsageError:
+    return click.UsageError(
+        f"{reason}; the answers are read again when a batch goes on, so name a file for them, "
+        "old or new"
+    )
+
+
 class Answers:
     """The file of answers, made if it is not there. Nobody else writes it meanwhile."""
 
@@ -124,7 +249,7 @@ class Answers:
     def __enter__(self) -> Self:
         """Raises `OpenclawError` for a file that cannot be written, or is no file of answers."""
         try:
-            self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+            self._file = os.open(self._path, _FLAGS, 0o600)
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(self._file)
@@ -132,6 +257,8 @@ class Answers:
         except OSError as error:
             raise OpenclawError(f"cannot write {self._path}: {error.strerror}") from None
         try:
+            if not stat.S_ISREG(os.fstat(self._file).st_mode):  # since it was looked at
+                raise _no_file(f"{self._path} is no regular file")
             self._read()
         except BaseException:
             os.close(self._file)
@@ -148,7 +275,9 @@ class Answers:
 
     def _read(self) -> None:
         whole = 0
-        with open(self._path, "rb") as file:
+        with open(self._file, "rb", closefd=False) as file:
+            if file.peek(1)[:1] not in (b"", b"{"):
+                raise self._foreign(1)  # now: another file may be one endless line
             for number, line in enumerate(file, 1):
                 if not line.endswith(b"\n") and _may_be_ours(line):
                     break
@@ -161,10 +290,13 @@ class Answers:
             answer = json.loads(line)
             self._digests[int(answer["line"])] = str(answer["digest"])
         except (ValueError, KeyError, TypeError):
-            raise OpenclawError(
-                f"{self._path}:{number}: this is no answer of a batch",
-                hint="give another file with --out, or remove this one",
-            ) from None
+            raise self._foreign(number) from None
+
+    def _foreign(self, number: int) -> OpenclawError:
+        return OpenclawError(
+            f"{self._path}:{number}: this is no answer of a batch",
+            hint="give another file with --out, or remove this one",
+        )
 
     def check(self, digests: Mapping[int, str]) -> None:
         """Raises `OpenclawError` when something else than one of these lines was answered."""

@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from openclawctl.cli.answer import Progress, chat_of, read_answer, stats_line, was_cancelled
+from openclawctl.cli.inputs import is_stdin_piped, read_stdin
 from openclawctl.cli.sampling import GroupedCommand, given, sampling_options
 from openclawctl.cli.shape import shape_options
 from openclawctl.cli.shell import (
+    OutputFailed,
     Shell,
     adapter_option,
-    is_stdin_piped,
     json_option,
     label_options,
     model_option,
     print_json,
-    read_stdin,
     say,
     scheduling_options,
     write,
@@ -149,6 +149,8 @@ def _converse(conversation: Conversation, *, stats: bool) -> int:
 def _turn(conversation: Conversation, text: str, *, stats: bool) -> None:
     try:
         is_interrupted = conversation.ask(text, is_shown=True)
+    except OutputFailed:
+        raise  # of every later answer nothing would be seen either
     except OpenclawError as error:
         say(f"error: {error.message}")
         if error.hint:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from openclawctl.cli.answer import Progress, chat_of, read_answer, stats_line, was_cancelled
+from openclawctl.cli.inputs import is_stdin_piped, read_stdin
 from openclawctl.cli.sampling import (
     GroupedCommand,
     given,
@@ -21,12 +21,10 @@ from openclawctl.cli.shell import (
     MAX_CONCURRENCY,
     Shell,
     adapter_option,
-    is_stdin_piped,
     json_option,
     label_options,
     model_option,
     print_json,
-    read_stdin,
     say,
     scheduling_options,
     write,
@@ -49,14 +47,14 @@ def _batch_options(function: Any) -> Any:
             grouped(
                 _BATCH,
                 "--batch",
-                type=click.Path(exists=True, dir_okay=False, path_type=Path),
+                type=click.Path(exists=True, dir_okay=False, allow_dash=True),
                 metavar="FILE",
-                help="Ask what the lines of FILE say, several at once.",
+                help="Ask what the lines of FILE say, several at once; `-` is standard input.",
             ),
             grouped(
                 _BATCH,
                 "--out",
-                type=click.Path(dir_okay=False, path_type=Path),
+                type=click.Path(),
                 metavar="FILE",
                 help="Add their answers to FILE; what has one is not asked again.",
             ),
@@ -104,8 +102,8 @@ def generate_command(
     dry_run: bool,
     no_stream: bool,
     stats: bool,
-    batch: Path | None,
-    out: Path | None,
+    batch: str | None,
+    out: str | None,
     concurrency: int,
     **sampling: Any,
 ) -> int:

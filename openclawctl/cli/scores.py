@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from openclawctl.cli.inputs import lines_of_stdin
 from openclawctl.cli.shell import (
     Shell,
     json_option,
     label_options,
-    lines_of_stdin,
     model_option,
     print_json,
     print_line,

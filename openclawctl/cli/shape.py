@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
+from openclawctl.cli.inputs import read_file
 from openclawctl.cli.sampling import grouped
 
 if TYPE_CHECKING:
@@ -46,22 +47,30 @@ def _option(
 
 
 def _schema(path: Path) -> dict[str, Any]:
-    return {"type": "json_schema", "schema": _text(path)}
+    """As text, which can be deeper than the maps of a frame; what it is, is judged here, where the
+    file has a name."""
+    import json  # here: no other option needs it
+
+    text = read_file(path)
+    try:
+        schema = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise click.UsageError(
+            f"{path} is no JSON: {error.msg}: line {error.lineno} column {error.colno}"
+        ) from None
+    except (ValueError, RecursionError) as error:  # a number too long, too many brackets
+        raise click.UsageError(f"{path} cannot be read as JSON: {error}") from None
+    if not isinstance(schema, dict):
+        raise click.UsageError(
+            f'{path} is JSON, but no JSON object; a schema is one, such as {{"type": "object"}}'
+        )
+    return {"type": "json_schema", "schema": text}
 
 
 def _grammar(path: Path) -> dict[str, Any]:
     """llama.cpp's grammars define rules with `::=`, which means nothing in Lark."""
-    text = _text(path)
+    text = read_file(path)
     return {"type": "gbnf" if "::=" in text else "lark", "grammar": text}
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise click.UsageError(f"{path} cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise click.UsageError(f"{path} is not UTF-8 text") from None
 
 
 _OPTIONS: Final = (

@@ -205,8 +205,22 @@ def _put(text: str) -> None:
     except BrokenPipeError:
         raise  # a reader that has seen enough is no failure
     except OSError as error:
+        raise OutputFailed(error) from None
+
+
+def probe_output() -> None:
+    """Raises `OutputFailed` when standard output takes nothing more. A line's end is written: of
+    what was too large for a buffer nothing is kept that a flush would try again."""
+    _put("\n")
+
+
+class OutputFailed(OpenclawError):
+    """Standard output takes nothing more, so neither may what is said of this go there. What is
+    written to it after this is lost."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(f"cannot write to standard output: {error.strerror}")
         drop_output()
-        raise OpenclawError(f"cannot write to standard output: {error.strerror}") from None
 
 
 def drop_output() -> None:
@@ -299,26 +313,6 @@ def show_again() -> Iterator[None]:
         print_line()
 
 
-def read_stdin() -> str:
-    """All of standard input as text. Raises a usage error when it is not UTF-8."""
-    try:
-        return sys.stdin.buffer.read().decode()
-    except UnicodeDecodeError as error:
-        raise click.UsageError(f"standard input is not UTF-8 text (byte {error.start})") from None
-
-
-def piped() -> str:
-    """All of standard input as text. Raises a usage error when nothing is piped in, too."""
-    if not is_stdin_piped():
-        raise click.UsageError("nothing to read: give it as an argument, or pipe it in")
-    return read_stdin()
-
-
-def lines_of_stdin() -> list[str]:
-    """The lines of standard input that are not empty."""
-    return [line for line in piped().splitlines() if line.strip()]
-
-
 def warn_of_context(context: dict[str, Any]) -> None:
     """Say on stderr what became of the texts, if anything did."""
     if context.get("dropped"):
@@ -326,8 +320,3 @@ def warn_of_context(context: dict[str, Any]) -> None:
         say(f"openclawctl: warning: {dropped} of {came} tokens were dropped ({policy})")
     if name := context.get("fallback_from"):
         say(f"openclawctl: warning: another model answers instead of {name}")
-
-
-def is_stdin_piped() -> bool:
-    """Is standard input a pipe or a file, rather than a terminal or nothing?"""
-    return sys.stdin is not None and not sys.stdin.closed and not sys.stdin.isatty()

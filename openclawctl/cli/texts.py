@@ -6,14 +6,13 @@ from typing import TYPE_CHECKING
 
 import click
 
+from openclawctl.cli.inputs import lines_of_stdin, piped
 from openclawctl.cli.shell import (
     Shell,
     adapter_option,
     json_option,
     label_options,
-    lines_of_stdin,
     model_option,
-    piped,
     print_json,
     print_line,
     scheduling_options,

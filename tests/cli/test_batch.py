@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import socket
 import subprocess
+import tempfile
 from pathlib import Path
 
+import click
 import pytest
 from cli.conftest import PROGRAM
 from cli.test_terminal import TIMEOUT_S, Terminal
 
 from openclawctl.cli import batch_files
-from openclawctl.wire.errors import BudgetExceeded, PromptTooLong
+from openclawctl.wire.errors import BudgetExceeded, OpenclawError, PromptTooLong
 
 LINES = [
     {"id": "a", "prompt": "one", "max_tokens": 3},
@@ -178,7 +182,7 @@ def test_other_requests_than_those_that_were_answered(daemon, ctl, files):
     assert len(asked(running)) == 3
 
 
-@pytest.mark.parametrize("content", ["a note", "a note\n", '{"line": 1}\n', "[]"])
+@pytest.mark.parametrize("content", ["a note", "a note\n", "\0\0", '{"line": 1}\n', "[]"])
 def test_a_file_that_is_not_ours_is_left_alone(daemon, ctl, files, tmp_path, content):
     running = daemon()
     path, _ = files(LINES[0])
@@ -189,6 +193,120 @@ def test_a_file_that_is_not_ours_is_left_alone(daemon, ctl, files, tmp_path, con
     assert "note:1: this is no answer of a batch" in answer.err
     assert note.read_text() == content
     assert asked(running) == []
+
+
+def test_requests_from_a_pipe(daemon, ctl, files):
+    running = daemon()
+    path, out = files(LINES[0], "", *LINES[1:])
+    content = Path(path).read_text()
+    answer = ctl("generate", "--batch", "-", "--out", out, stdin=content)
+    assert (answer.status, answer.err) == (0, "")
+    assert answer.out.startswith("3 of 3 answered in ")
+    assert set(answers_in(out)) == {1, 3, 4}
+    assert {request.params["session"] for request in asked(running)} == {"batch stdin"}
+    for requests in ("/dev/stdin", "<(cat)"):
+        done = in_shell(f"generate --batch {requests} --out {out}", piped=content)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.startswith("0 of 3 answered in ")
+        assert "; 3 had an answer before\n" in done.stdout
+    assert len(asked(running)) == 3
+
+
+def in_shell(line, *, piped="", before=""):
+    """bash runs the arguments in `line`, and their redirections."""
+    command = ["bash", "-c", f'{before} "$@" {line}', "bash", *PROGRAM]
+    return subprocess.run(
+        command, input=piped, capture_output=True, text=True, check=False, timeout=TIMEOUT_S
+    )
+
+
+def test_a_file_called_like_standard_input(daemon, ctl, files, tmp_path, monkeypatch):
+    daemon()
+    path, out = files(LINES[0])
+    Path(path).rename(tmp_path / "-")
+    monkeypatch.chdir(tmp_path)
+    assert ctl("generate", "--batch", "./-", "--out", out).status == 0
+    assert set(answers_in(out)) == {1}
+
+
+@pytest.mark.parametrize("out", ["-", "/dev/full", "/dev/null", ".", "fifo"])
+def test_answers_go_to_a_file_only(daemon, ctl, files, tmp_path, monkeypatch, out):
+    running = daemon()
+    path, _ = files(LINES[0])
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("fifo")
+    answer = ctl("generate", "--batch", path, "--out", out)
+    assert (answer.status, answer.out) == (2, "")
+    assert out in answer.err
+    assert "so name a file for them, old or new\n" in answer.err
+    assert not Path("-").exists()
+    assert asked(running) == []
+    if out != "-":  # it may become so after it was looked at
+        with pytest.raises((click.UsageError, OpenclawError)), batch_files.Answers(Path(out)):
+            pass
+
+
+def test_answers_do_not_go_where_the_summary_does(daemon, files):
+    running = daemon()
+    path, out = files(LINES[0])
+    done = in_shell(f"generate --batch {path} --out {out} >>{out}")
+    assert done.returncode == 2
+    assert "out.jsonl is where standard output or error goes" in done.stderr
+    assert asked(running) == []
+
+
+def test_lines_that_are_gone_when_they_would_be_asked(peer, ctl, files):
+    """They are beyond what was read ahead."""
+
+    def handler(connection, request):
+        os.truncate(path, len(first) + 1)
+        connection.complete(request, "!")
+
+    peer(handler=handler)
+    first = json.dumps(LINES[0])
+    path, out = files(first, " " * 100_000 + json.dumps(LINES[1]))
+    answer = ctl("generate", "--batch", path, "--out", out, "--concurrency", "1")
+    assert answer.status == 1
+    assert "error: 1 of 2 lines were changed or taken away meanwhile, and not asked" in answer.err
+    assert "1 of 2 answered" in answer.out
+    assert "; 1 were not asked\n" in answer.out
+
+
+def test_requests_without_an_end(daemon, ctl, files, monkeypatch):
+    running = daemon()
+    path, out = files(LINES[0], "[" * 100_000)
+    answer = ctl("generate", "--batch", path, "--out", out)
+    assert answer.status == 2
+    assert "line 2: its lists and maps are nested too deeply\n" in answer.err
+    answer = ctl("generate", "--batch", "/dev/zero", "--out", out)
+    assert answer.status == 2
+    assert "line 1: it has more than 64.0 MiB; what follows was not read\n" in answer.err
+    monkeypatch.setattr(batch_files, "MAX_PIPED_BYTES", 100)
+    answer = ctl("generate", "--batch", "-", "--out", out, stdin='{"prompt": "x"}\n' * 7)
+    assert answer.status == 1
+    assert "more than 100 B of requests come through a pipe\n" in answer.err
+    assert "write them to a file and name that with --batch" in answer.err
+    assert asked(running) == []
+
+
+def test_requests_that_cannot_be_read_or_kept(daemon, ctl, files, tmp_path, monkeypatch):
+    daemon()
+    _, out = files()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "s"))
+        answer = ctl("generate", "--batch", str(tmp_path / "s"), "--out", out)
+    assert answer.status == 1
+    assert f"cannot read {tmp_path}/s: No such device or address" in answer.err
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    answer = ctl("generate", "--batch", "-", "--out", out)
+    assert answer.status == 1
+    assert "cannot keep the requests in a temporary file: No such file or dir" in answer.err
+    content = "\n" * 100_000
+    done = in_shell(f"generate --batch - --out {out}", piped=content, before="ulimit -f 8;")
+    assert done.returncode == 1
+    assert done.stderr.startswith(
+        "openclawctl: error: cannot keep the requests in a temporary file: File too large\nhint: "
+    )
 
 
 def test_two_batches_into_one_file(daemon, ctl, files):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import unicodedata
@@ -92,8 +93,8 @@ def test_status_imports_nothing_that_it_does_not_need():
     assert answer.stdout.strip() == ""
 
 
-def run_in_shell(daemon, redirections):
-    command = [sys.executable, "-m", "openclawctl", "--socket", str(daemon.socket), "status"]
+def run_in_shell(socket, redirections, *arguments):
+    command = [sys.executable, "-m", "openclawctl", "--socket", str(socket), *arguments]
     return subprocess.run(
         ["sh", "-c", f'exec "$@" {redirections}', "sh", *command],
         capture_output=True,
@@ -113,7 +114,53 @@ def run_in_shell(daemon, redirections):
     ],
 )
 def test_standard_streams_that_are_full_or_closed(daemon, redirections, status, error):
-    done = run_in_shell(daemon, redirections)
+    done = run_in_shell(daemon.socket, redirections, "status")
     assert done.returncode == status
     assert error in done.stderr
     assert "Traceback" not in done.stderr
+
+
+FULL = "openclawctl: error: cannot write to standard output: No space left on device\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("ps", "--json"),
+        ("models", "--json"),
+        ("generate", "--json", "--max-tokens", "1", "hi"),
+        ("generate", "--max-tokens", "1", "hi"),
+        ("--help",),
+        ("generate", "--help"),
+        ("--version",),
+    ],
+)
+def test_a_full_disk_is_told_whatever_is_printed(daemon, arguments):
+    done = run_in_shell(daemon.socket, ">/dev/full", *arguments)
+    assert (done.returncode, done.stderr) == (1, FULL)
+
+
+def test_help_where_standard_output_is_closed():
+    done = run_in_shell("/none", ">&-", "--help")
+    assert done.returncode == 1
+    assert done.stderr.endswith("cannot write to standard output: Bad file descriptor\n")
+    assert "Traceback" not in done.stderr
+
+
+def test_an_error_that_a_full_disk_does_not_take():
+    done = run_in_shell("/none", ">/dev/full", "ps", "--json")
+    assert done.returncode == 3
+    assert done.stderr.startswith(f"{FULL}openclawctl: error: there is no socket at /none")
+
+
+def test_an_error_whose_reader_has_left():
+    command = [sys.executable, "-m", "openclawctl", "--socket", "/none", "ps", "--json"]
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = subprocess.run(
+            command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False, timeout=30
+        )
+    finally:
+        os.close(writer)
+    assert (done.returncode, done.stderr) == (3, "")

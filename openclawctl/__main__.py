@@ -1,6 +1,22 @@
-"""`python -m openclawctl`: the command line, without its script on `$PATH`."""
+"""The program `openclawctl`, and `python -m openclawctl` where its script is not on `$PATH`."""
 
-from openclawctl.cli import main
+from __future__ import annotations
+
+import sys
+from typing import NoReturn
+
+_INTERRUPTED = 130
+
+
+def main() -> NoReturn:
+    """Entry point. The imports take most of a short command's time, so Ctrl-C often comes then."""
+    try:
+        from openclawctl.cli import main as run
+
+        run()
+    except KeyboardInterrupt:
+        sys.exit(_INTERRUPTED)
+
 
 if __name__ == "__main__":
     main()

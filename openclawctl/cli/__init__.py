@@ -64,6 +64,15 @@ COMMANDS: Final = {
 
 _ALIASES: Final = {"ls": "models"}
 
+_OF_OTHERS: Final = {
+    "list": "models",
+    "rm": "models rm",
+    "run": "generate",
+    "serve": "daemon start",
+    "stop": "unload",
+}
+"""What Ollama's commands are called here."""
+
 _EPILOG: Final = """\b
 Exit status: 0 ok, 1 failed, 2 usage, 3 daemon not reachable, 4 not found,
 5 denied or over a limit, 6 busy (try again), 7 timed out, 130 interrupted.
@@ -103,7 +112,9 @@ class _LazyGroup(click.Group):
         if is_unknown and not ctx.resilient_parsing:  # a shell that completes
             from openclawctl.wire.fields import suggestion
 
-            ctx.fail(f"no such command {args[0]!r}{suggestion(args[0], COMMANDS)}")
+            ours = _OF_OTHERS.get(args[0])
+            meant = f"; here it is {ours!r}" if ours else suggestion(args[0], COMMANDS)
+            ctx.fail(f"no such command {args[0]!r}{meant}")
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:

@@ -37,6 +37,18 @@ def stop_on_cancel(connection, request):
     connection.complete(request, finish_reason="cancelled")
 
 
+def test_ctrl_c_while_it_is_imported_ends_without_a_traceback(tmp_path):
+    (tmp_path / "click.py").write_text("raise KeyboardInterrupt")
+    done = subprocess.run(
+        [sys.executable, "-m", "openclawctl", "status"],
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
 @pytest.mark.parametrize("extra", [[], ["--stats"]])
 def test_ctrl_c_cancels_on_the_daemon_and_prints_what_there_is(peer, extra):
     daemon = peer(handler=stop_on_cancel)

@@ -16,9 +16,16 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 from openclawctl.wire.errors import OpenclawError
 from openclawd import __version__
+from openclawd.arguments import OptionParser
 
 try:
-    from openclawd.config import Config, ConfigError, config_from_models, load_config
+    from openclawd.config import (
+        Config,
+        ConfigError,
+        config_from_models,
+        load_config,
+        missing_files,
+    )
     from openclawd.config.effective import DEFAULT, Effective, Override, listing
     from openclawd.config.json_schema import json_schema
     from openclawd.config.places import Places, find_places
@@ -27,7 +34,7 @@ except ModuleNotFoundError as error:  # the base installation has this program, 
     sys.exit(f"openclawd: error: {error}; the daemon needs `pip install 'openclawd[daemon]'`")
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 EXIT_FAILED: Final = 1
 EXIT_CONFIG: Final = 78
@@ -59,7 +66,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)  # noqa: T201 - logging is not configured yet
         return EXIT_CONFIG
     if arguments.check_config:
-        print(_checked(config, places))  # noqa: T201
+        print(_checked(arguments, config, places))  # noqa: T201
+        for warning in _warnings(config, places):
+            print(f"openclawd: warning: {warning}", file=sys.stderr)  # noqa: T201
         return 0
     return _run(arguments, config, places)
 
@@ -94,6 +103,8 @@ def _run(arguments: argparse.Namespace, config: Config, places: Places) -> int:
                     "--user NAME drops root's rights"
                 )
             logger.info("openclawd %s, pid %d", __version__, os.getpid())
+            for warning in _warnings(config, places):
+                logger.warning("%s", warning)
             settings = daemon.Settings(
                 config, places, __version__, read_config=lambda: _config(arguments, places)
             )
@@ -105,7 +116,7 @@ def _run(arguments: argparse.Namespace, config: Config, places: Places) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = OptionParser(
         prog="openclawd",
         description="Serve GGUF models to local programs over a Unix socket.",
         epilog="Talk to it with openclawctl, or from Python with `from openclawctl import Client`.",
@@ -176,10 +187,20 @@ def _config(arguments: argparse.Namespace, places: Places) -> Config:
     return config.model_copy(update={"logging": config.logging.model_copy(update=overrides)})
 
 
-def _checked(config: Config, places: Places) -> str:
-    source = places.config_file or "the command line"
+def _checked(arguments: argparse.Namespace, config: Config, places: Places) -> str:
     models = ", ".join(config.models) or "none"
+    if places.config_file is None and arguments.models is None:
+        missing = f"there is no configuration file at {places.usual_config_file}"
+        return f"openclawd: {missing}, so the defaults hold; models: {models}"
+    source = places.config_file or "--models"
     return f"openclawd: the configuration ({source}) is valid; models: {models}"
+
+
+def _warnings(config: Config, places: Places) -> Iterator[str]:
+    """What need not be wrong: files may come later."""
+    place = places.config_file or "--models"
+    for message in missing_files(config):
+        yield f"{message}; put it there, or correct its path in {place}"
 
 
 def _shown(arguments: argparse.Namespace, config: Config, places: Places) -> str:
@@ -225,11 +246,18 @@ def _origin(option: str, arguments: argparse.Namespace, variable: str) -> str:
 
 
 def _prepare_directories(places: Places, user: str | None) -> None:
-    """Make the directories that are missing, and become `user`. Raises `OSError`."""
+    """Make the directories that are missing, and become `user`. Raises `OSError`, also for a
+    socket's folder that is not of the usual ones: its name may be misspelt."""
     owner = _user(user) if user else None
+    may_be_made = {*places.usual_socket_dirs, places.state_dir}
+    if not places.socket.parent.is_dir() and places.socket.parent not in may_be_made:
+        raise OSError(
+            f"there is no folder {places.socket.parent} for the socket {places.socket.name}: "
+            "correct --socket, or make the folder first"
+        )
     folders = (
-        (places.socket.parent, 0o755),
         (places.state_dir, 0o700),
+        (places.socket.parent, 0o755),
         (places.state_dir / "models", 0o750),
     )
     for folder, mode in folders:

@@ -128,6 +128,13 @@ def run(settings: Settings, notifier: Notifier) -> None:
         asyncio.run(_Daemon(settings, notifier).run(sock, metrics_sock))
 
 
+def _remedy(places: Places) -> str:
+    """What to do about a configuration that cannot be read again."""
+    if places.config_file is None:
+        return "it is from the command line: put the file there, or start the daemon again"
+    return f"correct it and reload again; `{places.check_command}` checks it beforehand"
+
+
 def _started_threads(count: int) -> ThreadPoolExecutor:
     """What `asyncio.to_thread` runs in. All are there from the start: one that comes when two such
     calls happen to meet, days later, looks like a leak to whoever counts."""
@@ -207,6 +214,7 @@ class _Daemon:
                 self._service,
                 settings.config,
                 read=settings.read_config,
+                remedy=_remedy(settings.places),
                 origin=lambda config: dataclasses.replace(settings, config=config).config_origin(),
             )
             self._service.reload = self._reloader.reload

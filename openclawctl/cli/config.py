@@ -4,6 +4,7 @@ alone knows the schema; and `reload`."""
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 
 import click
@@ -30,14 +31,21 @@ def config_command() -> None:
 @json_option
 @click.pass_obj
 def check_command(shell: Shell, /, file: str | None) -> int:
-    """Check FILE, or the configuration that `openclawd` would use. Exits 1 if it is wrong."""
+    """Check FILE, or the configuration that `openclawd` would use. Exits 1 if it is wrong.
+
+    A model's file that is not there is warned of only: it may come later.
+    """
     answer = _ask("--check-config", file)
     is_valid = answer.returncode == 0
-    report = (answer.stdout if is_valid else answer.stderr).strip()
+    said = answer.stderr.strip()
+    report = answer.stdout.strip() if is_valid else said
     if shell.is_json:
-        print_json({"valid": is_valid, "file": file, "report": report})
+        warnings = said.splitlines() if is_valid else []
+        print_json({"valid": is_valid, "file": file, "report": report, "warnings": warnings})
     elif is_valid:
         print_line(report)
+        if said:
+            say(said)
     else:
         say(report)
     return 0 if is_valid else EXIT_FAILED
@@ -64,7 +72,9 @@ def show_command(shell: Shell, /, file: str | None, *, origin: bool) -> int:
     form = "json" if shell.is_json else "origin" if origin else "plain"
     answer = _ask(f"--show-config={form}", file)
     if answer.returncode != 0:
-        raise OpenclawError(answer.stderr.strip(), hint="see `openclawctl config check`")
+        named = f" {shlex.quote(file)}" if file else ""
+        hint = f"see `openclawctl config check{named}`"
+        raise OpenclawError(answer.stderr.strip(), hint=hint)
     if shell.is_json:
         print_json(json.loads(answer.stdout))
     else:

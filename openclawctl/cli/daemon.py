@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -81,6 +82,7 @@ def start_command(shell: Shell, /, **options: Any) -> None:
     running = launch.find_running(path)
     if running is not None:
         _tell(shell, path, running, "was already running", runs=True)
+        warn_of_options(running, _arguments(shell, options))
         return
     _warn_of_systemd()
     started = _launch(shell, _arguments(shell, options), options["state_dir"])
@@ -165,10 +167,39 @@ def _arguments(shell: Shell, options: dict[str, Any]) -> list[str]:
     return arguments
 
 
+def warn_of_options(running: launch.Running, arguments: list[str]) -> None:
+    """Say which options a daemon that runs already was not started with, and how to apply them."""
+    try:
+        its_own = launch.arguments_of(running.pid)
+    except (OpenclawError, OSError):  # systemd, which listens for it; not for this user to see
+        its_own = []
+    options = [word for word in arguments[::2] if word != "--socket"]  # all of them have a value
+    differ = [each for each in options if _value(each, arguments) != _value(each, its_own)]
+    if not differ:
+        return
+    verb = "was" if len(differ) == 1 else "were"
+    if running.unit:
+        what = f"it is {running.unit}: change its configuration, then say `openclawctl reload`"
+    else:
+        what = f"apply all that you give with `openclawctl daemon restart {shlex.join(arguments)}`"
+    say(f"openclawctl: warning: {' and '.join(differ)} {verb} not applied; {what}")
+
+
+def _value(option: str, arguments: Sequence[str]) -> str | None:
+    """The value of `--option VALUE` or `--option=VALUE`."""
+    for word, following in zip(arguments, [*arguments, ""][1:], strict=True):
+        name, equals, value = word.partition("=")
+        if name == option:
+            return value if equals else following
+    return None
+
+
 def _absolute_model(entry: str) -> str:
     """`name=PATH` with the path made absolute. A mere file name that is not here stays as it is:
     the daemon looks it up in its own directories."""
     name, equals, path = entry.partition("=")
+    if not equals and ("/" in entry or entry.endswith(".gguf")):  # it will ask for a name
+        return os.path.abspath(entry) if "/" in entry or os.path.exists(entry) else entry
     path = os.path.expanduser(path)
     is_here = equals and ("/" in path or os.path.exists(path))
     return f"{name}={os.path.abspath(path)}" if is_here else entry

@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import time
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from openclawctl import __version__
+from openclawctl import __version__, paths
 from openclawctl.cli import launch
 from openclawctl.client import Client
 from openclawctl.wire.errors import DaemonUnreachable, OpenclawError
@@ -135,8 +136,14 @@ def _failed_unit(name: str, unit: dict[str, str]) -> Finding:
     remedy = f"{_journal(name)}; then `systemctl reset-failed {name} && systemctl start {name}`"
     if status == _CONFIG_EXIT:
         why = "its configuration is wrong"
-        remedy = f"`openclawctl config check`; {remedy}"
+        remedy = f"`openclawctl config check{_file_of_instance(name)}`; {remedy}"
     return Finding("unit", FAILED, f"{name}.service is dead: {why}", remedy)
+
+
+def _file_of_instance(name: str) -> str:
+    """An instance has a configuration of its own, which must be named."""
+    folder = _directories(name)["CONFIGURATION_DIRECTORY"]
+    return "" if name == "openclawd" else f" {folder}/openclawd.yaml"
 
 
 def _journal(name: str) -> str:
@@ -173,7 +180,11 @@ def _no_folder(path: str) -> Finding:
             " without systemd, `openclawctl daemon start`"
         )
     else:
-        remedy = "`openclawctl daemon start` makes it; is --socket or $OPENCLAWD_SOCKET right?"
+        remedy = "is --socket or $OPENCLAWD_SOCKET right?"
+        if folder == paths.user_runtime_dir():
+            remedy = f"`openclawctl daemon start` makes it; {remedy}"
+        else:
+            remedy += f" If so, `mkdir -p {shlex.quote(folder)}`, then `openclawctl daemon start`"
     message = f"the folder {folder} is missing, so there can be no socket {os.path.basename(path)}"
     return Finding("socket", FAILED, message, remedy)
 

@@ -56,7 +56,8 @@ def _read_header(path: str) -> bytes:
             return file.read(_HEADER.size)
     except FileNotFoundError:
         raise _unusable(
-            f"{path} does not exist", "check the model's path in the configuration"
+            f"{path} does not exist",
+            "put it there, or correct its path in the configuration or --models",
         ) from None
     except IsADirectoryError:
         raise _unusable(

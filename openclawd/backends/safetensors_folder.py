@@ -111,7 +111,8 @@ def _fail_to_read(path: Path, error: OSError) -> NoReturn:
     match error:
         case FileNotFoundError():
             raise _unusable(
-                f"{path} does not exist", "check the model's path in the configuration"
+                f"{path} does not exist",
+                "put it there, or correct its path in the configuration or --models",
             ) from None
         case NotADirectoryError():
             raise _unusable(

@@ -13,6 +13,7 @@ from openclawd.config.model_files import (
     find_model_by_name,
     find_model_file,
     is_model_file,
+    missing_files,
     model_files_by_stem,
 )
 from openclawd.config.schema import (
@@ -39,5 +40,6 @@ __all__ = [
     "find_model_file",
     "is_model_file",
     "load_config",
+    "missing_files",
     "model_files_by_stem",
 ]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -12,13 +14,18 @@ from openclawctl.wire.fields import suggestion
 from openclawd.config import budgets, placement, rates, reference
 from openclawd.config import limits as limit_rules
 from openclawd.config.errors import ConfigError, Finding, shown
-from openclawd.config.model_files import model_files_by_stem
+from openclawd.config.model_files import (
+    MODEL_SUFFIX,
+    is_model_file,
+    is_model_folder,
+    model_files_by_stem,
+)
 from openclawd.config.schema import NAME_TEXT, Config, InferenceSettings, ModelConfig
 from openclawd.config.source import KeyPath, Source, key_path, read_source
 from openclawd.config.values import NotBuiltError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
     from pydantic_core import ErrorDetails
 
@@ -75,11 +82,30 @@ def _file_of(name: str, state_dir: Path) -> Path:
     files = model_files_by_stem([str(folder)])
     if name not in files:
         known = ", ".join(sorted(files)) or "none"
+        if "/" in name or name.endswith(MODEL_SUFFIX):
+            raise ValueError(_path_without_name(name, files))
         raise ValueError(
             f"no file {name}.gguf and no model folder {name} in {folder} (there: {known});"
             f" write {name}=PATH" + suggestion(name, files)
         )
     return files[name]
+
+
+def _path_without_name(text: str, files: Collection[str]) -> str:
+    """What to write in place of a path: `files` are the models that have names."""
+    path = Path(text)
+    stem = path.name.removesuffix(MODEL_SUFFIX)
+    if is_model_file(path) or is_model_folder(path):
+        entry = f"{_valid_name(stem)}={text}"
+        return f"a model needs a name; write {shlex.quote(entry)}"
+    if text == f"{stem}{MODEL_SUFFIX}" and stem in files:
+        return f"a name has no {MODEL_SUFFIX}; write {stem}"
+    return f"there is no file {path.absolute()}, or it may not be seen; write NAME=PATH"
+
+
+def _valid_name(stem: str) -> str:
+    """The nearest that a model may be called (`NAME_TEXT`)."""
+    return re.sub(r"[^A-Za-z0-9._:-]+", "-", stem).lstrip("._:-").rstrip("-") or "model"
 
 
 def _set_workers(data: dict[str, Any], workers: int | None) -> None:

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
+
+    from openclawd.config.schema import Config, ModelConfig
 
 MODEL_SUFFIX: Final = ".gguf"
 
@@ -55,6 +57,16 @@ def model_files_by_stem(model_paths: Sequence[str]) -> dict[str, Path]:
     return found
 
 
+def missing_files(config: Config) -> Iterator[str]:
+    """A sentence on each file that a configured model needs and that is not there yet. Blocks on
+    the disk."""
+    for name, model in config.models.items():
+        for path in _needed_by(model):
+            file = find_model_file(path, config.model_paths)
+            if _is_missing(file):
+                yield f"model {name}: there is no file {file}"
+
+
 def backend_of(path: Path) -> str:
     """Which backend serves what is at `path`: a folder is torch's."""
     try:
@@ -75,6 +87,22 @@ def is_model_folder(path: Path) -> bool:
     """Is there a folder with a description and weights?"""
     has_weights = any(is_model_file(path / name) for name in _WEIGHTS)
     return has_weights and is_model_file(path / _DESCRIPTION)
+
+
+def _needed_by(model: ModelConfig) -> list[str]:
+    paths = [model.path, model.speculation.draft_model]
+    return [path for path in paths if path] + [each.path for each in model.adapters.values()]
+
+
+def _is_missing(path: Path) -> bool:
+    """Not so in a folder that is closed to us: then it is not known."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except (OSError, ValueError):
+        return False
+    return False
 
 
 def _in_folder(folder: Path) -> list[Path]:

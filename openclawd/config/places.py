@@ -8,6 +8,7 @@ one file exists; creates nothing.
 from __future__ import annotations
 
 import os
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,13 +24,25 @@ CONFIG_FILE = "openclawd.yaml"
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """`config_file` is None when none was named and none is in its usual place. `uses_root_dirs`:
-    started as root by hand, without systemd."""
+    """`config_file` is None when none was named and none is in its usual place,
+    `usual_config_file`. `shell_config_file` is the one of a daemon that this user starts without
+    options and without systemd. The socket's folder may be made if it is of `usual_socket_dirs`.
+    `uses_root_dirs`: started as root by hand, without systemd."""
 
     socket: Path
     state_dir: Path
     config_file: Path | None
+    usual_config_file: Path
+    shell_config_file: Path
+    usual_socket_dirs: frozenset[Path]
     uses_root_dirs: bool
+
+    @property
+    def check_command(self) -> str:
+        """What checks the configuration file, typed in a shell."""
+        if self.config_file in (None, self.shell_config_file):
+            return "openclawctl config check"
+        return f"openclawctl config check {shlex.quote(str(self.config_file))}"
 
     @property
     def prefix_dir(self) -> Path:
@@ -81,15 +94,21 @@ def find_places(
 ) -> Places:
     """The places of a daemon started in `environ`, absolute. The keyword paths are its flags."""
     runtime_dir = _place(environ, "RUNTIME_DIRECTORY", is_root, Path("/run") / NAME)
+    usual_socket_dirs = {runtime_dir, _place({}, "RUNTIME_DIRECTORY", is_root, Path("/run") / NAME)}
     states = state_dir or _place(environ, "STATE_DIRECTORY", is_root, Path("/var/lib") / NAME)
-    if config_file is None:
-        folder = _place(environ, "CONFIGURATION_DIRECTORY", is_root, Path("/etc") / NAME)
-        usual = folder / CONFIG_FILE
-        config_file = usual if usual.exists() else None
+    usual, of_shell = (
+        _place(variables, "CONFIGURATION_DIRECTORY", is_root, Path("/etc") / NAME) / CONFIG_FILE
+        for variables in (environ, {})
+    )
+    if config_file is None and usual.exists():
+        config_file = usual
     return Places(
         socket=(socket or runtime_dir / f"{NAME}.sock").absolute(),
         state_dir=states.absolute(),
         config_file=config_file and config_file.absolute(),
+        usual_config_file=usual.absolute(),
+        shell_config_file=of_shell.absolute(),
+        usual_socket_dirs=frozenset(folder.absolute() for folder in usual_socket_dirs),
         uses_root_dirs=is_root and "STATE_DIRECTORY" not in environ and state_dir is None,
     )
 

@@ -103,7 +103,8 @@ def _refusal(place: str, message: str) -> ConfigError:
 
 def _syntax_message(error: yaml.MarkedYAMLError) -> str:
     parts = [part for part in (error.context, error.problem) if part]
-    return f"not valid YAML: {', '.join(parts)}"
+    advice = "; use spaces, not tabs" if "'\\t'" in (error.problem or "") else ""
+    return f"not valid YAML: {', '.join(parts)}{advice}"
 
 
 class _Loader(yaml.SafeLoader):

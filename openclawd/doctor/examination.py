@@ -78,7 +78,9 @@ def _check_config(subject: Subject) -> tuple[list[Finding], dict[str, int]]:
     try:
         config = subject.read_config()
     except ConfigError as error:
-        remedy = "correct it, then `openclawctl config check && openclawctl reload`"
+        remedy = f"correct it, then `{subject.places.check_command} && openclawctl reload`"
+        if file is None:
+            remedy = "put the file there, or start the daemon with other --models"
         wrong = [Finding("config", State.FAILED, str(each), remedy) for each in error.findings]
         return wrong, {}
     message = f"{file} is valid" if file else "there is no configuration file: all is by default"

@@ -8,7 +8,6 @@ off anywhere.
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 import socket
@@ -19,12 +18,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from openclawctl.wire.errors import Internal, Problem
+from openclawd.arguments import OptionParser
 from openclawd.fetch.messages import MAX_MESSAGE_BYTES, decode_request, encode
 from openclawd.fetch.service import Service, Settings
 from openclawd.fetch.transport import SILENCE_S
 from openclawd.sidecar import passed_descriptor, start_logging
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Mapping, Sequence
 
 _PROGRESS_S: Final = 0.2
@@ -62,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = OptionParser(
         prog="openclawd-fetch",
         description="Fetch models for openclawd. Started by systemd or by it.",
     )

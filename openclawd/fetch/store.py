@@ -70,7 +70,10 @@ class Store:
         for path in (self.folder / f"{name}{GGUF}", self.folder / name):
             if os.path.lexists(path) and name != HIDDEN:
                 return path
-        raise NotFound(f"there is no model {name!r} in {self.folder}")
+        raise NotFound(
+            f"there is no model {name!r} in {self.folder}",
+            hint="only what is in this folder can be verified or removed",
+        )
 
     def check_space(self, num_bytes: int) -> None:
         """Raise `Unavailable` unless so many more fit on the disk."""

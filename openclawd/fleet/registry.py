@@ -203,6 +203,12 @@ class Fleet:
                 self._run(model.wait_settled(), f"preload {name}")
         return FleetChange(added, removed, changed)
 
+    def path_of(self, name: str) -> str | None:
+        """Where the file of a model that is known by this name is, or should be; of an alias, its
+        model's."""
+        model = self._models.get(self._config.aliases.get(name, name))
+        return model.spec.load.path if model else None
+
     def release_file(self, name: str) -> None:
         """See that no model uses a file of the models folder. Raises `InvalidRequest` where one
         does; one that is only known by the file's name, and not loaded, is known no more."""

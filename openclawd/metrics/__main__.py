@@ -17,6 +17,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from openclawd.arguments import OptionParser
 from openclawd.metrics.relay import Relay
 from openclawd.sidecar import passed_descriptor, start_logging
 
@@ -34,7 +35,7 @@ logger = logging.getLogger("openclawd.metrics")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0 ended by a signal, 1 the port cannot be had, 2 usage."""
-    parser = argparse.ArgumentParser(
+    parser = OptionParser(
         prog="openclawd-metrics",
         description="Offer openclawd's /metrics and /health on a loopback TCP port.",
         epilog="Example: openclawd-metrics --listen 127.0.0.1:9867, and in prometheus.yml "

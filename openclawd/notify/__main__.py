@@ -6,7 +6,6 @@ the daemon has (`--fd`): then the daemon's end is ours.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import functools
 import logging
@@ -16,6 +15,7 @@ import socket
 import sys
 from typing import TYPE_CHECKING, Final
 
+from openclawd.arguments import OptionParser
 from openclawd.notify.command import run_command
 from openclawd.notify.delivery import FIRST_RETRY_S, Deliveries, Delivery
 from openclawd.notify.messages import MAX_MESSAGE_BYTES, Alert, MessageError, decode_alert
@@ -35,7 +35,7 @@ logger = logging.getLogger("openclawd.notify")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0 ended, 2 there is no socket."""
-    parser = argparse.ArgumentParser(
+    parser = OptionParser(
         prog="openclawd-notify",
         description="Run alert commands and webhooks for openclawd. Started by systemd or by it.",
     )

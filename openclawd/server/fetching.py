@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from openclawctl.wire.errors import Denied
+from openclawctl.wire.errors import Denied, NotFound
 from openclawd.admission.identity import check_model
 from openclawd.admission.roles import EVERYTHING
 
@@ -40,14 +40,28 @@ async def remove(service: Service, exchange: Exchange, params: ModelFileParams) 
     check_model(exchange.peer.principal, params.model)
     with service.audit.deed(exchange, params.model):
         service.fleet.release_file(params.model)
-        return await _ask(service, exchange, {"type": "remove", "name": params.model})
+        return await _ask_of_file(service, exchange, "remove", params.model)
 
 
 async def verify(service: Service, exchange: Exchange, params: ModelFileParams) -> dict[str, Any]:
     """Read a model's files, and compare them with their checksums. Raises `Problem`."""
     check_model(exchange.peer.principal, params.model)
     with service.audit.deed(exchange, params.model):
-        return await _ask(service, exchange, {"type": "verify", "name": params.model})
+        return await _ask_of_file(service, exchange, "verify", params.model)
+
+
+async def _ask_of_file(
+    service: Service, exchange: Exchange, kind: str, name: str
+) -> dict[str, Any]:
+    """Raises `NotFound` with where the model's file is, if it is in another folder."""
+    try:
+        return await _ask(service, exchange, {"type": kind, "name": name})
+    except NotFound as problem:
+        path = service.fleet.path_of(name)
+        if path is not None:
+            where = f"the file of model {name} is {path}"
+            problem.hint = f"{problem.hint}; {where}" if problem.hint else where
+        raise
 
 
 async def _ask(service: Service, exchange: Exchange, request: dict[str, Any]) -> dict[str, Any]:

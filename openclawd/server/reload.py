@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MAX_FINDINGS: Final = 50
-"""Mistakes that are told; whoever made more finds them with `openclawd --check-config`."""
+"""Mistakes that are told; whoever made more finds them with `openclawctl config check`."""
 
 _AT_START: Final[dict[str, Callable[[Config], object]]] = {
     "security.socket_group": lambda config: config.security.wanted_socket_group(),
@@ -48,7 +48,8 @@ _AT_START: Final[dict[str, Callable[[Config], object]]] = {
 
 class Reloader:
     """The configuration in use. `read` reads and checks the one there is by now, and blocks;
-    `origin` is where a configuration came from, for the audit."""
+    `remedy` is what to do when that finds mistakes; `origin` is where a configuration came from,
+    for the audit."""
 
     def __init__(
         self,
@@ -56,11 +57,13 @@ class Reloader:
         config: Config,
         *,
         read: Callable[[], Config],
+        remedy: str,
         origin: Callable[[Config], dict[str, str]],
     ) -> None:
         self.config = config
         self._service = service
         self._read = read
+        self._remedy = remedy
         self._origin = origin
         self._lock = asyncio.Lock()
 
@@ -76,7 +79,7 @@ class Reloader:
                 config = await asyncio.to_thread(self._read)
             except ConfigError as error:
                 self._note(self.config, peer, code=InvalidRequest.code, problem=_shown(error, 5))
-                raise _refusal(error) from None
+                raise _refusal(error, self._remedy) from None
             counters: list[BudgetCounter] = []
             if config.budgets:
                 ledger = self._service.ledger
@@ -117,11 +120,11 @@ def alert_target(notify: NotifyConfig) -> AlertTarget:
     )
 
 
-def _refusal(error: ConfigError) -> InvalidRequest:
+def _refusal(error: ConfigError, remedy: str) -> InvalidRequest:
     return InvalidRequest(
         "the new configuration cannot be used, and nothing has changed:\n"
         + _shown(error, MAX_FINDINGS),
-        hint="correct it and reload again; `openclawd --check-config` checks it beforehand",
+        hint=remedy,
     )
 
 

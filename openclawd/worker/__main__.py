@@ -55,7 +55,7 @@ _log = logging.getLogger(__name__)
 
 
 def main() -> NoReturn:
-    parser = argparse.ArgumentParser(prog="python -m openclawd.worker")
+    parser = argparse.ArgumentParser(prog="python -m openclawd.worker", allow_abbrev=False)
     parser.add_argument("--fd", type=int, required=True, help="the worker's end of a socketpair")
     parser.add_argument("--cpus", help="run on these only, such as 0,1,8")
     arguments = parser.parse_args()

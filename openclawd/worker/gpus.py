@@ -25,7 +25,7 @@ _READ_BYTES: Final = 64
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m openclawd.worker.gpus")
+    parser = argparse.ArgumentParser(prog="python -m openclawd.worker.gpus", allow_abbrev=False)
     parser.add_argument("--every", type=float, default=5.0, metavar="SECONDS")
     every_s = parser.parse_args().every
     has_ended = False

@@ -28,7 +28,7 @@ times that as objects."""
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m openclawd.worker.probe")
+    parser = argparse.ArgumentParser(prog="python -m openclawd.worker.probe", allow_abbrev=False)
     parser.add_argument("path")
     path = parser.parse_args().path
     json.dump(_answer(path), sys.stdout)

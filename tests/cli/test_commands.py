@@ -6,6 +6,8 @@ import json
 
 import pytest
 
+from openclawctl.cli import launch
+from openclawctl.cli.daemon import warn_of_options
 from openclawctl.wire.errors import CODES, Code, Kind, problem_from_wire
 from openclawctl.wire.messages import Delta
 
@@ -370,3 +372,14 @@ def test_no_usage_yet(peer, ctl):
     peer(handler=lambda connection, request: connection.done(request, rows=[]))
     assert ctl("usage").out == "no requests yet\n"
     assert ctl("usage", "--since", "1h").out == "no requests in the last 1h\n"
+
+
+def test_options_of_a_start_are_not_for_a_daemon_of_systemd(capsys):
+    running = launch.Running(1, "openclawd.socket")
+    warn_of_options(running, ["--models", "a=/x", "--socket", "/s"])
+    assert capsys.readouterr().err == (
+        "openclawctl: warning: --models was not applied; it is openclawd.socket: "
+        "change its configuration, then say `openclawctl reload`\n"
+    )
+    warn_of_options(running, ["--socket", "/s"])
+    assert capsys.readouterr().err == ""

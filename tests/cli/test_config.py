@@ -27,7 +27,31 @@ def test_show_of_a_wrong_one(ctl, tmp_path):
     answer = ctl("config", "show", str(file))
     assert (answer.status, answer.out) == (1, "")
     assert f"{file}:1: logging.levle: unknown key; did you mean 'level'?" in answer.err
-    assert "hint: see `openclawctl config check`" in answer.err
+    assert f"hint: see `openclawctl config check {file}`" in answer.err
+
+
+def test_check_warns_of_files_that_are_not_there(ctl, tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text("models: {a: {path: /nope/x.gguf}}\n")
+    answer = ctl("config", "check", str(file))
+    assert (answer.status, answer.out) == (
+        0,
+        f"openclawd: the configuration ({file}) is valid; models: a\n",
+    )
+    warning = (
+        "openclawd: warning: model a: there is no file /nope/x.gguf; "
+        f"put it there, or correct its path in {file}"
+    )
+    assert answer.err == f"{warning}\n"
+    checked = json.loads(ctl("config", "check", "--json", str(file)).out)
+    assert (checked["valid"], checked["warnings"]) == (True, [warning])
+
+
+def test_check_without_a_configuration(ctl, tmp_path, monkeypatch):
+    monkeypatch.setenv("CONFIGURATION_DIRECTORY", str(tmp_path))
+    answer = ctl("config", "check")
+    assert (answer.status, answer.err) == (0, "")
+    assert f"there is no configuration file at {tmp_path}/openclawd.yaml, so the" in answer.out
 
 
 def test_schema(ctl):

@@ -121,6 +121,8 @@ def test_a_dead_unit(result, status, why):
     assert why in found.message
     assert "journalctl -u openclawd@two -n 50" in found.remedy
     assert "systemctl reset-failed openclawd@two" in found.remedy
+    its_file = "`openclawctl config check /etc/openclawd-two/openclawd.yaml`"
+    assert (its_file in found.remedy) == (status == "78")
 
 
 def test_which_unit_a_socket_belongs_to():

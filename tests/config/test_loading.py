@@ -3,10 +3,17 @@
 import json
 import math
 import os
+import shlex
 
 import pytest
 
-from openclawd.config import Config, ConfigError, config_from_models, load_config
+from openclawd.config import (
+    Config,
+    ConfigError,
+    config_from_models,
+    load_config,
+    missing_files,
+)
 from openclawd.config.source import MAX_FILE_BYTES
 
 
@@ -491,6 +498,63 @@ def test_models_from_the_command_line(tmp_path, monkeypatch):
     assert config.models["a"].path == "/x/a.gguf"
     assert config.models["b.1"].path == str(tmp_path / "rel.gguf")
     assert all(model.preload for model in config.models.values())
+
+
+@pytest.mark.parametrize(
+    ("file", "entry"),
+    [
+        ("SmolLM2.gguf", "SmolLM2={path}"),
+        ("-My Model (1).gguf", "'My-Model-1={path}'"),
+        ("_.gguf", "model={path}"),
+    ],
+)
+def test_a_path_without_a_name_gets_one_that_can_be_typed(file, entry, tmp_path):
+    path = tmp_path / file
+    path.touch()
+    with pytest.raises(ConfigError) as caught:
+        config_from_models(str(path), state_dir=tmp_path)
+    entry = entry.format(path=path)
+    assert str(caught.value) == f"--models: {path}: a model needs a name; write {entry}"
+    (typed,) = shlex.split(entry)
+    (model,) = config_from_models(typed).models.values()
+    assert model.path == str(path)
+
+
+def test_a_path_without_a_name_to_no_file(tmp_path):
+    path = tmp_path / "none.gguf"
+    with pytest.raises(ConfigError, match=f"there is no file {path}, or it may not be seen"):
+        config_from_models(str(path), state_dir=tmp_path)
+
+
+def test_a_name_with_the_suffix_of_its_file(tmp_path):
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "tiny.gguf").touch()
+    with pytest.raises(ConfigError, match=r"a name has no \.gguf; write tiny$"):
+        config_from_models("tiny.gguf", state_dir=tmp_path)
+
+
+@pytest.mark.parametrize("text", ["models:\n\ta:\n", "logging:\n  level: debug\n\tformat: json\n"])
+def test_tabs(text, tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=r"cannot start any token; use spaces, not tabs$"):
+        load_config(file)
+
+
+def test_files_that_are_missing(tmp_path):
+    there = tmp_path / "there.gguf"
+    there.touch()
+    file = tmp_path / "c.yaml"
+    file.write_text(
+        f"model_paths: ['{tmp_path}']\n"
+        "models:\n"
+        "  a: {path: there.gguf, adapters: {x: none.lora}}\n"
+        "  b: {path: none.gguf, speculation: {method: draft, draft_model: there.gguf}}\n"
+    )
+    assert list(missing_files(load_config(file))) == [
+        f"model a: there is no file {tmp_path}/none.lora",
+        f"model b: there is no file {tmp_path}/none.gguf",
+    ]
 
 
 def test_a_bare_name_is_a_file_in_the_models_folder(tmp_path):

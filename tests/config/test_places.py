@@ -49,5 +49,24 @@ def test_daemon_and_client_agree_on_a_users_socket(monkeypatch) -> None:  # type
         assert str(ours.parent) == paths.user_runtime_dir()
 
 
+def test_the_check_names_a_file_that_it_would_not_find_by_itself() -> None:
+    def command(environ: dict[str, str], file: str, *, is_root: bool = True) -> str:
+        return find_places(environ, is_root=is_root, config_file=Path(file)).check_command
+
+    usual = "/etc/openclawd/openclawd.yaml"
+    assert command({}, usual) == "openclawctl config check"
+    assert command({}, "/tmp/my x.yaml") == "openclawctl config check '/tmp/my x.yaml'"
+    unit = {"CONFIGURATION_DIRECTORY": "/etc/openclawd"}
+    assert command(unit, usual) == "openclawctl config check"
+    assert command(unit, usual, is_root=False) == f"openclawctl config check {usual}"
+
+
+def test_which_socket_folders_may_be_made(monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/1")
+    assert find_places({}, is_root=True).usual_socket_dirs == {Path("/run/openclawd")}
+    assert find_places({}, is_root=False).usual_socket_dirs == {Path("/run/user/1/openclawd")}
+    assert Path("/run/x") in find_places(SYSTEMD, is_root=True).usual_socket_dirs
+
+
 def test_a_relative_flag_becomes_absolute() -> None:
     assert find_places({}, is_root=False, socket=Path("s")).socket == Path.cwd() / "s"

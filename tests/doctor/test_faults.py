@@ -122,7 +122,7 @@ def test_missing_socket_directory(site: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     found = Diagnosis(done.returncode, done.stdout).one("socket", "failed")
     assert found["message"] == f"the folder {site}/run is missing, so there can be no socket s"
-    assert "openclawctl daemon start" in found["remedy"]
+    assert f"`mkdir -p {site}/run`, then `openclawctl daemon start`" in found["remedy"]
 
 
 def test_nothing_listens_any_more(site: Path) -> None:
@@ -236,7 +236,8 @@ def test_wrong_config_key(site: Path) -> None:
     assert found["message"] == (
         f"{site}/c.yaml:2: logging.levle: unknown key; did you mean 'level'?"
     )
-    assert "openclawctl config check" in found["remedy"]
+    command = f"openclawctl config check {site}/c.yaml && openclawctl reload"
+    assert found["remedy"] == f"correct it, then `{command}`"
 
 
 # ---- the ledger and the clock ----

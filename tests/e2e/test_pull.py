@@ -60,8 +60,9 @@ def test_from_the_hub_to_an_answer_and_gone_again(fetching: Daemon, hub: Hub) ->
         client.unload("tiny")
         assert client.remove_model("tiny") == {"name": "tiny", "bytes": size}
         assert client.models() == []
-        with pytest.raises(NotFound):
+        with pytest.raises(NotFound) as nothing:
             client.verify_model("tiny")
+        assert nothing.value.hint == "only what is in this folder can be verified or removed"
         actions = [(row["action"], row["model"], row["code"]) for row in client.audit()["rows"]]
     assert ("pull", "", "") in actions
     assert ("models.remove", "tiny", "invalid-request") in actions
@@ -89,6 +90,22 @@ def test_a_model_of_the_configuration_is_not_removed(folder: Path) -> None:
     ):
         client.remove_model("mine")
     assert (target / "mine.gguf").exists()
+
+
+def test_a_model_that_is_elsewhere_is_neither_verified_nor_removed(folder: Path) -> None:
+    file = folder / "c.yaml"
+    file.write_text("models: {m: {path: /elsewhere/m.gguf}}\n")
+    with (
+        running_daemon("--config", str(file), folder=folder) as daemon,
+        Client(daemon.wait_ready().socket, retries=0) as client,
+    ):
+        for ask in (client.verify_model, client.remove_model):
+            with pytest.raises(NotFound) as caught:
+                ask("m")
+            assert caught.value.hint == (
+                "only what is in this folder can be verified or removed;"
+                " the file of model m is /elsewhere/m.gguf"
+            )
 
 
 def test_a_caller_that_leaves_ends_the_download_and_the_next_goes_on(

@@ -26,6 +26,9 @@ from openclawctl.wire.messages import Done, Error, Hello
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
+
+    from models.library import ModelLibrary
 
 MODEL = {"path": str(smollm2_path()), "preload": True, "parallel": 2, "context": 512}
 
@@ -110,6 +113,7 @@ def test_a_wrong_configuration_changes_nothing_and_is_told_with_file_and_line(
         assert lines == [
             f"{editor.file}:{wrong}: default_model: found 3; allowed: a name of models or aliases"
         ]
+        assert f"`openclawctl config check {editor.file}` checks it" in refusal.value.hint
         assert client.generate("hi", max_tokens=1, model="m").usage.completion_tokens == 1
         last = client.audit(limit=1, action="config")["rows"][0]
     assert last["code"] == "invalid-request"
@@ -251,3 +255,19 @@ def test_the_old_file_is_replaced_by_another_of_the_same_name(editor: Editor) ->
     os.utime(link, (1, 1))
     assert editor.reload(models=models)["changed"] == ["m"]
     wait_until(lambda: editor.row()["worker_pid"] not in (None, pid), what="another worker")
+
+
+def test_what_a_reload_cannot_read_again_of_the_command_line(
+    folder: Path, models: ModelLibrary
+) -> None:
+    file = folder / "state" / "models" / "m.gguf"
+    file.parent.mkdir(parents=True)
+    file.symlink_to(models.tiny("full"))
+    with (
+        running_daemon("--models", "m", folder=folder) as daemon,
+        Client(daemon.wait_ready().socket, retries=0) as client,
+    ):
+        file.unlink()
+        with pytest.raises(InvalidRequest, match="--models: m: no file") as refusal:
+            client.reload()
+    assert "put the file there, or start the daemon again" in refusal.value.hint

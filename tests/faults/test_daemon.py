@@ -187,6 +187,39 @@ def test_check_config_says_file_line_and_key(folder: Path) -> None:
     assert try_to_start("--check-config", "--config", str(config)).returncode == 0
 
 
+def test_an_option_is_taken_only_as_it_is_spelt() -> None:
+    start = try_to_start("--model", "m=/x.gguf")
+    assert start.returncode == 2
+    assert "unrecognized arguments: --model m=/x.gguf; did you mean --models?" in start.stderr
+
+
+def test_no_folder_is_made_for_a_socket_in_an_unusual_place(folder: Path) -> None:
+    start = try_to_start("--socket", f"{folder}/none/s", "--state-dir", f"{folder}/state")
+    assert start.returncode == 1
+    assert f"there is no folder {folder}/none for the socket s: correct --socket" in start.stderr
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("environ", [{}, {"RUNTIME_DIRECTORY": "run"}])
+def test_the_folder_of_a_socket_in_a_usual_place_is_made(
+    folder: Path, environ: dict[str, str]
+) -> None:
+    """Which is the state directory, or what systemd gives."""
+    place = folder / environ.get("RUNTIME_DIRECTORY", "state")
+    environ = {name: str(folder / value) for name, value in environ.items()}
+    socket_path = str(place / "s")
+    with running_daemon("--socket", socket_path, folder=folder, environ=environ) as daemon:
+        daemon.wait_ready()
+        with Client(socket_path=socket_path) as client:
+            assert client.ping()
+
+
+def test_the_start_says_which_file_is_missing_and_what_to_do(folder: Path) -> None:
+    with running_daemon("--models", "a=/nope.gguf", folder=folder) as daemon:
+        log = daemon.wait_ready().log()
+        assert "model a: there is no file /nope.gguf; put it there, or correct its path" in log
+
+
 def test_a_port_is_refused_with_a_sentence() -> None:
     start = try_to_start("--port", "8080")
     assert start.returncode == 2

@@ -194,12 +194,19 @@ def _bound(name: str, value: str | float | datetime | None) -> dict[str, float]:
         if isinstance(value, datetime):
             return {f"{name}_at": max(0.0, value.timestamp())}
         if isinstance(value, str) and "-" in value:
-            return {f"{name}_at": max(0.0, datetime.fromisoformat(value).timestamp())}
+            return {f"{name}_at": max(0.0, _moment(value).timestamp())}
         return {f"{name}_s": parse_duration_s(value)}
     except ValueError as error:
         raise InvalidRequest(
             f"usage: {name}: {error}", hint="write a duration (7d) or a time (2026-10-25T14:00)"
         ) from None
+
+
+def _moment(text: str) -> datetime:
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is neither a duration nor a time") from None
 
 
 def usage_rows_params(after_seq: int, limit: int | None) -> dict[str, Any]:

@@ -189,7 +189,7 @@ def test_tokenize_detokenize_load_and_usage(peer):
         (lambda c: c.chat({"role": "user", "content": "hi"}), InvalidRequest, "messages"),
         (lambda c: c.usage(since="soon"), InvalidRequest, "soon"),
         (lambda c: c.audit(since="soon"), InvalidRequest, "soon"),
-        (lambda c: c.usage(until="2026-13-01"), InvalidRequest, "until"),
+        (lambda c: c.usage(until="2026-13-01"), InvalidRequest, "until: '2026-13-01' is neither"),
         (lambda c: c.prune_ledger("soon"), InvalidRequest, "older_than"),
         (lambda c: c.insights(since="soon"), InvalidRequest, "soon"),
         (lambda c: c.insights(since="401d"), InvalidRequest, "since_s"),

@@ -5,8 +5,6 @@ from __future__ import annotations
 import sys
 from typing import NoReturn
 
-_INTERRUPTED = 130
-
 
 def main() -> NoReturn:
     """Entry point. The imports take most of a short command's time, so Ctrl-C often comes then."""
@@ -15,7 +13,9 @@ def main() -> NoReturn:
 
         run()
     except KeyboardInterrupt:
-        sys.exit(_INTERRUPTED)
+        from openclawctl.wire.errors import EXIT_INTERRUPTED
+
+        sys.exit(EXIT_INTERRUPTED)
 
 
 if __name__ == "__main__":

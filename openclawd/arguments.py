@@ -1,4 +1,7 @@
-"""The options of openclawd's programs: each only as it is spelt, with a word on the near one."""
+"""The options of openclawd's programs: each only as it is spelt, with a word on the near one.
+
+Knows nothing of the wire, whose `suggestion` does as much: `openclawd-metrics` has none of it.
+"""
 
 from __future__ import annotations
 

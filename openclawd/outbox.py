@@ -2,7 +2,7 @@
 
 Owns the bytes from when they are put here to when the transport has them. A `send` costs more than
 all else that is done for a small frame, and wakes whoever reads: with one for each frame, a request
-of a burst took twice the time of the daemon and of its client (docs/performance.md, "Encoders").
+of a burst took twice the time of daemon and client (docs/performance.md, "Torch models").
 """
 
 from __future__ import annotations

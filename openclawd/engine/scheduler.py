@@ -445,7 +445,7 @@ class Scheduler:
     def _append(self, sequence: Sequence, output: TokenOutput) -> list[Effect]:
         text, finish = sequence.append(output.token, self._vocabulary)
         sequence.mu = output.mu
-        if not sequence.began:
+        if not sequence.began and sequence.num_completion_tokens > 1:
             self._num_begun += 1
             sequence.began = self._num_begun
         sampled = Sampled(sequence, output, text)

@@ -64,7 +64,8 @@ class Sequence:
     sampled last (`TokenOutput.mu`). `parked` is where the cells of a preempted one are; `num_skips`
     counts those that were admitted before it. `shown` are control tokens whose text counts.
     `is_sound`: a token or vector has come of it. `began` numbers the sequences in the order of
-    their first tokens; so many as `arrived` says had begun when this one came."""
+    their second tokens, from which on they have a pace; so many as `arrived` says had one when this
+    one came."""
 
     rid: int
     index: int

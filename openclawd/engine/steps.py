@@ -7,7 +7,7 @@ groups of sequences take, what is guessed, and what is computed aside. Who runs 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from openclawd.engine.batch import BatchKind, Chunk
 from openclawd.engine.pace import ASIDE_STRETCH, MAX_STRETCH, Pace
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from openclawd.engine.limits import Limits
     from openclawd.engine.sequence import Group, Sequence
     from openclawd.engine.speculation import Drafter
+
+MAX_BURST_BATCHES: Final = 4
+"""What a burst may have left for its first streams to wait for it. Between two batches each has a
+step; the last one is read before the next step. Longer prompts are read at the streams' pace."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,11 +176,12 @@ class Steps:
 
     def _chunks(self, group: Group, ready: _Ready, stretch: float) -> list[Chunk]:
         kind, _ = group
-        is_burst = self._is_rest_of_burst(ready)
-        num_paced = None if is_burst else self._max_paced_tokens(ready, stretch)
+        left_of_burst = self._left_of_burst(ready)
+        num_paced = self._max_paced_tokens(ready, stretch) if left_of_burst is None else None
         num_tokens = self._limits.budget(kind)
         budget = _Budget(num_tokens, num_paced or num_tokens, ready.paced_priority)
-        self._had_prompts &= not is_burst
+        if left_of_burst is not None and left_of_burst <= num_tokens:
+            self._had_prompts = False  # it is not the turn of the decodes yet
         step = self._of_step(ready.only(lambda each: each.group == group), budget)
         guesses = self._guess(step, budget.num_tokens)
         chunks = []
@@ -212,17 +217,22 @@ class Steps:
         budget.num_paced_tokens = max(1, round(budget.num_paced_tokens / tile)) * tile
         return _Ready([], ready.prompts)
 
-    def _is_rest_of_burst(self, ready: _Ready) -> bool:
-        """Is what is left of the prompts no more than one batch, and were they all here before any
-        running stream had its first token? Then these have no pace to lose yet, and all of the
-        burst end sooner if it is read first: the steps until then would hold some of them only,
-        and take nearly as long as with all."""
+    def _left_of_burst(self, ready: _Ready) -> int | None:
+        """How many tokens are left to read of prompts that were all here before any running stream
+        had its second token; None if not all were, if some are less urgent, or if it is too much to
+        wait for. These streams have no pace to lose yet, and all of the burst end sooner if it is
+        read first: the steps until then would hold some of them only, and take nearly as long as
+        with all."""
         prompts, decodes = ready.prompts, ready.decodes
         if not (prompts and decodes):
-            return False
-        if max(each.arrived for each in prompts) >= min(each.began for each in decodes):
-            return False
-        return sum(each.num_remaining_tokens for each in prompts) <= self._limits.batch_tokens
+            return None
+        paces = [each.began for each in decodes if each.began]
+        if paces and max(each.arrived for each in prompts) >= min(paces):
+            return None
+        if min(map(_priority_of, prompts)) < max(map(_priority_of, decodes)):
+            return None
+        num_tokens = sum(each.num_remaining_tokens for each in prompts)
+        return num_tokens if num_tokens <= MAX_BURST_BATCHES * self._limits.batch_tokens else None
 
     def _max_paced_tokens(self, ready: _Ready, stretch: float) -> int:
         """Prompt tokens that may be computed in a step while sequences are decoding."""

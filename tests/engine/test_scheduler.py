@@ -181,6 +181,7 @@ def test_where_a_large_mix_is_slow_decodes_and_prompts_take_turns() -> None:
     for rid in (1, 2):
         scheduler.add(generation(rid, 1, max_tokens=9))
     step(scheduler)
+    step(scheduler)
     scheduler.add(generation(3, 11))
     shapes = [shape(step(scheduler)[0]) for _ in range(4)]
     both = [(0, 1), (1, 1)]
@@ -1165,8 +1166,17 @@ def test_the_rest_of_a_burst_is_read_before_its_first_streams_go_on() -> None:
     assert shape(paced(scheduler)) == [(0, 1), (1, 1), (2, 1), (3, 1)]
 
 
-def test_what_comes_after_a_first_token_is_no_part_of_the_burst() -> None:
+def test_what_comes_after_a_first_token_is_part_of_the_burst() -> None:
+    scheduler = a_burst([30])
+    paced(scheduler)
+    for rid in range(1, 3):
+        scheduler.add(generation(rid, 30, max_tokens=40))
+    assert shape(paced(scheduler)) == [(1, 30), (2, 30)]
+
+
+def test_what_comes_after_a_second_token_is_no_part_of_the_burst() -> None:
     scheduler = a_burst([30, 30])
+    paced(scheduler)
     paced(scheduler)
     scheduler.add(generation(9, 30, max_tokens=40))
     num_beside = [
@@ -1175,8 +1185,17 @@ def test_what_comes_after_a_first_token_is_no_part_of_the_burst() -> None:
     assert 0 < max(num_beside) < 30
 
 
+def test_the_first_streams_of_a_burst_have_a_step_between_its_batches() -> None:
+    scheduler = a_burst([32] * 6)
+    assert shape(paced(scheduler)) == [(0, 32), (1, 32)]
+    assert shape(paced(scheduler)) == [(0, 1), (1, 1)]
+    assert shape(paced(scheduler)) == [(2, 32), (3, 32)]
+    assert shape(paced(scheduler)) == [(4, 32), (5, 32)]
+    assert shape(paced(scheduler)) == [(slot, 1) for slot in range(6)]
+
+
 def test_a_long_rest_of_a_burst_keeps_to_the_pace() -> None:
-    scheduler = a_burst([30, 30, 200])
+    scheduler = a_burst([30, 30, 300])
     paced(scheduler)
     batches = [shape(paced(scheduler)) for _ in range(3)]
     assert all(batch[:2] == [(0, 1), (1, 1)] for batch in batches)

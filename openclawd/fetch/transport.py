@@ -1,15 +1,17 @@
 """Answers of web servers, in pieces. The only module that opens a network connection (httpx).
 
-Owns which addresses may be asked: https, with a certificate that is good, wherever redirects lead;
-http only to this machine, and only if that was allowed for a test. A token goes to the hub's own
-host and nowhere else. Proxies are those of the environment.
+Owns which addresses may be asked: https, with a certificate that this machine trusts, wherever
+redirects lead; http only to this machine, and only if that was allowed for a test. A token goes to
+the hub's own host and nowhere else. Proxies are those of the environment.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ipaddress
+import os
 import re
+import ssl
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -58,7 +60,7 @@ class Transport:
         self._token = token
         timeout = httpx.Timeout(silence_s, connect=CONNECT_S)
         headers = {"User-Agent": "openclawd-fetch", "Accept-Encoding": "identity"}
-        self._client = httpx.Client(timeout=timeout, headers=headers)
+        self._client = httpx.Client(timeout=timeout, headers=headers, verify=_trust())
 
     def close(self) -> None:
         self._client.close()
@@ -122,6 +124,15 @@ def shown(url: str) -> str:
     return f"{parsed.scheme}://{parsed.netloc.decode('ascii', 'replace')}{parsed.path}"
 
 
+def _trust() -> ssl.SSLContext | bool:
+    """What is trusted on this machine, a company's own authority too; `SSL_CERT_FILE` and
+    `SSL_CERT_DIR` name another file or folder. httpx by itself would take the list that comes with
+    it (True), which is for machines that have none."""
+    paths = ssl.get_default_verify_paths()
+    has_any = bool(paths.cafile or (paths.capath and os.listdir(paths.capath)))
+    return ssl.create_default_context() if has_any else True
+
+
 def _origin(url: httpx.URL) -> tuple[str, str, int | None]:
     return url.scheme, url.host, url.port
 
@@ -181,9 +192,22 @@ def _mapped_errors(url: str) -> Iterator[None]:
     except httpx.ReadTimeout:
         raise Interrupted("the server has stalled") from None
     except httpx.TransportError as error:
+        if (untrusted := _untrusted(error)) is not None:
+            raise Unavailable(
+                f"the certificate of {shown(url)} is not trusted here: {untrusted.verify_message}",
+                hint="an authority of your own goes into /usr/local/share/ca-certificates (as .crt;"
+                " then update-ca-certificates), and a clock that is wrong must be set",
+            ) from None
         raise Interrupted(f"the connection failed: {_reason(error)}") from None
     except (httpx.InvalidURL, httpx.HTTPError) as error:
         raise InvalidRequest(f"{shown(url)} cannot be asked: {_reason(error)}") from None
+
+
+def _untrusted(error: BaseException | None) -> ssl.SSLCertVerificationError | None:
+    """What is below httpx's exception, if that is a certificate."""
+    while error is not None and not isinstance(error, ssl.SSLCertVerificationError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _reason(error: Exception) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import click
@@ -21,6 +23,7 @@ def calls():
     """Every call of `openclawctl` in a block, as words."""
     for block in BLOCKS:
         text = re.sub(r"<<'END'\n.*?\nEND\n", "\n", block.text, flags=re.DOTALL)
+        text = text.replace("\\\n", " ")
         for line in text.splitlines():
             for words in simple_commands(line):
                 if words[:1] == ["openclawctl"]:
@@ -75,14 +78,32 @@ def test_the_configuration_of_the_guide_is_valid(tmp_path):
     assert [budget.name for budget in config.budgets] == ["shop"]
 
 
-def test_what_no_test_runs_has_a_reason():
+def test_every_note_is_one_that_is_understood():
     notes = [
         note
         for page in PAGES
         for note in re.findall(r"^<!-- (.*?) -->\n```sh", (ROOT / page).read_text(), re.M)
     ]
-    assert all(re.fullmatch(r"as [a-z]+|not run: .{10,}", note) for note in notes)
-    assert sum(not block.not_run for block in BLOCKS) >= 15
+    assert all(re.fullmatch(r"as [a-z]+|run by \.ci/run|not run: .{10,}", each) for each in notes)
+
+
+def test_everything_is_run_but_grafana_which_debian_does_not_have():
+    (block,) = [block for block in BLOCKS if block.not_run]
+    assert "apt-get install -y grafana" in block.text
+    assert sum(block.user == "root" for block in BLOCKS) >= 15
+
+
+def test_ci_runs_what_the_pages_leave_to_it():
+    sections = [block.section for block in BLOCKS if block.is_run_by_ci]
+    ci = (ROOT / ".ci" / "run").read_text()
+    assert sections == re.findall(r'^type_in "(.*?)"', ci, re.M) == ["Try it", "Install"]
+
+
+def test_the_commands_of_a_section_are_printed():
+    command = [sys.executable, ROOT / "tests" / "guide.py", "Try it"]
+    lines = subprocess.check_output(command, text=True).splitlines()
+    assert [line.partition("#")[0].rstrip() for line in lines] == ["make demo", "make test"]
+    assert subprocess.run([*command[:2], "None"], stderr=subprocess.PIPE, check=False).returncode
 
 
 def test_links_lead_somewhere():

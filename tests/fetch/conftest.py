@@ -93,11 +93,11 @@ def ask(tmp_path: Path) -> Callable[..., dict[str, Any]]:
 
 @pytest.fixture
 def hub() -> Iterator[Callable[..., Hub]]:
-    """`hub(files)` starts one; closed after the test."""
+    """`hub(files)` starts one; closed after the test. With a `certificate` it speaks TLS."""
     running: list[Hub] = []
 
-    def start(files: dict[str, bytes], **behaviour: Any) -> Hub:
-        running.append(Hub(files, Behaviour(**behaviour)))
+    def start(files: dict[str, bytes], *, certificate: Path | None = None, **behaviour: Any) -> Hub:
+        running.append(Hub(files, Behaviour(**behaviour), certificate=certificate))
         return running[-1]
 
     yield start

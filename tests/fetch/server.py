@@ -1,4 +1,8 @@
-"""A hub on 127.0.0.1 that can cut, stall and lie. One thread a connection, no httpx."""
+"""A hub on 127.0.0.1 that can cut, stall and lie. One thread a connection, no httpx.
+
+As a program it serves over TLS, as a machine that has no network finds the hub of the world: with
+nothing but what Python brings.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +10,12 @@ import contextlib
 import hashlib
 import json
 import re
+import ssl
+import sys
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
@@ -47,10 +54,20 @@ class Behaviour:
 
 
 class Hub:
-    """Serves one repository, `org/model`, with `files`; `listing` may be changed by a test."""
+    """Serves one repository with `files`; `listing` may be changed by a test. `certificate` is a
+    file with a key and its certificate, for TLS."""
 
-    def __init__(self, files: dict[str, bytes], behaviour: Behaviour | None = None) -> None:
+    def __init__(
+        self,
+        files: dict[str, bytes],
+        behaviour: Behaviour | None = None,
+        *,
+        repo: str = "org/model",
+        certificate: Path | None = None,
+        port: int = 0,
+    ) -> None:
         self.files = files
+        self.repo = repo
         self.behaviour = behaviour or Behaviour()
         self.listing: dict[str, Any] = {
             "sha": COMMIT,
@@ -71,10 +88,15 @@ class Hub:
             def log_message(self, *_: Any) -> None:
                 pass
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
         self._server.daemon_threads = False
         self._server.block_on_close = True
         self.url = f"http://127.0.0.1:{self._server.server_port}"
+        if certificate is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate)
+            self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
+            self.url = self.url.replace("http:", "https:")
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
         self._thread.start()
 
@@ -88,7 +110,7 @@ class Hub:
         request.close_connection = True
         self.requests.append((request.path, dict(request.headers)))
         path = unquote(urlsplit(request.path).path)
-        if path.startswith("/api/models/org/model/revision/"):
+        if path.startswith(f"/api/models/{self.repo}/revision/"):
             self._send(request, json.dumps(self.listing).encode())
         elif self.behaviour.statuses:
             request.send_error(self.behaviour.statuses.pop(0))
@@ -102,7 +124,7 @@ class Hub:
 
     def _send_file(self, request: BaseHTTPRequestHandler, path: str) -> None:
         path = path.removeprefix("/elsewhere")
-        path = path.removeprefix(f"/org/model/resolve/{COMMIT}/").removeprefix("/")
+        path = path.removeprefix(f"/{self.repo}/resolve/{COMMIT}/").removeprefix("/")
         if path not in self.files:
             request.send_error(404)
             return
@@ -154,3 +176,20 @@ def _sibling(path: str, data: bytes) -> dict[str, Any]:
     if path.endswith((".gguf", ".safetensors", ".bin")):
         row["lfs"] = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
     return row
+
+
+def main() -> None:
+    """server.py CERTIFICATE REPO NAME=FILE PATH=FILE…: on port 443 until it is ended, the first
+    file in the repository and the others under their paths."""
+    certificate, repo, *served = sys.argv[1:]
+    files = {}
+    for each in served:
+        name, _, path = each.partition("=")
+        files[name] = Path(path).read_bytes()
+    first = next(iter(files))
+    hub = Hub({first: files[first]}, repo=repo, certificate=Path(certificate), port=443)
+    hub.files.update(files)
+
+
+if __name__ == "__main__":
+    main()

@@ -6,9 +6,12 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import struct
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import certifi
 import pytest
 from fetch.server import COMMIT, gguf
 
@@ -17,7 +20,6 @@ from openclawd.fetch.messages import decode_request
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from fetch.conftest import Helper
     from fetch.server import Hub
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 FILE = "tiny.Q4_K_M.gguf"
 DATA = gguf(700_000)
 SHA256 = hashlib.sha256(DATA).hexdigest()
+CERTIFICATE = Path(__file__).with_name("localhost.pem")
+CERTIFICATE_HASH = "3fc5ecc2.0"
 
 
 def pull(hub: Hub, source: str = "org/model", **more: Any) -> dict[str, Any]:
@@ -207,6 +211,30 @@ def test_a_redirect_is_followed_without_the_token(ask: Ask, hub: StartHub) -> No
 def test_a_redirect_to_plain_http_elsewhere_is_refused(ask: Ask, hub: StartHub) -> None:
     server = hub({FILE: DATA}, redirects_to="http://192.0.2.1")
     assert "is not an https address" in ask(**pull(server))["message"]
+
+
+def test_a_certificate_that_this_machine_trusts(
+    ask: Ask, hub: StartHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the system's file or folder, where it has the name that OpenSSL looks for: not only of the
+    list that httpx brings."""
+    server = hub({FILE: DATA}, certificate=CERTIFICATE)
+    shutil.copy(CERTIFICATE, tmp_path / CERTIFICATE_HASH)
+    for file, folder in ((CERTIFICATE, ""), (certifi.where(), tmp_path)):
+        monkeypatch.setenv("SSL_CERT_FILE", str(file))
+        monkeypatch.setenv("SSL_CERT_DIR", str(folder))
+        assert ask(**pull(server))["type"] == "done"
+
+
+def test_a_certificate_that_nobody_trusts(ask: Ask, hub: StartHub, models: Path) -> None:
+    """Asking again would not help, so it is not tried."""
+    server = hub({FILE: DATA}, certificate=CERTIFICATE)
+    reply = ask({"first_pause_s": 60.0}, **pull(server))
+    assert reply["code"] == "unavailable"
+    assert f"the certificate of {server.url}/api/models/org/model" in reply["message"]
+    assert "is not trusted here: self-signed certificate" in reply["message"]
+    assert "update-ca-certificates" in reply["hint"]
+    assert visible(models) == {}
 
 
 # ---- cuts, stalls and lies ----

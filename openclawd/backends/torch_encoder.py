@@ -23,7 +23,7 @@ from openclawd.backends.base import (
     ModelInfo,
     go_on,
 )
-from openclawd.backends.encoder_groups import groups_of, shared_out
+from openclawd.backends.encoder_groups import groups_of, rows_of, shared_out
 from openclawd.backends.torch_encoder_load import LoadedEncoder, keeps_nothing, load_encoder
 from openclawd.engine.batch import Batch, Outputs
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from openclawd.backends.pytorch_options import Options
+    from openclawd.engine.batch import Chunk
 
 _CALL_TOKENS: Final = {"cpu": 48}
 _CALL_TOKENS_ELSEWHERE: Final = 2048
@@ -84,6 +85,11 @@ class TorchEncoder:
     def build(self) -> str:
         return f"torch {torch.__version__}"
 
+    @property
+    def packs(self) -> bool:
+        """Do short texts share rows?"""
+        return self._loaded.packs
+
     def piece(self, token: int) -> bytes:
         return self.detokenize([token])
 
@@ -100,22 +106,29 @@ class TorchEncoder:
         """See `Backend.forward`. There are no cells to change and no slots to set up."""
         del between
         result = Outputs()
-        texts = [chunk.tokens for chunk in batch.chunks]
+        rows = self._rows(batch.chunks)
         groups = groups_of(
-            [len(text) for text in texts],
+            [sum(len(chunk.tokens) for chunk in row) for row in rows],
             call_tokens=self._call_tokens,
             pads=self._loaded.pads,
         )
         each_of: Callable[..., Iterable[torch.Tensor]] = map
-        if self._pool is not None and len(texts) >= self.info.threads:
+        if self._pool is not None and len(rows) >= self.info.threads:
             groups, each_of = shared_out(groups, self.info.threads), self._pool.map
-        inputs = [[texts[place] for place in group] for group in groups]
+        calls = [[rows[number] for number in group] for group in groups]
+        inputs = [[[chunk.tokens for chunk in row] for row in call] for call in calls]
         try:
-            for group, vectors in zip(groups, each_of(self._loaded.compute, inputs), strict=True):
-                _put(result, [batch.chunks[place].slot for place in group], vectors)
+            for call, vectors in zip(calls, each_of(self._loaded.compute, inputs), strict=True):
+                _put(result, [chunk.slot for row in call for chunk in row], vectors)
         except RuntimeError as error:  # out of memory, or the device is gone
             return DecodeFailed(str(error).partition("\n")[0] or type(error).__name__)
         return result
+
+    def _rows(self, chunks: Sequence[Chunk]) -> list[list[Chunk]]:
+        if not self.packs:
+            return [[chunk] for chunk in chunks]
+        places = rows_of([len(chunk.tokens) for chunk in chunks])
+        return [[chunks[place] for place in row] for row in places]
 
     def copy_cells_out(self, owner: int) -> bytes:
         """There are none."""

@@ -7,6 +7,7 @@ called to read it is `pytorch_load.py`'s.
 from __future__ import annotations
 
 import inspect
+import itertools
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,15 +39,18 @@ _UNBOUNDED: Final = 10**9
 """What tokenizers say who know no longest text is above this."""
 
 _NO_TOKEN: Final = -1
+_NOBODY: Final = -1
 _TRIAL: Final = ("a", "a text of a few more words")
 
 _SAME: Final = 1e-3
-"""The most that padding may change of a number. Without any reason to, it does by 1e-6."""
+"""The most that padding or others in a row may change of a number. Without any reason to, they do
+by 1e-6."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedEncoder:
-    """A model that is ready. `pads`: may texts of different lengths be computed together?"""
+    """A model that is ready. `pads`: may texts of different lengths be computed together? `packs`:
+    may they stand in one row? Positions begin at `first_position`."""
 
     model: Any
     head: Callable[[Any, torch.Tensor], torch.Tensor]
@@ -55,30 +59,80 @@ class LoadedEncoder:
     info: ModelInfo
     limits: BatchLimits
     takes_types: bool
-    pads: bool
+    first_position: int
+    pads: bool = False
+    packs: bool = False
 
-    def compute(self, texts: Sequence[Sequence[int]]) -> torch.Tensor:
-        """A vector for each text, on the CPU as float32. Raises `RuntimeError` for what the device
-        cannot do."""
+    def compute(self, rows: Sequence[Sequence[Sequence[int]]]) -> torch.Tensor:
+        """A vector for each text of each row, on the CPU as float32. Raises `RuntimeError` for what
+        the device cannot do."""
+        texts = [text for row in rows for text in row]
         length = max(map(len, texts))
-        pad = max(self.model.config.pad_token_id or 0, 0)
-        ids = torch.tensor([[*text, *[pad] * (length - len(text))] for text in texts])
         lengths = torch.tensor(list(map(len, texts))).unsqueeze(1)
         mask = (torch.arange(length) < lengths).long().to(self.device)
-        given = {"input_ids": ids.to(self.device)}
+        with torch.inference_mode():
+            if len(texts) == len(rows):
+                output = self._padded(texts, mask)
+            else:
+                output = self._packed(rows, length)
+            return self.head(output, mask).float().cpu()
+
+    def _padded(self, texts: Sequence[Sequence[int]], mask: torch.Tensor) -> Any:
+        """What the model says of texts that have a row each."""
+        length = mask.shape[1]
+        given = {
+            "input_ids": self._filled(texts, length, max(self.model.config.pad_token_id or 0, 0))
+        }
         if length * len(texts) > sum(map(len, texts)):
             given["attention_mask"] = mask
         if self.takes_types:
-            given["token_type_ids"] = self._types(texts, length)
-        with torch.inference_mode():
-            return self.head(self.model(**given), mask).float().cpu()
+            firsts = torch.tensor([self.tokens.num_in_first(text) for text in texts]).unsqueeze(1)
+            given["token_type_ids"] = (torch.arange(length) >= firsts).long().to(self.device)
+        return self.model(**given)
 
-    def _types(self, texts: Sequence[Sequence[int]], length: int) -> torch.Tensor:
-        firsts = torch.tensor([self.tokens.num_in_first(text) for text in texts]).unsqueeze(1)
-        return (torch.arange(length) >= firsts).long().to(self.device)
+    def _packed(self, rows: Sequence[Sequence[Sequence[int]]], length: int) -> Any:
+        """The same of texts that share rows, each as if it had its own: a token sees those of its
+        text, and its position is that in its text."""
+        width = max(sum(map(len, row)) for row in rows)
+        tokens = [[token for text in row for token in text] for row in rows]
+        places = [[place for text in row for place in range(len(text))] for row in rows]
+        owners = [[number for number, text in enumerate(row) for _ in text] for row in rows]
+        owner = self._filled(owners, width, _NOBODY)
+        is_foreign = owner.unsqueeze(2) != owner.unsqueeze(1)
+        mask = torch.zeros(is_foreign.shape, dtype=self.model.dtype, device=self.device)
+        mask.masked_fill_(is_foreign, torch.finfo(self.model.dtype).min)
+        ids = self._filled(tokens, width, 0)
+        given = {"input_ids": ids, "attention_mask": mask.unsqueeze(1)}
+        given["position_ids"] = self._filled(places, width, 0) + self.first_position
+        if self.takes_types:
+            given["token_type_ids"] = torch.zeros_like(ids)
+        output = self.model(**given)
+        output.last_hidden_state = _unpacked(output.last_hidden_state, rows, length)
+        return output
+
+    def _filled(self, rows: Sequence[Sequence[int]], width: int, filler: int) -> torch.Tensor:
+        filled = [[*row, *[filler] * (width - len(row))] for row in rows]
+        return torch.tensor(filled, device=self.device)
 
     def free(self) -> None:
         """Python's reference counts free the tensors with the model."""
+
+
+def _unpacked(
+    states: torch.Tensor, rows: Sequence[Sequence[Sequence[int]]], length: int
+) -> torch.Tensor:
+    """Of hidden states [rows, tokens, size], those of each text: [texts, `length` tokens, size],
+    where anything may stand behind a text."""
+    width = states.shape[1]
+    starts = [
+        number * width + start
+        for number, row in enumerate(rows)
+        for start in itertools.accumulate(map(len, row[:-1]), initial=0)
+    ]
+    flat = states.flatten(0, 1)
+    places = torch.tensor(starts, device=flat.device).unsqueeze(1)
+    places = places + torch.arange(length, device=flat.device)
+    return flat[places.clamp_(max=len(flat) - 1)]
 
 
 def keeps_nothing(config: Any) -> bool:
@@ -156,7 +210,7 @@ def _checked(
             batch_tokens=max(budget, slots), embedding_batch_tokens=budget, splits_prompts=False
         ),
         takes_types=takes_types and may_rank,
-        pads=False,
+        first_position=_first_position(model),
     )
     return _tried(files, loaded)
 
@@ -178,14 +232,26 @@ def _context(spec: LoadSpec, files: EncoderFiles, model: Any, tokens: EncoderTok
 
 
 def _num_positions(model: Any) -> int | None:
-    """None where positions are not counted in a table. Some tables begin behind their padding."""
-    for name, module in model.named_modules():
-        if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding):
-            padding: int | None = module.padding_idx
-            size: int = module.num_embeddings
-            return size - (0 if padding is None else padding + 1)
+    """None where positions are not counted in a table."""
+    if (table := _position_table(model)) is not None:
+        size: int = table.num_embeddings
+        return size - _first_position(model)
     positions = getattr(model.config, "max_position_embeddings", None)
     return positions if isinstance(positions, int) and positions > 0 else None
+
+
+def _first_position(model: Any) -> int:
+    """Some tables begin behind their padding."""
+    table = _position_table(model)
+    padding: int | None = None if table is None else table.padding_idx
+    return 0 if padding is None else padding + 1
+
+
+def _position_table(model: Any) -> torch.nn.Embedding | None:
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding):
+            return module
+    return None
 
 
 def _takes_types(model: Any) -> bool:
@@ -246,15 +312,16 @@ def _cut_warnings(spec: LoadSpec, context: int) -> tuple[str, ...]:
 
 
 def _tried(files: EncoderFiles, loaded: LoadedEncoder) -> LoadedEncoder:
-    """With what a call of it shows: how long its vectors are, and whether padding changes them (it
-    does where the model looks for the last token by itself). Raises `CannotLoad`."""
+    """With what a call of it shows: how long its vectors are, whether padding changes them (it does
+    where the model looks for the last token by itself), and whether sharing a row does (where it
+    takes no mask of pairs, or makes its own). Raises `CannotLoad`."""
     config = loaded.model.config
     if config.pad_token_id is None and loaded.info.labels:
         config.pad_token_id = _NO_TOKEN  # else transformers takes one text at a time
     texts = [loaded.tokens.tokenize(text, add_special=True) for text in _TRIAL]
     texts = [text[: loaded.info.context] for text in texts]
     try:
-        alone = torch.cat([loaded.compute([text]) for text in texts])
+        alone = torch.cat([loaded.compute([[text]]) for text in texts])
     except Exception as error:  # a model's own code computes it
         raise _unusable(files, f"it cannot be computed: {_first_line(error)}") from None
     length = alone.shape[1]
@@ -262,13 +329,17 @@ def _tried(files: EncoderFiles, loaded: LoadedEncoder) -> LoadedEncoder:
         named = len(loaded.info.labels)
         raise _unusable(files, f"it gives {length} scores, but config.json names {named} labels")
     info = replace(loaded.info, embedding_length=length)
-    return replace(loaded, info=info, pads=_may_pad(loaded, texts, alone))
+    pads = _is_same(loaded, [[text] for text in texts], alone)
+    packs = pads and loaded.info.can_embed and _is_same(loaded, [texts], alone)
+    return replace(loaded, info=info, pads=pads, packs=packs)
 
 
-def _may_pad(loaded: LoadedEncoder, texts: list[list[int]], alone: torch.Tensor) -> bool:
+def _is_same(
+    loaded: LoadedEncoder, rows: Sequence[Sequence[Sequence[int]]], alone: torch.Tensor
+) -> bool:
     try:
-        together = loaded.compute(texts)
-    except (ValueError, IndexError, RuntimeError):
+        together = loaded.compute(rows)
+    except Exception:  # a model's own code computes it
         return False
     is_same: bool = torch.allclose(together, alone, rtol=_SAME, atol=_SAME)
     return is_same

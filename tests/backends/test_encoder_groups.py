@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openclawd.backends.encoder_groups import groups_of, shared_out
+from openclawd.backends.encoder_groups import ROW_TOKENS, groups_of, rows_of, shared_out
 
 lengths_of = st.lists(st.integers(1, 64), max_size=8)
 
@@ -41,6 +41,18 @@ def test_without_padding_a_group_has_one_length(lengths: list[int]) -> None:
     groups = groups_of(lengths, call_tokens=48, pads=False)
     assert sorted(place for group in groups for place in group) == list(range(len(lengths)))
     assert [len({lengths[place] for place in group}) for group in groups] == [1] * len(groups)
+
+
+@given(st.lists(st.integers(1, 2 * ROW_TOKENS), max_size=40))
+def test_only_short_texts_share_rows_and_no_row_is_too_long(lengths: list[int]) -> None:
+    rows = rows_of(lengths)
+    assert sorted(place for row in rows for place in row) == list(range(len(lengths)))
+    shared = [row for row in rows if len(row) > 1]
+    assert all(lengths[place] <= ROW_TOKENS // 2 for row in shared for place in row)
+    sums = [sum(lengths[place] for place in row) for row in rows]
+    assert all(sums[number] <= ROW_TOKENS for number, row in enumerate(rows) if row in shared)
+    few = [sums[number] for number, row in enumerate(rows) if lengths[row[0]] <= ROW_TOKENS // 2]
+    assert sum(total <= ROW_TOKENS // 2 for total in few) <= 1
 
 
 def test_the_longest_come_first() -> None:

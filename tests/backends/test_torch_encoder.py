@@ -15,10 +15,20 @@ import torch
 import tqdm
 import transformers
 from harness import minilm_path, short_folder
-from models.tiny_torch import CONTEXT, WORDS, write_classifier, write_sentence_encoder
+from models.tiny_torch import (
+    CONTEXT,
+    CONTROLS,
+    FEED_FORWARD,
+    LENGTH,
+    NUM_LAYERS,
+    WORDS,
+    write_classifier,
+    write_sentence_encoder,
+)
 
 from openclawd.backends import pytorch
 from openclawd.backends.base import CannotLoad, DecodeFailed, LoadSpec
+from openclawd.backends.torch_encoder import TorchEncoder
 from openclawd.backends.torch_encoder_load import keeps_nothing
 from openclawd.engine.batch import Batch, BatchKind, Chunk, Outputs
 
@@ -197,6 +207,46 @@ def test_every_pooling_is_that_of_sentence_transformers(
         assert backend.info.is_normalised is is_normalised
         np.testing.assert_allclose(computed(backend, tokens_of(backend, texts)), theirs, atol=1e-4)
         assert backend.info.embedding_length == theirs.shape[1]
+
+
+_SIZE: Any = {
+    "vocab_size": len(CONTROLS) + len(WORDS),
+    "hidden_size": LENGTH,
+    "intermediate_size": FEED_FORWARD,
+    "num_hidden_layers": NUM_LAYERS,
+    "num_attention_heads": 4,
+    "max_position_embeddings": CONTEXT,
+    "pad_token_id": 0,
+    "bos_token_id": 2,
+    "eos_token_id": 3,
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "pooling", "packs"),
+    [
+        ("bert", "mean", True),
+        ("roberta", "mean", True),  # its positions begin behind its padding
+        ("distilbert", "cls", True),
+        ("modernbert", "mean", True),  # rotated positions, windows
+        ("mpnet", "mean", False),  # makes a mask of its own
+        ("llama", "lasttoken", False),  # would see what comes later
+    ],
+)
+def test_short_texts_share_rows_where_nobody_can_tell(
+    folder: Path, kind: str, pooling: str, *, packs: bool
+) -> None:
+    path = folder / "model"
+    write_sentence_encoder(path, pooling=pooling, is_normalised=True)
+    torch.manual_seed(1)
+    config = transformers.AutoConfig.for_model(kind, **_SIZE)
+    transformers.AutoModel.from_config(config).save_pretrained(path)
+    with loaded(path) as backend:
+        assert isinstance(backend, TorchEncoder)
+        assert backend.packs is packs
+        texts = tokens_of(backend, ["cat", "the dog sat", "a", "report of finance " * 12] * 4)
+        alone = [computed(backend, [text]) for text in texts]
+        np.testing.assert_allclose(computed(backend, texts), np.concatenate(alone), atol=1e-5)
 
 
 # ---- scores ----

@@ -127,7 +127,7 @@ class EngineLoop:
         if self._scheduler.is_idle:
             if batch := self._scheduler.settle():
                 self._backend.forward(batch)
-            if not self._take(self._inbox.get()):
+            if not (self._take(self._inbox.get()) and self._gather()):
                 return False
         while True:
             try:
@@ -136,6 +136,18 @@ class EngineLoop:
                 return True
             if not self._take(message):
                 return False
+
+    def _gather(self) -> bool:
+        """After the first start of a burst, wait a moment for the others: a step for one of them
+        costs all of them more. False to stop."""
+        while left_s := self._tokenizer.soon_s():
+            try:
+                message = self._inbox.get(timeout=left_s)
+            except queue.Empty:
+                break
+            if not self._take(message):
+                return False
+        return True
 
     def _take(self, message: ToEngine) -> bool:
         match message:

@@ -9,7 +9,9 @@ Invariant: every `prepare` gets exactly one answer: `prepared`, `answer` or `ref
 from __future__ import annotations
 
 import logging
+import math
 import queue
+import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
@@ -55,6 +57,10 @@ if TYPE_CHECKING:
 
 MAX_ANSWER_TOKENS: Final = 60_000
 """Most tokens in an answer to `tokenize`: a frame holds 65,536 items (`wire/framing.py`)."""
+
+START_S: Final = 0.015
+"""In so much time after it was read a request is usually started: what the daemon does between is
+a commit to the ledger. With a burst it is two, of which the first has few of its requests."""
 
 MAX_TOKENIZE_BYTES: Final = 1024 * 1024
 """Longest text for `tokenize`. Other requests wait meanwhile: about a second for the worst text of
@@ -118,11 +124,19 @@ class Tokenizer:
         self._prefix_key = prefix_key
         self._inbox: queue.SimpleQueue[Prepare | Drop] = queue.SimpleQueue()
         self._prepared: dict[int, PreparedRequest] = {}
+        self._read_at = -math.inf
         self.template = ChatTemplate(backend.chat_format, backend.control_texts)
         self._chats = Chats(self.template, backend)
 
     def submit(self, message: Prepare | Drop) -> None:
         self._inbox.put(message)
+
+    def soon_s(self) -> float:
+        """For how long it may pay to wait for another start: requests that have just been read are
+        started soon, unless they have to wait in the daemon. 0 if there are none."""
+        if not self._prepared and self._inbox.empty():
+            return 0.0
+        return max(0.0, self._read_at + START_S - time.monotonic())
 
     def take(self, rid: int) -> PreparedRequest | None:
         """A prepared request, which is forgotten here. None if there is none of that id."""
@@ -167,6 +181,7 @@ class Tokenizer:
             case _:
                 raise Unsupported(f"{op} is not an operation of a model")
         self._prepared[rid] = request
+        self._read_at = time.monotonic()
         hashes = b""
         if request.kind is BatchKind.GENERATION:
             adapter = decoded.adapter or ""

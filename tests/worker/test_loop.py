@@ -30,7 +30,7 @@ from openclawd.worker.messages import EXIT_STOPPED, Abort, Continuation, Start, 
 from openclawd.worker.tokenizer import PreparedRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from openclawd.backends.base import ForwardResult
     from openclawd.engine.batch import Batch
@@ -108,7 +108,14 @@ class ScriptedBackend:
 
 class Prepared:
     """In the place of the tokeniser: every request is prepared, with three tokens or, if it is
-    `LONG`, 20. What they write could be the beginning of a mark."""
+    `LONG`, 20. What they write could be the beginning of a mark. `on_asked` is called when the loop
+    asks, after its first start, whether others are about to come."""
+
+    def __init__(self) -> None:
+        self.on_asked: Callable[[], float] = lambda: 0.0
+
+    def soon_s(self) -> float:
+        return self.on_asked()
 
     def take(self, rid: int) -> PreparedRequest | None:
         marks = AnswerMarks(reasoning_open="7777777", reasoning_close="8")
@@ -123,11 +130,21 @@ def serve(
     *messages: Any,
     num_pauses: int = 0,
     then: dict[int, list[Any]] | None = None,
+    soon: Sequence[Start] = (),
 ) -> tuple[int, list[Step], Any]:
     """Run the loop on these messages until every request has ended; `then` are more that come after
-    so many steps."""
+    so many steps, `soon` are read already and come one after the other."""
     backend, steps = ScriptedBackend(script, num_pauses), []
-    open_rids = {message.rid for message in messages if isinstance(message, Start)}
+    open_rids = {message.rid for message in [*messages, *soon] if isinstance(message, Start)}
+    to_come, prepared = list(soon), Prepared()
+
+    def come() -> float:
+        if not to_come:
+            return 0.0
+        loop.submit(to_come.pop(0))
+        return 60.0
+
+    prepared.on_asked = come
 
     def send(step: Step) -> None:
         steps.append(step)
@@ -139,7 +156,7 @@ def serve(
 
     loop = EngineLoop(
         backend,
-        Prepared(),  # type: ignore[arg-type]
+        prepared,  # type: ignore[arg-type]
         model="m",
         send=send,
         clock=lambda: backend.now_s,
@@ -163,6 +180,12 @@ def test_each_step_is_one_frame() -> None:
     assert len(steps) == len(backend.batches) == 3
     assert [len(step.outputs) for step in steps] == [2, 2, 2]
     assert {ended.completion_tokens for ended in ends(steps).values()} == {3}
+
+
+def test_a_burst_begins_together() -> None:
+    _, steps, backend = serve([], start(1), soon=[start(2)])
+    assert len(steps) == len(backend.batches) == 3
+    assert [len(step.outputs) for step in steps] == [2, 2, 2]
 
 
 def test_a_full_cache_makes_the_youngest_wait_and_costs_no_token(

@@ -458,7 +458,7 @@ def _refused(source: Fields) -> Refused:
 def _step(source: Fields) -> Step:
     return Step(
         outputs=[
-            _output(source.nested(value, "output"))
+            _plain_output(value) or _output(source.nested(value, "output"))
             for value in source.items("outputs", max_items=MAX_ITEMS)
         ],
         ended=[
@@ -467,6 +467,24 @@ def _step(source: Fields) -> Step:
         ],
         gauges=source.mapping("gauges"),
     )
+
+
+def _plain_output(value: Any) -> Output | None:
+    """What nearly every output is, one token and its text, in a quarter of the time that `_output`
+    takes. None for whatever that has to judge."""
+    try:
+        rid, index, text, (token,) = value["rid"], value["index"], value["text"], value["token_ids"]
+    except (KeyError, TypeError, ValueError):
+        return None
+    numbers = rid, index, token
+    if len(value) > _NUM_PLAIN or type(text) is not str or set(map(type, numbers)) != {int}:
+        return None
+    is_right = 0 <= rid <= _MAX_ID and 0 <= index <= _MAX_ID and 0 <= token <= _MAX_TOKEN
+    return Output(rid, index, text, [token]) if is_right else None
+
+
+_NUM_PLAIN: Final = 4
+"""Fields of a plain output."""
 
 
 def _output(source: Fields) -> Output:

@@ -12,7 +12,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
 
 _MAX_CHOICE_CHARS: Final = 256
@@ -198,6 +198,20 @@ _TYPE_NAMES = {
 def _type_name(value: object) -> str:
     name = type(value).__name__
     return _TYPE_NAMES.get(name, name)
+
+
+def texts_in(value: Any) -> Iterator[str]:
+    """Every text in a value of maps and lists, keys included."""
+    match value:
+        case str():
+            yield value
+        case list():
+            for item in value:
+                yield from texts_in(item)
+        case dict():
+            for key, item in value.items():
+                yield from texts_in(key)
+                yield from texts_in(item)
 
 
 def present(record: Any) -> dict[str, Any]:

@@ -27,6 +27,13 @@ MAX_CUT_BYTES: Final = 4 * 1024 * 1024
 """Longest prompt that is read in order to be cut, though it can fit nowhere. Others' prompts wait
 meanwhile: about 1.2 s a megabyte for the worst text (`worker/tokenizer.py`)."""
 
+BESIDE_BYTES_PER_TOKEN: Final = 16
+MIN_BESIDE_BYTES: Final = 1024 * 1024
+"""What a chat may have beside its messages' content, by the model's context: four contexts full of
+ordinary text, and for the smallest as much as 128 tools of 8 KiB, or 20 answers that were each
+thought about for 10,000 tokens. Others' prompts wait meanwhile: two seconds a megabyte for the
+worst text, one control token after the other (measured 2026-11-30)."""
+
 _ANSWER_SHARE: Final = 4
 """A prompt that is cut leaves an answer without `max_tokens` at least this part of the room, one in
 so many tokens, unless `max_output_tokens` is less."""
@@ -127,6 +134,19 @@ def check_bytes_to_cut(num_bytes: int, *, longest_token_bytes: int, limits: Toke
     """The same for a prompt that could be cut: reading it must not take too long."""
     if num_bytes > MAX_CUT_BYTES:
         check_prompt_bytes(num_bytes, longest_token_bytes=longest_token_bytes, limits=limits)
+
+
+def check_bytes_beside(num_bytes: int, limits: TokenLimits) -> None:
+    """Refuse a chat with too much beside its messages' content: tools, reasoning, tool calls. What
+    a template may leave out says nothing of the prompt's tokens, so far more is read than could be
+    in a prompt, but not without end."""
+    most = max(MIN_BESIDE_BYTES, BESIDE_BYTES_PER_TOKEN * limits.context)
+    if num_bytes > most:
+        raise PromptTooLong(
+            f"the tools, reasoning and tool calls of the chat have {num_bytes} bytes; with model "
+            f"{limits.model} at most {most} are read",
+            hint="leave out earlier reasoning, or send fewer or shorter tools",
+        )
 
 
 # ---- on exact counts ----

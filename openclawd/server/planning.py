@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Final
 
 from openclawctl.wire.completion import ChatParams, GenerateParams
 from openclawctl.wire.errors import Internal, PromptTooLong
+from openclawctl.wire.fields import texts_in
 from openclawctl.wire.operations import EmbedParams, EncodingParams
 from openclawctl.wire.scoring import ClassifyParams, RerankParams
 from openclawd.admission.limit_rules import Situation
 from openclawd.admission.limits import (
     Asked,
     check_answer_tokens,
+    check_bytes_beside,
     check_bytes_to_cut,
     check_choices,
     check_min_tokens,
@@ -31,6 +33,8 @@ from openclawd.server.fallback import use_fallback
 from openclawd.worker.messages import Prepared
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from openclawd.admission.limits import Excess, TokenLimits
     from openclawd.admission.subjects import Subject
     from openclawd.fleet.submission import Submission
@@ -48,10 +52,14 @@ def check_size(inference: Inference) -> None:
     may_be_cut = limits.on_too_long.serves or inference.fitting.serves_too_long
     if isinstance(params, GenerateParams) and not (may_be_cut or isinstance(params.prompt, str)):
         check_prompt_tokens(len(params.prompt), limits)
-    num_bytes = sum(len(text.encode(errors="replace")) for text in _longest_inputs(params))
     longest = inference.model.info.get("max_token_bytes") or LONGEST_TOKEN_BYTES
     check = check_bytes_to_cut if may_be_cut else check_prompt_bytes
+    num_bytes = _num_bytes(_longest_inputs(params))
     check(num_bytes, longest_token_bytes=longest, limits=limits)
+    if isinstance(params, ChatParams):
+        turns = [message.encode() for message in params.messages]
+        told = texts_in([*turns, *(tool.encode() for tool in params.tools)])
+        check_bytes_beside(_num_bytes(told) - num_bytes, limits)
 
 
 async def plan(inference: Inference, submission: Submission) -> None:
@@ -138,6 +146,10 @@ def _check_counts(
 
 def _asked(params: InferenceParams) -> Asked:
     return Asked(0) if isinstance(params, EncodingParams) else Asked(params.n, params.max_tokens)
+
+
+def _num_bytes(texts: Iterable[str]) -> int:
+    return sum(len(text.encode(errors="replace")) for text in texts)
 
 
 def _longest_inputs(params: InferenceParams) -> list[str]:

@@ -13,6 +13,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Final
 
 from openclawctl.wire.errors import InvalidRequest, LimitExceeded
+from openclawd.worker.quoting import shortened
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,6 +28,8 @@ _MAX_MULTIPLES: Final = 100_000
 """The product of all `multipleOf` of a schema. llguidance makes an automaton of so many states of
 them, without a limit of its own: 0.6 s for this many, 18 s for ten times as many (measured
 2026-11-23)."""
+
+_MOST_TOLD: Final = 10**12
 
 _MAX_GBNF_RULES: Final = 1000
 """llguidance's translator takes the square of their number, two seconds for this many (measured
@@ -99,8 +102,10 @@ def check_multiples(text: str, *, field: str = "format") -> None:
     found = _MULTIPLE.findall(_without_escapes(text))
     product = math.prod({_numerator(number) for number in found})
     if product > _MAX_MULTIPLES:
+        # Python writes no number of more than 4,300 digits.
+        told = product if product <= _MOST_TOLD else f"of more than {_MOST_TOLD}"
         raise LimitExceeded(
-            f"{field!r} is too complex: its values of multipleOf have the product {product}; at"
+            f"{field!r} is too complex: its values of multipleOf have the product {told}; at"
             f" most {_MAX_MULTIPLES}",
             hint="leave out multipleOf and check the numbers afterwards",
         )
@@ -138,7 +143,7 @@ def _lark_of_gbnf(text: str) -> str:
     except RecursionError:
         raise refused("the grammar is nested too deeply") from None
     except Exception as error:  # the translator raises bare exceptions for what is no GBNF
-        raise refused(f"the grammar is no GBNF: {error}") from None
+        raise refused(f"the grammar is no GBNF: {shortened(str(error))}") from None
 
 
 def _character(escape: re.Match[str]) -> str:

@@ -25,6 +25,7 @@ from openclawctl.wire.framing import MAX_FRAME_BYTES, MAX_ITEMS, MOST_FRAME_BYTE
 from openclawctl.wire.messages import LONGEST_S
 from openclawctl.wire.tokens import TokenLogprob, decode_logprobs
 from openclawctl.wire.tools import ToolCall, decode_tool_calls
+from openclawd.worker.quoting import MAX_MESSAGE_CHARS, shortened
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -391,9 +392,9 @@ def decode_from_worker(payload: dict[str, Any]) -> FromWorker:
 
 
 def error_fields(problem: Problem) -> dict[str, Any]:
-    """`Refused.error` and `Ended.error` for a problem."""
+    """`Refused.error` and `Ended.error` for a problem, whatever it quotes."""
     assert problem.code in {code.value for code in Code}
-    return problem.as_dict()
+    return {**problem.as_dict(), "message": shortened(problem.message, MAX_MESSAGE_CHARS)}
 
 
 def _plain(record: Any) -> dict[str, Any]:

@@ -38,6 +38,7 @@ from openclawd.worker.messages import (
 from openclawd.worker.pinning import check_room, num_distinct, pin, tokens_of_system_prompts
 from openclawd.worker.pipe import DaemonGone
 from openclawd.worker.prefixes import PersistentPrefixes
+from openclawd.worker.quoting import MAX_MESSAGE_CHARS, shortened
 from openclawd.worker.tokenizer import Tokenizer
 from openclawd.worker.warm_up import GARBAGE, trouble_of
 
@@ -123,7 +124,8 @@ class Worker:
         except LoadAborted:
             return EXIT_STOPPED
         except CannotLoad as failure:
-            self._send(LoadFailed(failure.message, failure.hint, failure.permanent))
+            message = shortened(failure.message, MAX_MESSAGE_CHARS)
+            self._send(LoadFailed(message, failure.hint, failure.permanent))
             return EXIT_LOAD_FAILED if failure.permanent else EXIT_LOAD_FAILED_FOR_NOW
         info = _describe(backend, tokenizer, load_s=load_s, num_pinned_tokens=num_pinned)
         if self._load.system_prompts and not num_pinned:
@@ -235,16 +237,18 @@ class Worker:
 def _describe(
     backend: Backend, tokenizer: Tokenizer, *, load_s: float, num_pinned_tokens: int
 ) -> dict[str, Any]:
-    """`Loaded.info`: what `models` and `status` show."""
+    """`Loaded.info`: what `models` and `status` show. Its names come from the model's files."""
     info = backend.info
     warnings = [*info.warnings]
     if info.can_generate and not tokenizer.template.is_usable:
         warnings.append(f"chat is not possible with this model: {tokenizer.template.problem}")
     return {
         **{name: getattr(info, name) for name in info.__dataclass_fields__},
+        "description": shortened(info.description),
+        "architecture": shortened(info.architecture),
         "devices": [*info.devices],
         "max_token_bytes": backend.max_token_bytes,
-        "warnings": warnings,
+        "warnings": [shortened(warning, MAX_MESSAGE_CHARS) for warning in warnings],
         "chat_template": tokenizer.template.is_usable,
         "infill": backend.infill_tokens is not None,
         "pinned_tokens": num_pinned_tokens,

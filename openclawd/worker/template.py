@@ -20,16 +20,17 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import jinja2
 import jinja2.ext
-import jinja2.meta
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from openclawctl.wire.chat import CHAT_ROLES
 from openclawctl.wire.errors import InvalidRequest, LimitExceeded, Problem, Unsupported
+from openclawctl.wire.fields import texts_in
+from openclawd.worker.quoting import shortened
 from openclawd.worker.reasoning import history_field, marks_of
+from openclawd.worker.template_sandbox import Sandbox, variables_of
 from openclawd.worker.turns import FIELDS, Writing, turns_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Sequence
 
     from openclawctl.wire.chat import ChatMessage
     from openclawctl.wire.tools import Tool
@@ -82,12 +83,10 @@ class ChatTemplate:
             return
         environment = _environment()
         try:
+            self.variables = variables_of(environment, chat_format.template)
             self._template = environment.from_string(chat_format.template)
-            parsed = environment.parse(chat_format.template)
-        except jinja2.TemplateError as error:
-            self.problem = f"its chat template does not compile: {error}"
-        else:
-            self.variables = frozenset(jinja2.meta.find_undeclared_variables(parsed))
+        except Exception as error:  # it is a program from a file: its compiler can fail in any way
+            self.problem = f"its chat template does not compile: {_story(error)}"
 
     @property
     def is_usable(self) -> bool:
@@ -121,12 +120,12 @@ class ChatTemplate:
             "documents": None,
             **switches,
         }
-        limit = _SPARE_CHARS + _GROWTH * sum(map(len, _texts(told)))
+        limit = _SPARE_CHARS + _GROWTH * sum(map(len, texts_in(told)))
         return guard.cut(self._without_added(_render(self._template, variables, limit)))
 
     def _guard(self, told: dict[str, Any]) -> _Guard:
         """One that covers nothing, unless there is something to cover."""
-        if self._pattern is None or not any(map(self._pattern.search, _texts(told))):
+        if self._pattern is None or not any(map(self._pattern.search, texts_in(told))):
             return _Guard(None)
         return _Guard(re.compile(f"{self._pattern.pattern}|[{_BEGIN}{_END}]"))
 
@@ -185,20 +184,6 @@ class _Guard:
         return f"{_BEGIN}{self._nonce}{len(self._covered) - 1}{_END}"
 
 
-def _texts(value: Any) -> Iterator[str]:
-    """Every text in a value, keys included."""
-    match value:
-        case str():
-            yield value
-        case list():
-            for item in value:
-                yield from _texts(item)
-        case dict():
-            for key, item in value.items():
-                yield from _texts(key)
-                yield from _texts(item)
-
-
 def _control_pattern(control_texts: Iterable[str]) -> re.Pattern[str] | None:
     """What must not come out of a message: control tokens' texts anywhere, and at a message's ends
     the parts of them that the neighbouring message could complete."""
@@ -225,14 +210,14 @@ def _render(template: jinja2.Template, variables: dict[str, Any], limit: int) ->
         return _joined(template, variables, limit)
     except _Refusal as refusal:
         raise InvalidRequest(
-            f"the model's chat template refuses these messages: {refusal}",
+            f"the model's chat template refuses these messages: {shortened(str(refusal))}",
             hint="check the order and the roles of the messages",
         ) from None
     except Problem:
         raise
     except Exception as error:  # a template is a program from a file: it can fail in any way
         raise Unsupported(
-            f"the model's chat template fails on these messages: {type(error).__name__}: {error}",
+            f"the model's chat template fails on these messages: {_story(error)}",
             hint=_USE_GENERATE,
         ) from None
 
@@ -250,10 +235,15 @@ def _joined(template: jinja2.Template, variables: dict[str, Any], limit: int) ->
     return "".join(parts)
 
 
-def _environment() -> ImmutableSandboxedEnvironment:
+def _story(error: Exception) -> str:
+    """What went wrong in a template, in words. An error may quote all of the template."""
+    return shortened(f"{type(error).__name__}: {error}")
+
+
+def _environment() -> Sandbox:
     """As transformers 5 makes it (`utils/chat_template_utils.py`), which is what templates are
     written against."""
-    environment = ImmutableSandboxedEnvironment(
+    environment = Sandbox(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation]
     )
     environment.filters["tojson"] = _to_json
@@ -290,7 +280,7 @@ def _to_json(
 
 
 def _raise_exception(message: str) -> NoReturn:
-    raise _Refusal(message)
+    raise _Refusal(str(message))  # here, where its failing is the template's
 
 
 def _strftime_now(layout: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,6 +14,7 @@ from openclawd.admission.limits import (
     Asked,
     TokenLimits,
     check_answer_tokens,
+    check_bytes_beside,
     check_bytes_to_cut,
     check_choices,
     check_min_tokens,
@@ -220,6 +223,16 @@ def test_embeddings_are_limited_by_text_and_together() -> None:
     with pytest.raises(LimitExceeded, match=r"121 tokens together; limit all allows 120"):
         check_total_tokens(121, [total])
     check_prompt_tokens(4000, ROOMY, [total])  # all of the context, for no answer follows
+
+
+def test_what_a_template_may_leave_out_may_be_longer_but_not_without_end() -> None:
+    check_bytes_beside(1024 * 1024, ROOMY)
+    with pytest.raises(PromptTooLong, match=r"have 1048577 bytes; .* at most 1048576 are read"):
+        check_bytes_beside(1024 * 1024 + 1, ROOMY)
+    large = replace(ROOMY, context=1_000_000)
+    check_bytes_beside(16_000_000, large)
+    with pytest.raises(PromptTooLong, match=r"at most 16000000 are read"):
+        check_bytes_beside(16_000_001, large)
 
 
 def test_a_prompt_that_may_be_cut_may_be_longer_but_not_without_end() -> None:

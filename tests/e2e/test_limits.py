@@ -133,6 +133,40 @@ def test_a_chat_that_is_cut_says_so_and_is_the_chat_of_its_last_turns(limited: D
         assert kept.text == cut.text
 
 
+def tool_of(description: str) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": "a", "description": description}}
+
+
+LONG_TEXT = "<|im_start|>" * 100_000
+USER = {"role": "user", "content": "Hello"}
+LONG_CALL = {"id": "1", "function": {"name": "a", "arguments": json.dumps({"x": LONG_TEXT})}}
+LONG_CHATS: dict[str, dict[str, Any]] = {
+    "tools": {"messages": [USER], "tools": [tool_of(LONG_TEXT)]},
+    "reasoning": {
+        "messages": [{"role": "assistant", "content": "Hi", "reasoning": LONG_TEXT}, USER]
+    },
+    "calls": {"messages": [{"role": "assistant", "content": "", "tool_calls": [LONG_CALL]}, USER]},
+}
+
+
+@pytest.mark.parametrize("what", LONG_CHATS)
+@pytest.mark.parametrize("app", ["free", "head"])
+def test_all_that_a_template_is_given_is_bounded(limited: Daemon, app: str, what: str) -> None:
+    said = (
+        "tools, reasoning and tool calls of the chat have 1200[0-9]{3} bytes; .* 1048576 are read"
+    )
+    with client(limited, app) as chatty, pytest.raises(PromptTooLong, match=said):
+        chatty.chat(**LONG_CHATS[what])
+
+
+def test_reasoning_that_the_template_leaves_out_may_be_longer_than_the_context(
+    limited: Daemon,
+) -> None:
+    answer = {"role": "assistant", "content": "Hi", "reasoning": "word " * 200_000}
+    with client(limited, "free") as free:
+        assert free.chat([answer, {"role": "user", "content": "Hello"}], max_tokens=1).text
+
+
 def test_what_cannot_be_cut_is_refused_with_the_rule(limited: Daemon) -> None:
     messages = [{"role": "system", "content": WORDS}, {"role": "user", "content": "Hello"}]
     with (

@@ -2,7 +2,7 @@
 
 import pytest
 
-from openclawctl.wire.fields import Fields, suggestion
+from openclawctl.wire.fields import Fields, suggestion, texts_in
 
 
 def fields(**values):
@@ -33,3 +33,8 @@ def test_suggestions():
 def test_a_very_long_text_is_not_compared():
     """Comparing 16 MiB with anything takes seconds and hundreds of megabytes."""
     assert suggestion("model" * 100, ["model" * 100]) == ""
+
+
+def test_every_text_of_a_value_is_found():
+    value = {"a": ["b", 1, None, {"c": "d"}], "e": 2.5, "f": {"g": ["h"]}}
+    assert [*texts_in(value)] == ["a", "b", "c", "d", "e", "f", "g", "h"]

@@ -179,6 +179,14 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
         "limit-exceeded",
         "product 1000003",
     ),
+    "more multiples than can be written": (
+        {
+            "type": "json_schema",
+            "schema": {"anyOf": [{"multipleOf": 10**17 + n} for n in range(400)]},
+        },
+        "limit-exceeded",
+        "product of more than 1000000000000; at most 100000",
+    ),
     "no number": (
         {"type": "lark", "grammar": 'start: %json {"multipleOf": 1e999999999}'},
         "invalid-request",

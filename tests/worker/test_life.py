@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 import pytest
+from models.gguf_writer import copy_with_keys
 from worker.driver import TIMEOUT_S, running_worker
 
 from openclawd.worker.messages import (
@@ -70,6 +71,32 @@ def test_a_file_that_cannot_be_loaded(folder: Path, content: bytes | None, said:
         assert failed.hint
         assert failed.permanent
         assert worker.wait_exit() == EXIT_LOAD_FAILED
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        ("{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}", "does not compile: RecursionError"),
+        ("{% " + "x" * 20_000_000 + " %}", "does not compile: TemplateSyntaxError"),
+        ("{{ 10 ** (10**9) }}", "fails on these messages: OverflowError"),
+        ("{{ raise_exception('x' * 16777150) }}", "refuses these messages: xxx"),
+    ],
+    ids=["deep", "long", "number", "refusal"],
+)
+def test_a_hostile_template_leaves_generate(
+    model_path: Path, folder: Path, template: str, said: str
+) -> None:
+    """It can be loaded, and what it says fits a frame, and a line of the log."""
+    path = folder / "model.gguf"
+    copy_with_keys(model_path, path, {"tokenizer.chat_template": template})
+    with running_worker(folder) as worker:
+        loaded = worker.load(path)
+        assert isinstance(loaded, Loaded), worker.log[-2000:]
+        error = worker.refusal("chat", messages=[{"role": "user", "content": "Hello"}])
+        assert said in error["message"]
+        assert len(error["message"]) < 700
+        assert all(len(warning) < 700 for warning in loaded.info["warnings"])
+        assert worker.run("generate", prompt="Hello", max_tokens=2).end.completion_tokens == 2
 
 
 def test_want_of_memory_may_pass(model_path: Path, folder: Path) -> None:

@@ -10,6 +10,7 @@ from openclawctl.wire.chat import ChatMessage
 from openclawctl.wire.errors import InvalidRequest, LimitExceeded, Problem, Unsupported
 from openclawd.backends.base import ChatFormat
 from openclawd.worker.template import ChatTemplate, Span
+from openclawd.worker.template_sandbox import Sandbox, variables_of
 
 CONTROL = ("<|im_start|>", "<|im_end|>", "<s>", "</s>")
 CHATML = (
@@ -152,11 +153,61 @@ def test_a_refusal_of_the_template_reaches_the_client() -> None:
         "{{ messages.append(1) }}",
         "{{ ''.__class__.__mro__ }}",
         "{{ 'a' + 1 }}",
+        "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
     ],
 )
 def test_a_template_that_fails_is_unsupported(text: str) -> None:
     with pytest.raises(Unsupported, match="chat template fails"):
         render(text, "a")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{{ 'x' * 10**9 }}",
+        "{{ 10 ** (10 ** 9) }}",
+        "{% set ns = namespace(x=9**9999) %}" + "{% set ns.x = ns.x * ns.x %}" * 40,
+        "{{ (range(10**5) | list) * 10**5 }}",
+        "{{ 10**9 * [messages] }}",
+        "{% set ns = namespace(x='a') %}" + "{% set ns.x = ns.x ~ ns.x %}" * 40,
+        "{% set ns = namespace(x='a') %}" + "{% set ns.x = ns.x + ns.x %}" * 40,
+        "{% set ns = namespace(x=[1]) %}" + "{% set ns.x = ns.x + ns.x %}" * 40,
+    ],
+)
+def test_an_operator_that_would_fill_the_memory_fails(text: str) -> None:
+    chat = template(text)
+    assert chat.is_usable
+    with pytest.raises(Unsupported, match="fails on these messages: OverflowError"):
+        chat.render([ChatMessage("user", "a")])
+
+
+def test_operators_do_what_they_do_elsewhere() -> None:
+    text = "{{ 2 ** 3 * 2 + 1 }}|{{ 'a' * 2 + 'b' }}|{{ 2 * [1] + [2] }}|{{ 1 ~ none ~ 'x' }}"
+    assert whole(text) == "17|aab|[1, 1, 2]|1Nonex"
+    assert whole("{{ 2 ** 0.5 > 1 and 1.5 * 2 == 3 and 2 ** -1 == 0.5 }}") == "True"
+
+
+def test_nothing_is_computed_until_a_chat_is_rendered() -> None:
+    """Else a file whose template never ends its constants could not even be loaded."""
+    reached = []
+    sandbox = Sandbox()
+    sandbox.filters["reach"] = reached.append
+    text = "{{ 'a' | reach }}{% set x = 'b' | reach %}{{ wanted }}"
+    compiled = sandbox.from_string(text)
+    assert variables_of(sandbox, text) == {"wanted"}
+    assert reached == []
+    assert compiled.render(wanted="c") == "Nonec"
+    assert reached == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "text", ["{{ raise_exception('x' * 10**6) }}", "{{ [].index('" + "x" * 10**6 + "') }}"]
+)
+def test_what_a_template_says_is_quoted_in_part(text: str) -> None:
+    with pytest.raises(Problem) as refusal:
+        render(text, "a")
+    assert len(refusal.value.message) < 700
+    assert "xxx… (10000" in refusal.value.message
 
 
 def test_a_template_that_never_ends_is_stopped() -> None:
@@ -166,12 +217,21 @@ def test_a_template_that_never_ends_is_stopped() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"), [(None, "has no chat template"), ("{% if %}", "does not compile")]
+    ("text", "said"),
+    [
+        (None, "has no chat template"),
+        ("{% if %}", "does not compile: TemplateSyntaxError"),
+        ("{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}", "does not compile: RecursionError"),
+        ("{% for a in [] %}" * 50 + "{% endfor %}" * 50, "does not compile: SyntaxError"),
+        ("{% " + "x" * 10**6 + " %}", "characters)"),
+    ],
+    ids=["none", "syntax", "parentheses", "blocks", "long"],
 )
 def test_a_model_without_a_template_says_what_to_use(text: str | None, said: str) -> None:
     chat = template(text)
     assert not chat.is_usable
     assert said in chat.problem
+    assert len(chat.problem) < 700
     with pytest.raises(Problem) as refusal:
         chat.render([ChatMessage("user", "hi")])
     assert refusal.value.code == "unsupported"

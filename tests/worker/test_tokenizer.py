@@ -105,6 +105,26 @@ def test_what_a_user_writes_adds_no_control_token(backend: LlamaBackend, content
     assert backend.detokenize(plain).decode() == content
 
 
+def test_texts_of_control_tokens_are_tokenised_once_however_often_they_come(
+    backend: LlamaBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A call of the tokenizer costs as much as a line of text: others wait meanwhile."""
+    texts: list[str] = []
+    tokenize = backend.tokenize
+
+    def noted(text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        texts.append(text)
+        return tokenize(text, add_special=add_special, parse_special=parse_special)
+
+    monkeypatch.setattr(backend, "tokenize", noted)
+    content = "<|im_start|>a<|im_end|>b" * 500
+    tokens = Said(backend).tokens("chat", messages=chat(("system", "s"), ("user", content)))
+    assert [texts.count(text) for text in ("<|im_start|>", "<|im_end|>", "a", "b")] == [1] * 4
+    assert len(texts) < 10
+    assert (tokens.count(BEGIN), tokens.count(END)) == (3, 2)
+    assert backend.detokenize(tokens).decode().count("<|im_start|>a<|im_end|>b") == 500
+
+
 def test_a_prompt_of_token_ids_is_taken_as_it_is(backend: LlamaBackend) -> None:
     said = Said(backend)
     ids = [BEGIN, 100, END]

@@ -154,7 +154,8 @@ class Budgets:
         a budget that is no more, ends or is decided there, and counts if the budget comes back."""
         known = {(rule.name, rule.shape) for rule in self._rules}
         new = {(rule.name, rule.shape): rule for rule in rules}
-        in_use = {account for each in (*self._open, *self._line) for account in each.accounts}
+        in_use = {account for each in self._open for account in each.accounts}
+        in_use.update(account for each in self._line for account in each.accounts)
         before, self._accounts = self._accounts, {}
         returning, self._aside = self._aside, {}
         for account in (*before.values(), *returning.values()):

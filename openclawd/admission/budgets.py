@@ -129,6 +129,9 @@ class Budgets:
     def __init__(self, rules: Sequence[BudgetRule]) -> None:
         self._rules = rules
         self._accounts: dict[tuple[str, str], Account] = {}
+        self._aside: dict[tuple[str, str, str], Account] = {}
+        """Of budgets that are no more, by name, shape and bucket: what was open or waited there at
+        the last change of rules. Kept to the next, as its counters may be read before an end."""
         self._fitting = lru_cache(MAX_KNOWN)(self._find_fitting)
         self._sweep_at = _SWEEP_EVERY
         self._line: dict[Claim, None] = {}
@@ -148,18 +151,27 @@ class Budgets:
     def replace_rules(self, rules: Sequence[BudgetRule], counters: Iterable[Counter]) -> None:
         """Other budgets from now on, `advance` comes next. Those that count as before go on with
         what was used; for the others, `counters` are what the ledger has. What is open or waits in
-        a budget that is no more, ends or is decided there."""
+        a budget that is no more, ends or is decided there, and counts if the budget comes back."""
         known = {(rule.name, rule.shape) for rule in self._rules}
         new = {(rule.name, rule.shape): rule for rule in rules}
-        for key, account in list(self._accounts.items()):
-            if rule := new.get((account.rule.name, account.rule.shape)):
+        in_use = {account for each in self._open for account in each.accounts}
+        in_use.update(account for each in self._line for account in each.accounts)
+        before, self._accounts = self._accounts, {}
+        returning, self._aside = self._aside, {}
+        for account in (*before.values(), *returning.values()):
+            key = (account.rule.name, account.rule.shape, account.bucket)
+            if rule := new.get(key[:2]):
                 account.rule = rule
-            else:
-                del self._accounts[key]
+                self._accounts[rule.name, account.bucket] = account
+            elif account in in_use:
+                self._aside[key] = account
         self._rules = rules
         self._fitting.cache_clear()
         self.restore(
-            each for each in counters if (each.charge.budget, each.charge.shape) not in known
+            each
+            for each in counters
+            if (each.charge.budget, each.charge.shape) not in known
+            and (each.charge.budget, each.charge.shape, each.charge.bucket) not in returning
         )
 
     # ---- questions ----

@@ -690,6 +690,26 @@ def test_a_budget_that_comes_back_has_what_the_ledger_says_and_one_that_goes_hol
     budgets.check(NOW)
 
 
+@pytest.mark.parametrize("other", [[], [budget(per=Per.PRINCIPAL)]])
+@pytest.mark.parametrize("is_settled_between", [True, False])
+def test_what_is_open_in_a_budget_that_goes_and_comes_back_counts(ask, other, is_settled_between):
+    budgets = Budgets([budget()])
+    open_one = ask(budgets, 100, 500)
+    budgets.replace_rules(other, [])
+    if is_settled_between:  # after the counters were read
+        budgets.settle(open_one, Amount(600), now=NOW)
+    stale = Counter(Charge("b", budget().shape, "", MONTH.slot(NOW), 0), Amount(0), alerted=0)
+    budgets.replace_rules([budget()], [stale])
+    budgets.check(NOW)
+    if not is_settled_between:
+        assert isinstance(ask(budgets, 100, 500), Wait)
+        budgets.settle(open_one, Amount(600), now=NOW)
+        ((_, decision),) = budgets.advance(NOW)
+        assert decision.max_completion == 300
+    assert used_of(budgets) == {"b": 600}
+    budgets.check(NOW)
+
+
 @pytest.mark.parametrize("outcome", [Reserved, Wait, Refused, Fallback])
 def test_what_is_foreseen_is_what_comes_and_changes_nothing(outcome):
     budgets = Budgets([budget(fallback="tiny" if outcome is Fallback else None)])

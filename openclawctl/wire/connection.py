@@ -110,6 +110,15 @@ class Connection:
             raise LocalProtocolError(reason)
         return data
 
+    def frame_bytes(self, message: Message) -> int:
+        """What a message takes on the wire. Raises `LocalProtocolError` when it is too large."""
+        return len(encode_frame(encode(message), max_bytes=self._max_frame_bytes))
+
+    @property
+    def max_frame_bytes(self) -> int:
+        """The largest frame that may be sent, but for the four bytes of its length."""
+        return self._max_frame_bytes
+
     def receive(self, data: bytes | memoryview) -> None:
         """Add bytes from the peer; `events()` then gives the messages in them."""
         if self._state is not State.CLOSED:

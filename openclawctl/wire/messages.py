@@ -24,6 +24,9 @@ PROTOCOL_VERSION: Final = 1
 _MAX_NAME_CHARS: Final = 256
 """Longest client, application, operation or principal name."""
 
+MAX_ERROR_BYTES: Final = 8 * 1024
+"""Longest message and longest hint of an error: both fit the smallest frame that can be set."""
+
 LONGEST_S: Final = 1e10
 """Longest time in seconds, three centuries: no infinity reaches arithmetic on times."""
 
@@ -120,7 +123,11 @@ class Error:
 
     @classmethod
     def from_problem(cls, request_id: int | None, problem: Problem) -> Error:
-        return cls(id=request_id, **problem.as_dict())
+        """Cut where the problem quotes so much that no frame could hold it."""
+        told = problem.as_dict()
+        return cls(
+            request_id, **{**told, "message": _cut(told["message"]), "hint": _cut(told["hint"])}
+        )
 
     def to_problem(self) -> Problem:
         return problem_from_wire(
@@ -134,6 +141,13 @@ class Goaway:
 
     type: ClassVar[str] = "goaway"
     reason: str
+
+
+def _cut(text: str) -> str:
+    data = text.encode("utf-8", "replace")
+    if len(data) <= MAX_ERROR_BYTES:
+        return data.decode()
+    return data[:MAX_ERROR_BYTES].decode("utf-8", "ignore") + "…"
 
 
 ClientMessage = Hello | Request | Cancel

@@ -95,11 +95,18 @@ async def _serve(service: Service, exchange: Exchange) -> dict[str, Any]:
     op = _operation(exchange.request.op)
     check_operation(exchange.peer.principal, op)
     service.check_request(exchange, op)
+    params = _params(exchange, op)
+    return await HANDLERS[op](service, exchange, params)
+
+
+def _params(exchange: Exchange, op: Op) -> Params:
+    """Those of its operation; of others the client is told, and nothing of them is kept."""
     params, unknown = decode_params(op, exchange.request.params)
+    exchange.forget_params()
     for name in unknown[:16]:
         text = f"{op.value} has no parameter {name[:MAX_MODEL_NAME_CHARS]!r}; it is ignored"
         exchange.warn("unknown-parameter", text)
-    return await HANDLERS[op](service, exchange, params)
+    return params
 
 
 def _operation(name: str) -> Op:

@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from openclawctl.wire.completion import MAX_MODEL_NAME_CHARS
 from openclawctl.wire.connection import Connection, Role, State
 from openclawctl.wire.errors import (
     Cancelled,
@@ -70,7 +71,7 @@ MAX_MERGED_CHARS: Final = 4 * 1024 * 1024
 
 _CHARS_OF_ITEM: Final = 4
 """What a number in a delta counts for. As `MAX_MERGED_CHARS` is four times `MAX_RESULT_ITEMS`, what
-is merged always fits into one frame."""
+is merged is never more than a frame may have items."""
 
 MAX_UNSENT_BYTES: Final = 64 * 1024 * 1024
 """Most bytes that wait for one slow client (whole results and vectors are not merged). A client
@@ -82,6 +83,8 @@ COME_AGAIN_S: Final = 1.0
 
 LINGER_S: Final = 1.0
 """How long a refused client gets to read why, before the socket is closed under it."""
+
+_BUG: Final = fields(message_id=message_ids.BUG)
 
 _READ_BUFFER: Final = memoryview(bytearray(64 * 1024))
 """What any client has just sent; it is copied before the next one's is read. `asyncio.Protocol`
@@ -117,7 +120,8 @@ class Host(Protocol):
 
 @dataclass(slots=True)
 class _Merged:
-    """Deltas of one result that wait for a slow client."""
+    """Deltas of one result that wait for a slow client. `num_bytes` is what their frames would take
+    each by itself: no less than one for all of them."""
 
     texts: list[str] = field(default_factory=list)
     reasoning: list[str] = field(default_factory=list)
@@ -125,9 +129,11 @@ class _Merged:
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     num_chars: int = 0
+    num_bytes: int = 0
 
-    def add(self, delta: Delta) -> int:
-        """Take in a delta; how many characters it counts for."""
+    def add(self, delta: Delta, num_bytes: int) -> int:
+        """Take in a delta whose frame would take so much; how many characters it counts for."""
+        self.num_bytes += num_bytes
         self.texts.append(delta.text)
         self.reasoning.append(delta.reasoning or "")
         self.tool_calls += delta.tool_calls or ()
@@ -180,6 +186,13 @@ class Exchange:
 
     def delta(self, delta: Delta) -> None:
         self.peer.send_delta(delta)
+
+    def forget_params(self) -> None:
+        """They have been decoded: what else a client had put into them may be large, and a request
+        may be open for long. The model's name stays, for the audit."""
+        model = self.request.params.get("model")
+        is_name = isinstance(model, str) and len(model) <= MAX_MODEL_NAME_CHARS
+        self.request = replace(self.request, params={"model": model} if is_name else {})
 
     def done(self, result: dict[str, Any]) -> None:
         self.peer.finish(Done(self.request.id, result))
@@ -251,12 +264,18 @@ class Peer(asyncio.BufferedProtocol):
                 self._disconnect(f"has left {MAX_UNSENT_BYTES} bytes of its results unread")
 
     def send_delta(self, delta: Delta) -> None:
-        """Send a piece of a result, or keep it until the client reads again."""
+        """Send a piece of a result, or keep it until the client reads again. What would be more
+        than a frame goes to the transport meanwhile, and counts as kept."""
         if not self._is_paused or delta.embedding is not None:
             self.send(delta)
             return
-        merged = self._merged.setdefault((delta.id, delta.index), _Merged())
-        self._num_merged_chars += merged.add(delta)
+        key = delta.id, delta.index
+        num_bytes = self._connection.frame_bytes(delta)
+        merged = self._merged.setdefault(key, _Merged())
+        if merged.num_bytes + num_bytes > self._connection.max_frame_bytes:
+            self.send(merged.delta(*key))
+            merged = self._merged[key] = _Merged()
+        self._num_merged_chars += merged.add(delta, num_bytes)
         if self._num_merged_chars > MAX_MERGED_CHARS:
             self._cancel_slow()
 
@@ -336,6 +355,7 @@ class Peer(asyncio.BufferedProtocol):
             self._set_timer(0, None)
         for request_id in {request_id for request_id, _ in self._merged}:
             self._flush(request_id)
+        self._num_merged_chars = 0
         self._outbox.flush()  # it may be full again
         self._handle_messages()
 
@@ -406,14 +426,22 @@ class Peer(asyncio.BufferedProtocol):
 
     async def _serve(self, exchange: Exchange) -> None:
         """Serve one request in this task. Only from here on can a cancel end the task: one that is
-        cancelled before its first step never runs, and its client would wait for ever."""
-        if exchange.cancel_problem is not None:
-            exchange.error(exchange.cancel_problem)
-            return
-        task = asyncio.current_task()
-        assert task is not None
-        exchange.on_cancel = task.cancel
-        await self._host.begin(exchange)
+        cancelled before its first step never runs, and its client would wait for ever.
+
+        Whatever is raised here would end the daemon. `begin` answers every request by itself, so it
+        is a bug, and costs one client its connection."""
+        try:
+            if exchange.cancel_problem is not None:
+                exchange.error(exchange.cancel_problem)
+                return
+            task = asyncio.current_task()
+            assert task is not None
+            exchange.on_cancel = task.cancel
+            await self._host.begin(exchange)
+        except Exception:
+            what = exchange.request.op
+            logger.exception("a %r failed on a bug; its client is disconnected", what, extra=_BUG)
+            self.abort()
 
     def _greet(self, hello: Hello) -> None:
         if hello.version < PROTOCOL_VERSION:

@@ -28,6 +28,7 @@ from openclawctl.wire.messages import (
     Delta,
     Done,
     Error,
+    Event,
     Hello,
     Request,
     Welcome,
@@ -160,15 +161,33 @@ def test_a_client_that_never_reads_disturbs_nobody(own_daemon: Daemon) -> None:
 
 def test_a_client_that_reads_late_gets_all_of_it_in_fewer_deltas(own_daemon: Daemon) -> None:
     """Half a megabyte of probabilities, more than socket and buffer hold."""
-    options = {"max_tokens": 64, "ignore_eos": True, "logprobs": True, "top_logprobs": 20}
-    with RawClient(own_daemon.socket) as raw, Client(socket_path=str(own_daemon.socket)) as watcher:
+    read_late(own_daemon)
+
+
+def test_what_waits_for_a_client_may_be_more_than_a_frame(folder: Path) -> None:
+    """Of each choice there are some 120 KiB to send, and the smallest frames."""
+    config = folder / "c.yaml"
+    model = {"path": str(smollm2_path()), "preload": True, "required": True}
+    limits = {"max_frame_bytes": "64KiB"}
+    config.write_text(json.dumps({"models": {"smollm2": model}, "resource_limits": limits}))
+    with running_daemon("--config", str(config), folder=folder) as daemon:
+        daemon.wait_ready()
+        read_late(daemon, max_tokens=160)
+
+
+def read_late(daemon: Daemon, max_tokens: int = 64) -> None:
+    """A client reads nothing before its request has been computed, and then all that it gets."""
+    options = {"max_tokens": max_tokens, "ignore_eos": True, "logprobs": True, "top_logprobs": 20}
+    with RawClient(daemon.socket) as raw, Client(socket_path=str(daemon.socket)) as watcher:
         raw.request(1, "generate", prompt="Once", n=8, stream=True, **options)
         wait_until(lambda: busy(watcher), what="the start")
         wait_until(lambda: not busy(watcher), what="the end")
         deltas = []
         while not isinstance(message := raw.next_of_any(Delta, Done), Done):
             deltas.append(message)
-    assert len(deltas) < 8 * 64
+        raw.request(2, "ping")
+        assert raw.next_of_any(Done, Error).type == "done"
+    assert len(deltas) < 8 * max_tokens
     for index in range(8):
         mine = [delta for delta in deltas if delta.index == index]
         ids = [token for delta in mine for token in delta.token_ids]
@@ -176,6 +195,18 @@ def test_a_client_that_reads_late_gets_all_of_it_in_fewer_deltas(own_daemon: Dae
         assert [record.token_id for record in records] == ids
         assert ids == message.result["choices"][index]["token_ids"]
         assert "".join(delta.text for delta in mine) == message.result["choices"][index]["text"]
+
+
+def test_what_a_client_adds_to_a_request_is_not_kept_while_it_is_open(own_daemon: Daemon) -> None:
+    filler = "x" * (8 * 2**20)
+    with RawClient(own_daemon.socket) as raw:
+        raw.request(1, "ping", filler=filler)
+        raw.next_of(Done, 1)
+        before = own_daemon.pss_bytes()
+        for number in range(2, 10):
+            raw.request(number, "watch", filler=filler)
+            raw.next_of(Event, number)
+        assert own_daemon.pss_bytes() - before < 16 * 2**20
 
 
 def test_what_a_client_adds_to_a_request_never_reaches_the_worker(daemon: Daemon) -> None:

@@ -332,3 +332,11 @@ def test_both_ends_always_agree_on_what_is_open(steps):
         elif step == "end" and client.is_open(number):
             pair.server(Done(number))
         assert client.open_ids == server.open_ids
+
+
+def test_what_a_message_takes_is_known_before_it_is_sent():
+    connection = Connection(Role.CLIENT, max_frame_bytes=100)
+    hello = Hello(version=1, client="test")
+    assert connection.frame_bytes(hello) == len(connection.send(hello))
+    with pytest.raises(LocalProtocolError):
+        connection.frame_bytes(Hello(version=1, client="x" * connection.max_frame_bytes))

@@ -16,6 +16,7 @@ from openclawctl.wire.errors import (
 )
 from openclawctl.wire.framing import decode_payload, encode_frame
 from openclawctl.wire.messages import (
+    MAX_ERROR_BYTES,
     Delta,
     Error,
     Hello,
@@ -130,3 +131,11 @@ def test_error_fields_left_out():
         "message": "no model x",
         "hint": "",
     }
+
+
+def test_an_error_that_quotes_too_much_is_cut():
+    problem = NotFound("no model " + "é" * MAX_ERROR_BYTES, hint="\ud800" + "x" * 9)
+    error = Error.from_problem(1, problem)
+    assert len(error.message.encode()) <= MAX_ERROR_BYTES + len("…".encode())
+    assert error.message.endswith("é…")
+    assert error.hint == "?" + "x" * 9

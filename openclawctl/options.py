@@ -314,7 +314,7 @@ def _completion(options: CompletionOptions, *, is_streamed: bool) -> dict[str, A
     stop, bias = raw.get("stop"), raw.get("logit_bias")
     if stop is not None:
         raw["stop"] = [stop] if isinstance(stop, str) else list(stop)
-    if bias is not None:
+    if isinstance(bias, Mapping):  # as it stands on the wire, it is a list of such pairs already
         raw["logit_bias"] = [[token, value] for token, value in bias.items()]
     return raw
 

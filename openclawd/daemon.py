@@ -390,6 +390,9 @@ class _Daemon:
         except Problem as problem:
             for line in problem.message.splitlines():
                 logger.error("%s", line)
+        except Exception:
+            bug = fields(message_id=message_ids.BUG)
+            logger.exception("the configuration was not applied, because of a bug", extra=bug)
         finally:
             if self._service.is_ready:
                 self._notifier.ready()

@@ -21,7 +21,7 @@ from openclawd.config.model_files import (
     model_files_by_stem,
 )
 from openclawd.config.schema import NAME_TEXT, Config, InferenceSettings, ModelConfig
-from openclawd.config.source import KeyPath, Source, key_path, read_source
+from openclawd.config.source import KeyPath, Source, is_text, key_path, read_source
 from openclawd.config.values import NotBuiltError
 
 if TYPE_CHECKING:
@@ -60,6 +60,8 @@ def config_from_models(
     for entry in models.split(","):
         name, has_path, path = entry.strip().partition("=")
         try:
+            if not is_text(entry):
+                raise ValueError("it is not UTF-8 text; give the file another name")
             file = Path(path).absolute() if has_path else _file_of(name, state_dir)
             if name in found:
                 raise ValueError("the name stands twice")
@@ -67,7 +69,8 @@ def config_from_models(
                 raise ValueError("there is no path after '='; write NAME=PATH")
             found[name] = {"path": str(file), "preload": True}
         except ValueError as error:
-            findings.append(Finding("--models", name, str(error)))
+            shown_name = name.encode(errors="replace").decode()
+            findings.append(Finding("--models", shown_name, str(error)))
     if findings:
         raise ConfigError(findings)
     data = {"models": found}

@@ -26,7 +26,22 @@ _MAX_NODES: Final = 50_000
 
 _MAX_DEPTH: Final = 32
 
+_MAX_BITS: Final = 64
+"""Of a whole number. Nothing that can be set needs more, and Python writes no number of any length
+as text."""
+
+NO_TEXT: Final = "has half a character in it (a lone surrogate), so it is no text that can be used"
+
 KeyPath = tuple[str | int, ...]
+
+
+def is_text(value: str) -> bool:
+    """Can it be written down? Not with half of a character of two, as JSON's escapes may have."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +64,11 @@ class Source:
 
 
 def key_path(path: KeyPath) -> str:
-    """`models.smollm2.devices[0]`."""
+    """`models.smollm2.devices[0]`. What no terminal should be sent is escaped."""
     text = ""
     for step in path:
         text += f"[{step}]" if isinstance(step, int) else f".{step}" if text else step
-    return text
+    return text if text.isprintable() else text.encode("unicode_escape").decode()
 
 
 def read_source(path: Path) -> Source:
@@ -173,13 +188,20 @@ class _Reader:
             self.note(path, node, "a key must be text, not a map or a list")
             return None
         if node.tag == "tag:yaml.org,2002:str":
+            if not is_text(node.value):
+                self.note(path, node, f"the key {node.value[:40]!r} {NO_TEXT}")
+                return None
             return str(node.value)
         self.note(path, node, f"the key {node.value} is not text; write it in quotes")
         return None
 
     def _scalar(self, node: yaml.Node, path: KeyPath) -> Any:
         try:
-            return self._scalars.construct_object(node)
+            value = self._scalars.construct_object(node)
         except (yaml.YAMLError, ValueError):
-            self.note(path, node, f"{node.value[:40]!r} is not a value of type {node.tag}")
-            return None
+            return self.note(path, node, f"{node.value[:40]!r} is not a value of type {node.tag}")
+        if isinstance(value, str) and not is_text(value):
+            return self.note(path, node, f"{value[:40]!r} {NO_TEXT}")
+        if isinstance(value, int) and value.bit_length() > _MAX_BITS:
+            return self.note(path, node, f"{node.value[:40]!r} is too large a number")
+        return value

@@ -78,7 +78,8 @@ class Reloader:
             try:
                 config = await asyncio.to_thread(self._read)
             except ConfigError as error:
-                self._note(self.config, peer, code=InvalidRequest.code, problem=_shown(error, 5))
+                origin = self._origin(self.config)
+                self._note(origin, peer, code=InvalidRequest.code, problem=_shown(error, 5))
                 raise _refusal(error, self._remedy) from None
             counters: list[BudgetCounter] = []
             if config.budgets:
@@ -91,6 +92,7 @@ class Reloader:
     ) -> dict[str, Any]:
         """Everything at once: no request sees half of it."""
         service, old = self._service, self.config
+        origin = self._origin(config)
         warnings = list(_warnings(old, config))
         change = service.fleet.apply(config)
         service.apply(config, counters)
@@ -99,18 +101,18 @@ class Reloader:
         self.config = config
         models = {"added": change.added, "removed": change.removed, "changed": change.changed}
         self._note(
-            config, peer, **{name: ", ".join(names) for name, names in models.items() if names}
+            origin, peer, **{name: ", ".join(names) for name, names in models.items() if names}
         )
         for warning in warnings:
             logger.warning("%s", warning)
         logger.info("the configuration was applied: %s", _summary(models))
         return {**models, "warnings": warnings}
 
-    def _note(self, config: Config, peer: Peer | None, *, code: str = "", **detail: Any) -> None:
+    def _note(
+        self, origin: dict[str, str], peer: Peer | None, *, code: str = "", **detail: Any
+    ) -> None:
         """Who applied, or tried to, which configuration."""
-        self._service.audit.note(
-            action="config", code=code, detail={**self._origin(config), **detail}, peer=peer
-        )
+        self._service.audit.note(action="config", code=code, detail={**origin, **detail}, peer=peer)
 
 
 def alert_target(notify: NotifyConfig) -> AlertTarget:

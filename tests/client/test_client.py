@@ -22,6 +22,7 @@ from openclawctl import (
     ProtocolError,
     WorkerDied,
 )
+from openclawctl.options import generate_params
 from openclawctl.wire.errors import BusyProblem, ShuttingDown
 from openclawctl.wire.messages import Cancel, Delta, Error, Goaway, Hello, Welcome
 
@@ -590,3 +591,14 @@ def test_an_app_name_that_is_not_unicode_is_refused_like_any_text(peer):
         pytest.raises(InvalidRequest, match="not valid Unicode"),
     ):
         client.ping()
+
+
+@pytest.mark.parametrize("bias", [{5: -1.5}, [[5, -1.5]]])
+def test_a_bias_is_a_map_or_pairs_as_on_the_wire(bias):
+    params = generate_params("hi", {"logit_bias": bias}, is_streamed=False)
+    assert params["logit_bias"] == [[5, -1.5]]
+
+
+def test_a_bias_that_is_neither_is_refused():
+    with pytest.raises(InvalidRequest):
+        generate_params("hi", {"logit_bias": [1]}, is_streamed=False)

@@ -14,7 +14,7 @@ from openclawd.config import (
     load_config,
     missing_files,
 )
-from openclawd.config.source import MAX_FILE_BYTES
+from openclawd.config.source import MAX_FILE_BYTES, NO_TEXT
 
 
 @pytest.fixture
@@ -442,6 +442,10 @@ def test_all_mistakes_are_listed_in_the_order_of_the_file(findings):
         ("a: !!python/object/apply:os.system [id]\n", "c.yaml:1: a: the tag"),
         ("a: !x 1\n", "c.yaml:1: a: the tag !x is not allowed; write a plain value"),
         ("a: !!int x\n", "c.yaml:1: a: 'x' is not a value of type tag:yaml.org,2002:int"),
+        (f"a: 0x{'f' * 5000}\n", f"c.yaml:1: a: '0x{'f' * 38}' is too large a number"),
+        ('a:\n  - "x\\ud800"\n', f"c.yaml:2: a[0]: 'x\\ud800' {NO_TEXT}"),
+        ('"\\e]0;x\\a": 1\n', "c.yaml:1: \\x1b]0;x\\x07: unknown key"),
+        ('a: 1\n"b\\udc00": 1\n', f"c.yaml:2: the key 'b\\udc00' {NO_TEXT}"),
         ("[a]: 1\n", "c.yaml:1: a key must be text, not a map or a list"),
         (b"\n\xff\n", "c.yaml:2: not UTF-8 text; save the file as UTF-8"),
         ("a: \x00\n", "c.yaml: not valid YAML: "),
@@ -575,6 +579,8 @@ def test_a_bare_name_is_a_file_in_the_models_folder(tmp_path):
     ("models", "message"),
     [
         ("a=/x,a=/y", "--models: a: the name stands twice"),
+        ("a=/x\udcff", "--models: a: it is not UTF-8 text; give the file another name"),
+        ("a\udcff=/x", "--models: a?: it is not UTF-8 text; give the file another name"),
         ("a=", "--models: a: there is no path after '='; write NAME=PATH"),
         ("", "--models: a name is missing; write NAME=PATH"),
         ("a=/x,,", "--models: a name is missing"),

@@ -31,11 +31,11 @@ class CompletionOptions(TypedDict, total=False):
     `temperature` 0 always takes the likeliest token; off are `top_k` 0, `typical_p` 1, `top_p` 1,
     `min_p` 0, `xtc_probability` 0, `mirostat` 0, `repeat_penalty` 1, `frequency_penalty` and
     `presence_penalty` 0, `dry_multiplier` 0. The same `seed` gives the same
-    text. `logit_bias` maps token ids to what is added to their logits. With `ignore_eos` the model
-    cannot end the text, with `min_tokens` not before so many tokens. `logprobs`
-    asks for a record of each token (`choices[0].logprobs`, and in deltas), `top_logprobs` for so
-    many likeliest ones in each. `priority` is `batch`,
-    `normal` or `interactive`; after `deadline_s` seconds the request ends with `DeadlineExceeded`.
+    text. `logit_bias` maps token ids to what is added to their logits, or is a list of such pairs.
+    With `ignore_eos` the model cannot end the text, with `min_tokens` not before so many tokens.
+    `logprobs` asks for a record of each token (`choices[0].logprobs`, and in deltas),
+    `top_logprobs` for so many likeliest ones in each. `priority` is `batch`, `normal` or
+    `interactive`; after `deadline_s` seconds the request ends with `DeadlineExceeded`.
     `format` is what shape the answer must have, such as `{"type": "json_schema", "schema": {…}}`;
     docs/protocol.md has the others. `adapter` names one of the model's LoRAs. `app` and `session`
     are names for limits and reports; `app` is the client's unless it is given here. The model stays
@@ -65,7 +65,7 @@ class CompletionOptions(TypedDict, total=False):
     dry_allowed_length: int | None
     dry_penalty_last_n: int | None
     seed: int | None
-    logit_bias: Mapping[int, float] | None
+    logit_bias: Mapping[int, float] | Iterable[Sequence[float]] | None
     ignore_eos: bool | None
     min_tokens: int | None
     logprobs: bool | None
@@ -113,9 +113,8 @@ def chat_params(
 ) -> dict[str, Any]:
     raw = _completion(options, is_streamed=is_streamed)
     if (tools := options.get("tools")) is not None:
-        raw["tools"] = [dict(tool) for tool in tools]
-    given = [dict(each) if isinstance(each, Mapping) else each for each in messages]
-    return _checked(Op.CHAT, {"messages": given, **raw})
+        raw["tools"] = _listed(tools)
+    return _checked(Op.CHAT, {"messages": _listed(messages), **raw})
 
 
 class EmbedOptions(TypedDict, total=False):
@@ -313,10 +312,24 @@ def _completion(options: CompletionOptions, *, is_streamed: bool) -> dict[str, A
     raw.pop("on_event", None)
     stop, bias = raw.get("stop"), raw.get("logit_bias")
     if stop is not None:
-        raw["stop"] = [stop] if isinstance(stop, str) else list(stop)
-    if isinstance(bias, Mapping):  # as it stands on the wire, it is a list of such pairs already
-        raw["logit_bias"] = [[token, value] for token, value in bias.items()]
+        raw["stop"] = [stop] if isinstance(stop, str) else _listed(stop)
+    if bias is not None:
+        raw["logit_bias"] = _listed(bias.items() if isinstance(bias, Mapping) else bias)
     return raw
+
+
+def _listed(values: Any) -> Any:
+    """What is much like a list of maps, of pairs or of values, as the wire has it. Anything else as
+    it is: what is wrong with it, the decoder says."""
+    if not isinstance(values, Iterable) or isinstance(values, str | bytes | Mapping):
+        return values
+    return [_plain(each) for each in values]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return dict(value)
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _checked(op: Op, raw: dict[str, Any]) -> dict[str, Any]:

@@ -45,6 +45,7 @@ from openclawd.server.dispatch import answer
 from openclawd.server.identities import Identities
 from openclawd.server.listener import (
     SERVER_OPTIONS,
+    UNIT_NEEDS,
     StartError,
     hold_lock,
     only_listener,
@@ -148,7 +149,12 @@ def _started_threads(count: int) -> ThreadPoolExecutor:
 
 def _listening_socket(settings: Settings) -> contextlib.AbstractContextManager[socket.socket]:
     """The one that systemd passed on, or one of our own. Raises `StartError`."""
-    passed = take_passed_sockets(os.environ)
+    try:
+        passed = take_passed_sockets(os.environ)
+    except OSError as error:  # a file, a pipe, or less than was announced
+        raise StartError(
+            f"what systemd passed on is no socket ({error.strerror}); {UNIT_NEEDS}"
+        ) from None
     if passed:
         return only_listener(passed)
     return open_socket(settings.places.socket, gid=_socket_gid(settings.config.security))

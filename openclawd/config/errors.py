@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from openclawd.printable import printable
+
 
 @dataclass(frozen=True, slots=True)
 class Finding:
@@ -14,7 +16,9 @@ class Finding:
     message: str
 
     def __str__(self) -> str:
-        return ": ".join(part for part in (self.place, self.key_path, self.message) if part)
+        """In one line, whatever the file and its keys are called."""
+        parts = (self.place, self.key_path, self.message)
+        return printable(": ".join(part for part in parts if part))
 
 
 class ConfigError(Exception):

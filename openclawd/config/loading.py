@@ -69,8 +69,7 @@ def config_from_models(
                 raise ValueError("there is no path after '='; write NAME=PATH")
             found[name] = {"path": str(file), "preload": True}
         except ValueError as error:
-            shown_name = name.encode(errors="replace").decode()
-            findings.append(Finding("--models", shown_name, str(error)))
+            findings.append(Finding("--models", name, str(error)))
     if findings:
         raise ConfigError(findings)
     data = {"models": found}

@@ -64,16 +64,18 @@ class Source:
 
 
 def key_path(path: KeyPath) -> str:
-    """`models.smollm2.devices[0]`. What no terminal should be sent is escaped."""
+    """`models.smollm2.devices[0]`."""
     text = ""
     for step in path:
         text += f"[{step}]" if isinstance(step, int) else f".{step}" if text else step
-    return text if text.isprintable() else text.encode("unicode_escape").decode()
+    return text
 
 
 def read_source(path: Path) -> Source:
     """Parse a file. Raises `ConfigError` when it cannot be read or is not sound YAML or JSON."""
     name = str(path)
+    if not is_text(name):
+        raise _refusal(name, "the name of this file is not UTF-8 text; give it another one")
     text = _read_text(path, name)
     if path.suffix == ".json":
         text = text.replace("\t", " ")  # YAML forbids the tabs that indent many JSON files

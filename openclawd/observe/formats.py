@@ -11,6 +11,8 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any, Final
 
+from openclawd.printable import printable
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
@@ -21,15 +23,6 @@ _MESSAGE_ID: Final = "message_id"
 """A field of the journal only (`message_ids.py`)."""
 
 _TRACEBACK_INDENT: Final = "    "
-
-
-def printable(text: str) -> str:
-    """The text with control, formatting and half characters as escapes."""
-    if text.isprintable():
-        return text
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
-    )
 
 
 def fields_of(record: logging.LogRecord) -> Mapping[str, Any]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 import sdnotify
 
-from openclawd.observe.formats import printable
+from openclawd.printable import printable
 
 if TYPE_CHECKING:
     from collections.abc import MutableMapping
@@ -25,7 +25,8 @@ Everything else is dropped then; the next one says the same."""
 
 def take_passed_sockets(environ: MutableMapping[str, str]) -> list[socket.socket]:
     """The sockets that systemd opened for this process and goes on holding: they are never to be
-    unlinked. Takes what tells of them out of `environ`; no child inherits them."""
+    unlinked. Takes what tells of them out of `environ`; no child inherits them. Raises `OSError`
+    where one is no socket, or is not there."""
     pid, number = environ.pop("LISTEN_PID", ""), environ.pop("LISTEN_FDS", "")
     environ.pop("LISTEN_FDNAMES", None)
     if pid != str(os.getpid()) or not number.isdecimal():

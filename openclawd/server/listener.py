@@ -37,6 +37,10 @@ SERVER_OPTIONS: Final[dict[str, Any]] = (
 """For `create_unix_server`, which from Python 3.13 on would unlink any socket it served."""
 
 
+UNIT_NEEDS: Final = "its unit needs one ListenStream=, with a path, and Accept=no"
+"""The socket unit of systemd."""
+
+
 class StartError(Exception):
     """The daemon cannot start; `str()` is the whole sentence for the administrator."""
 
@@ -120,8 +124,13 @@ def only_listener(passed: list[socket.socket]) -> Iterator[socket.socket]:
         is_stream = sock.family == socket.AF_UNIX and sock.type == socket.SOCK_STREAM
         if not is_stream or not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             raise StartError(
-                "the socket that systemd passed on is no listening Unix stream socket; its unit "
-                "needs ListenStream= with a path, and Accept=no"
+                "the socket that systemd passed on is no listening Unix stream socket; "
+                + UNIT_NEEDS
+            )
+        name = sock.getsockname()
+        if not name or isinstance(name, bytes):
+            raise StartError(
+                f"the socket that systemd passed on has no path, or an abstract one; {UNIT_NEEDS}"
             )
         yield sock
 

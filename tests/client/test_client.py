@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import threading
 from datetime import UTC, datetime
 
@@ -22,7 +23,7 @@ from openclawctl import (
     ProtocolError,
     WorkerDied,
 )
-from openclawctl.options import generate_params
+from openclawctl.options import chat_params, generate_params
 from openclawctl.wire.errors import BusyProblem, ShuttingDown
 from openclawctl.wire.messages import Cancel, Delta, Error, Goaway, Hello, Welcome
 
@@ -593,12 +594,24 @@ def test_an_app_name_that_is_not_unicode_is_refused_like_any_text(peer):
         client.ping()
 
 
-@pytest.mark.parametrize("bias", [{5: -1.5}, [[5, -1.5]]])
+@pytest.mark.parametrize("bias", [{5: -1.5}, [[5, -1.5]], [(5, -1.5)]])
 def test_a_bias_is_a_map_or_pairs_as_on_the_wire(bias):
     params = generate_params("hi", {"logit_bias": bias}, is_streamed=False)
     assert params["logit_bias"] == [[5, -1.5]]
 
 
-def test_a_bias_that_is_neither_is_refused():
-    with pytest.raises(InvalidRequest):
-        generate_params("hi", {"logit_bias": [1]}, is_streamed=False)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"logit_bias": [1]}, "list of [token_id, bias] pairs"),
+        ({"logit_bias": "x"}, "'logit_bias' must be a list, not a string"),
+        ({"tools": "x"}, "'tools' must be a list, not a string"),
+        ({"tools": {}}, "'tools' must be a list, not a map"),
+        ({"tools": 1}, "'tools' must be a list, not an integer"),
+        ({"tools": [1]}, "tools[0] must be a map, not an integer"),
+        ({"stop": 1}, "'stop' must be a list, not an integer"),
+    ],
+)
+def test_what_is_no_such_list_is_named_as_the_daemon_would(options, message):
+    with pytest.raises(InvalidRequest, match=re.escape(message)):
+        chat_params([{"role": "user", "content": "hi"}], options, is_streamed=False)

@@ -445,6 +445,8 @@ def test_all_mistakes_are_listed_in_the_order_of_the_file(findings):
         (f"a: 0x{'f' * 5000}\n", f"c.yaml:1: a: '0x{'f' * 38}' is too large a number"),
         ('a:\n  - "x\\ud800"\n', f"c.yaml:2: a[0]: 'x\\ud800' {NO_TEXT}"),
         ('"\\e]0;x\\a": 1\n', "c.yaml:1: \\x1b]0;x\\x07: unknown key"),
+        ('"ä\\nb": 1\n', "c.yaml:1: ä\\nb: unknown key"),
+        ("a: !<%1b%5d> 1\n", "c.yaml:1: a: the tag \\x1b] is not allowed"),
         ('a: 1\n"b\\udc00": 1\n', f"c.yaml:2: the key 'b\\udc00' {NO_TEXT}"),
         ("[a]: 1\n", "c.yaml:1: a key must be text, not a map or a list"),
         (b"\n\xff\n", "c.yaml:2: not UTF-8 text; save the file as UTF-8"),
@@ -575,12 +577,21 @@ def test_a_bare_name_is_a_file_in_the_models_folder(tmp_path):
     )
 
 
+def test_a_file_s_own_name_is_shown_without_control_characters(load):
+    with pytest.raises(ConfigError) as caught:
+        load("x: 1\n", "c\x1b\n.yaml")
+    assert "c\\x1b\\n.yaml:1: x: unknown key" in str(caught.value)
+    with pytest.raises(ConfigError, match="is not UTF-8 text; give it another one") as caught:
+        load("", "c\udcff.yaml")
+    assert "c\\udcff.yaml: " in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("models", "message"),
     [
         ("a=/x,a=/y", "--models: a: the name stands twice"),
         ("a=/x\udcff", "--models: a: it is not UTF-8 text; give the file another name"),
-        ("a\udcff=/x", "--models: a?: it is not UTF-8 text; give the file another name"),
+        ("a\udcff=/x", "--models: a\\udcff: it is not UTF-8 text; give the file another name"),
         ("a=", "--models: a: there is no path after '='; write NAME=PATH"),
         ("", "--models: a name is missing; write NAME=PATH"),
         ("a=/x,,", "--models: a name is missing"),

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import pytest
 from harness import running_daemon
@@ -21,16 +21,17 @@ if TYPE_CHECKING:
 
 AS_SYSTEMD_DOES = """
 import os, sys
-descriptors = [int(number) for number in sys.argv[1].split(",")]
+descriptors = [int(number) for number in sys.argv[1].split(",") if number]
 for number, descriptor in enumerate(descriptors):
     os.dup2(descriptor, 3 + number)
-os.environ |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": str(len(descriptors))}
+os.environ |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": str(len(descriptors) or 1)}
 os.execv(sys.executable, [sys.executable, "-m", "openclawd", *sys.argv[2:]])
 """
 
 
-def activated(folder: Path, *sockets: socket.socket) -> subprocess.Popen[bytes]:
-    """A daemon that is given these sockets. Those of a process that runs tests are above 3."""
+def activated(folder: Path, *sockets: socket.socket | IO[str]) -> subprocess.Popen[bytes]:
+    """A daemon that is given these sockets, and told of one where there is none. Those of a process
+    that runs tests are above 3."""
     descriptors = [sock.fileno() for sock in sockets]
     passed = ",".join(map(str, descriptors))
     return subprocess.Popen(
@@ -79,6 +80,23 @@ def test_who_connects_between_two_daemons_waits_for_the_second(
         asker.join()
     assert answers == [second.pid] * 8
     end(second)
+
+
+@pytest.mark.parametrize("what", ["abstract", "file", "more than there are"])
+def test_what_is_no_socket_with_a_path_is_refused_with_a_remedy(folder: Path, what: str) -> None:
+    with contextlib.ExitStack() as stack:
+        if what == "abstract":
+            other = stack.enter_context(socket.socket(socket.AF_UNIX))
+            other.bind(f"\0openclawd-{folder.name}")
+            other.listen()
+        elif what == "file":
+            other = stack.enter_context((folder / "file").open("w"))
+        process = activated(folder, *([] if what == "more than there are" else [other]))
+        _, errors = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert b"Traceback" not in errors
+    assert b"what systemd passed on is no socket" in errors or b"an abstract one" in errors
+    assert b"its unit needs one ListenStream=, with a path, and Accept=no" in errors
 
 
 @pytest.mark.parametrize("what", ["two", "datagram", "not listening"])

@@ -15,8 +15,8 @@ from openclawd.observe.formats import (
     JsonFormatter,
     SyslogFormatter,
     journal_fields,
-    printable,
 )
+from openclawd.printable import printable
 
 
 def record(text="hello %s", *args, level=logging.INFO, exc_info=None, **fields):

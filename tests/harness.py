@@ -54,7 +54,14 @@ def _in_package(name: str) -> Path:
 class Daemon:
     """A running `openclawd`. `folder` holds its socket, its state and its log."""
 
-    def __init__(self, folder: Path, arguments: Sequence[str], environ: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        arguments: Sequence[str],
+        environ: Mapping[str, str],
+        *,
+        program: Sequence[str] = ("-m", "openclawd"),
+    ) -> None:
         self.folder = folder
         self.socket = folder / "s"
         self.state_dir = folder / "state"
@@ -64,7 +71,7 @@ class Daemon:
         notify_path = folder / "notify"
         notify_path.unlink(missing_ok=True)
         self._notify.bind(str(notify_path))
-        command = [sys.executable, "-m", "openclawd"]
+        command = [sys.executable, *program]
         command += ["--socket", str(self.socket), "--state-dir", str(self.state_dir)]
         with self.log_file.open("ab") as log:
             self.process = subprocess.Popen(
@@ -149,12 +156,15 @@ def short_folder() -> Iterator[Path]:
 
 @contextlib.contextmanager
 def running_daemon(
-    *arguments: str, folder: Path | None = None, environ: Mapping[str, str] | None = None
+    *arguments: str,
+    folder: Path | None = None,
+    environ: Mapping[str, str] | None = None,
+    program: Sequence[str] = ("-m", "openclawd"),
 ) -> Iterator[Daemon]:
     """A daemon with these arguments, in its own folder unless one is given. Not yet ready."""
     with contextlib.ExitStack() as stack:
         place = folder or stack.enter_context(short_folder())
-        daemon = Daemon(place, arguments, environ or {})
+        daemon = Daemon(place, arguments, environ or {}, program=program)
         stack.callback(daemon.close)
         yield daemon
 

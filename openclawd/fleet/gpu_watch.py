@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Final
 from openclawd.fleet.changes import Changes
 from openclawd.fleet.gpus import GpuReport, decode_report
 from openclawd.fleet.process import worker_environment
+from openclawd.observe import message_ids
+from openclawd.observe.logs import fields
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -68,6 +70,10 @@ class GpuWatch:
                 await self._read()
             except OSError as error:
                 self._take(GpuReport(problem=f"the GPUs cannot be looked at: {error.strerror}"))
+            except Exception:  # models on CPUs go on, and so do workers that have their GPUs
+                extra = fields(message_id=message_ids.BUG)
+                logger.exception("looking at the GPUs failed on a bug", extra=extra)
+                self._take(GpuReport(problem="the daemon failed on a bug; its log has the story"))
             await asyncio.sleep(_RESTART_S)
 
     async def look(self) -> GpuReport:

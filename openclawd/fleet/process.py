@@ -125,9 +125,9 @@ class WorkerProcess:
             return await self.process.wait()
         finally:
             self.kill()  # lives on only if the daemon's own end cancelled the wait
-            assert self.pidfd is not None, "wait_exit() is called once"
-            os.close(self.pidfd)
-            self.pidfd = None
+            if self.pidfd is not None:  # None: a bug cut short that it was waited for before
+                os.close(self.pidfd)
+                self.pidfd = None
 
     async def stop(self) -> None:
         """Ask it to exit, and kill it when it has not done so in time."""

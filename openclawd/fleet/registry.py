@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import math
 import os
 from dataclasses import asdict, dataclass
@@ -39,6 +40,8 @@ from openclawd.fleet.rolling import change, keep_scaled
 from openclawd.fleet.spec import ModelSpec, ModelState, Scale
 from openclawd.fleet.staging import Stager
 from openclawd.fleet.topology import read_cpus
+from openclawd.observe import message_ids
+from openclawd.observe.logs import fields
 from openclawd.worker.messages import Load
 
 if TYPE_CHECKING:
@@ -47,6 +50,8 @@ if TYPE_CHECKING:
     from openclawd.config.fetch import FetchConfig
     from openclawd.fleet.fetcher import Fetcher
     from openclawd.fleet.replica import Replica
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +205,7 @@ class Fleet:
         for name in added:
             model = self._add(name, config.models[name])
             if model.spec.preload:
-                self._run(model.wait_settled(), f"preload {name}")
+                self._try(model.wait_settled, f"preload {name}")
         return FleetChange(added, removed, changed)
 
     def path_of(self, name: str) -> str | None:
@@ -239,7 +244,7 @@ class Fleet:
         if is_settled and not any(each.has_old_files for each in model.replicas):
             return False
         self._end_task(self._changes, model)
-        self._changes[model] = self._run(change(model, spec), f"change {name}")
+        self._changes[model] = self._try(lambda: change(model, spec), f"change {name}")
         self._scale(model, spec)
         return True
 
@@ -249,7 +254,7 @@ class Fleet:
         for tasks in (self._changes, self._scalers):
             self._end_task(tasks, model)
         self._leaving[model] = config
-        self._run(self._let_leave(model), f"remove {name}")
+        self._try(lambda: self._let_leave(model), f"remove {name}")
 
     async def _let_leave(self, model: Model) -> None:
         await model.leave()
@@ -258,7 +263,20 @@ class Fleet:
     def _scale(self, model: Model, spec: ModelSpec) -> None:
         self._end_task(self._scalers, model)
         if spec.scale.high > spec.scale.low:
-            self._scalers[model] = self._run(keep_scaled(model), f"scale {model.name}")
+            name = f"scale {model.name}"
+            self._scalers[model] = self._try(lambda: keep_scaled(model), name)
+
+    def _try(self, work: Callable[[], Coroutine[Any, Any, None]], name: str) -> asyncio.Task[None]:
+        """A task whose bug is logged and costs one model what was to be done for it."""
+
+        async def tried() -> None:
+            try:
+                await work()
+            except Exception:
+                extra = fields(message_id=message_ids.BUG)
+                logger.exception("the task %r failed on a bug", name, extra=extra)
+
+        return self._run(tried(), name)
 
     def _run(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         assert self._tasks is not None, "start() comes first"

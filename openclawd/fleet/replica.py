@@ -268,9 +268,20 @@ class Replica:
             if self.is_retired:
                 return
             self._unwanted.clear()
-            ending = await self._run_worker()
-            self._owner.history.ended(ending.cause)
-            await self._after(ending)
+            try:
+                await self._after(await self._run_worker())
+            except Exception:  # other models go on
+                extra = fields(message_id=message_ids.BUG, model=self.spec.name)
+                logger.exception(
+                    "%s lost its worker to a bug of the daemon", self.title, extra=extra
+                )
+                await self._after(self._ending_of_bug())
+
+    def _ending_of_bug(self) -> Ending:
+        """As a crash: tried again some times, then given up."""
+        if self._unwanted.is_set():
+            return Ending(Cause.STOPPED, self._stop_reason)
+        return Ending(Cause.CRASHED, "the daemon failed on a bug; its log has the story")
 
     async def _run_worker(self) -> Ending:
         """One worker from start to exit."""
@@ -319,9 +330,13 @@ class Replica:
         self._worker = worker
         self._owner.history.started()
         logger.info("%s: worker %d loads %s", self.title, worker.pid, place.load.path)
-        link.send(place.load)
         try:
+            link.send(place.load)
             status = await self._wait_exit(worker)
+        except Exception:  # a bug: whoever comes next finds its memory free
+            worker.kill()
+            await worker.wait_exit()
+            raise
         finally:
             self._worker = None
             self._link = None
@@ -362,6 +377,7 @@ class Replica:
 
     async def _after(self, ending: Ending) -> None:
         """Decide what follows a worker's end, and wait if that is a backoff."""
+        self._owner.history.ended(ending.cause)
         story = ending.story
         match ending.cause:
             case Cause.STOPPED:

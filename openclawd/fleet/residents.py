@@ -31,6 +31,8 @@ from openclawd.fleet.residency import (
     total,
 )
 from openclawd.fleet.spec import ModelState
+from openclawd.observe import message_ids
+from openclawd.observe.logs import fields
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -248,6 +250,11 @@ class Residents:
             draft = await probe(load.draft_path) if load.draft_path else None
         except (Problem, OSError) as problem:
             logger.info("model %s: its size is not known: %s", model.name, problem)
+        except Exception:
+            extra = fields(message_id=message_ids.BUG, model=model.name)
+            logger.exception(
+                "model %s: asking for its size failed on a bug", model.name, extra=extra
+            )
         finally:
             del self._probes[model.name]
         self._known[model.name] = _Known(files, facts, draft)

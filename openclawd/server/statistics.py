@@ -15,6 +15,8 @@ from openclawctl.wire.errors import Denied, Problem
 from openclawd.ledger.insights import ModelSize
 from openclawd.ledger.model_peaks import Peaks
 from openclawd.ledger.prefix_use import DAY_S, PrefixCounts
+from openclawd.observe import message_ids
+from openclawd.observe.logs import fields
 
 if TYPE_CHECKING:
     from openclawctl.wire.operations import InsightsParams
@@ -44,7 +46,11 @@ class Statistics:
         """Write every minute, until cancelled."""
         while True:
             await asyncio.sleep(WRITE_INTERVAL_S)
-            await self.write()
+            try:
+                await self.write()
+            except Exception:  # statistics must not be what the daemon dies of
+                extra = fields(message_id=message_ids.BUG)
+                logger.exception("writing statistics failed on a bug", extra=extra)
 
     async def write(self) -> None:
         """Write what was counted since the last time; a disk that refuses it is logged."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -119,6 +120,30 @@ def test_a_wrong_configuration_changes_nothing_and_is_told_with_file_and_line(
     assert last["code"] == "invalid-request"
     assert "default_model" in last["detail"]["problem"]
     assert (editor.row()["worker_pid"], editor.row()["parallel"]) == (pid, 2)
+
+
+HALF_CHARACTER = "\ud800"
+
+
+@pytest.mark.parametrize(
+    ("config", "place"),
+    [
+        ({"models": {"m": {**MODEL, "system_prompts": [HALF_CHARACTER]}}}, "models.m.system_"),
+        ({"models": {"m": {**MODEL, "path": HALF_CHARACTER}}}, "models.m.path"),
+        ({"notify": {"command": ["/bin/true", HALF_CHARACTER]}}, "notify.command[1]"),
+        ({"resource_limits": {"max_connections": 10**4000}}, "resource_limits.max_connections"),
+    ],
+)
+def test_what_no_text_can_hold_is_refused_and_changes_nothing(
+    editor: Editor, config: dict[str, Any], place: str
+) -> None:
+    pid = editor.row()["worker_pid"]
+    with pytest.raises(InvalidRequest, match=re.escape(place)):
+        editor.reload(**config)
+    seen = len(editor.daemon.log())
+    editor.daemon.process.send_signal(signal.SIGHUP)
+    wait_until(lambda: place in editor.daemon.log()[seen:], what="the mistake in the log")
+    assert editor.row()["worker_pid"] == pid
 
 
 def test_the_command_says_it_and_exits_with_an_error(editor: Editor) -> None:

@@ -45,6 +45,39 @@ def test_a_second_daemon_on_the_same_state_is_refused(daemon: Daemon, folder: Pa
     assert str(daemon.state_dir) in second.stderr
 
 
+WHOSE_RELOAD_HAS_A_BUG = """
+import sys
+from pathlib import Path
+from openclawd.config import Config
+from openclawd.config.places import find_places
+from openclawd.daemon import Settings, run
+from openclawd.observe import logs
+from openclawd.observe.systemd import Notifier
+
+def read_config():
+    raise RuntimeError("a bug of ours")
+
+socket, state_dir = Path(sys.argv[2]), Path(sys.argv[4])
+state_dir.mkdir()
+places = find_places({}, is_root=False, socket=socket, state_dir=state_dir)
+with logs.configured(Config().logging):
+    run(Settings(Config(), places, "1", read_config=read_config), Notifier())
+"""
+
+
+def test_a_bug_in_a_reload_is_told_and_leaves_the_daemon_as_it_was(folder: Path) -> None:
+    with running_daemon(folder=folder, program=["-c", WHOSE_RELOAD_HAS_A_BUG]) as daemon:
+        daemon.wait_ready()
+        daemon.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: "because of a bug" in daemon.log(), what="the bug in the log")
+        assert "RuntimeError: a bug of ours" in daemon.log()
+        with Client(socket_path=str(daemon.socket)) as client:
+            with pytest.raises(OpenclawError, match="failed on a bug"):
+                client.reload()
+            assert client.ping()
+        assert daemon.terminate() == 0
+
+
 def test_a_stale_socket_is_replaced(folder: Path) -> None:
     stale = socket.socket(socket.AF_UNIX)
     stale.bind(str(folder / "s"))

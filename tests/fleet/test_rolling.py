@@ -12,6 +12,7 @@ import pytest
 from fleet.placers import placer
 
 from openclawctl.wire.errors import ModelFailed, WorkerDied
+from openclawd.fleet.ending import Cause
 from openclawd.fleet.footprints import Footprints
 from openclawd.fleet.model import Model
 from openclawd.fleet.residents import Residents
@@ -99,6 +100,20 @@ def pids(model: Model) -> list[int | None]:
 async def wait_state(model: Model, state: ModelState) -> None:
     while model.state is not state:
         await model.wait_change()
+
+
+def test_a_bug_costs_a_model_its_worker_and_nobody_else_anything(spec: ModelSpec) -> None:
+    """What it is to load can be sent to no worker: half a character is no UTF-8."""
+
+    async def run() -> None:
+        async with running(with_load(spec, system_prompts=["\ud800"])) as model:
+            model.want()
+            await wait_state(model, ModelState.BACKOFF)
+            assert "the daemon failed on a bug; its log has the story" in model.reason
+            assert model.history.exits[Cause.CRASHED] == model.history.num_starts
+            assert pids(model) == [None]
+
+    asyncio.run(run())
 
 
 def test_the_old_worker_answers_what_it_has_and_the_new_one_what_comes(spec: ModelSpec) -> None:

@@ -62,6 +62,17 @@ class Fields:
     def text_or_none(self, name: str, *, max_chars: int | None = None) -> str | None:
         return self.text(name, max_chars=max_chars) if self.has(name) else None
 
+    def line(self, name: str, *, max_chars: int) -> str:
+        """A string that stands in one line of a table or a log: no line breaks, no control
+        characters, nothing that changes the direction of what follows. It may be empty."""
+        value = self.text(name, max_chars=max_chars)
+        if not value.isprintable():
+            raise self.fail(f"{name!r} must be one line of printable characters")
+        return value
+
+    def line_or_none(self, name: str, *, max_chars: int) -> str | None:
+        return self.line(name, max_chars=max_chars) if self.has(name) else None
+
     def integer(self, name: str, *, low: int, high: int = 2**63 - 1) -> int:
         value = self._required(name, int, "an integer")
         assert isinstance(value, int)

@@ -22,7 +22,7 @@ def decode_labels(source: Fields) -> dict[str, str | None]:
 
 
 def _label(source: Fields, name: str) -> str | None:
-    label = source.text_or_none(name, max_chars=MAX_LABEL_CHARS)
-    if label is not None and not (label and label.isprintable()):
-        raise source.fail(f"{name!r} must be one line of printable characters, and not empty")
+    label = source.line_or_none(name, max_chars=MAX_LABEL_CHARS)
+    if label == "":
+        raise source.fail(f"{name!r} must not be empty")
     return label

@@ -195,9 +195,9 @@ def _open(payload: dict[str, Any]) -> tuple[str, Fields]:
 def _hello(fields: Fields) -> Hello:
     return Hello(
         version=fields.integer("version", low=1),
-        client=fields.text("client", max_chars=_MAX_NAME_CHARS),
+        client=fields.line("client", max_chars=_MAX_NAME_CHARS),
         key=fields.text_or_none("key", max_chars=_MAX_NAME_CHARS),
-        app=fields.text_or_none("app", max_chars=_MAX_NAME_CHARS),
+        app=fields.line_or_none("app", max_chars=_MAX_NAME_CHARS),
     )
 
 

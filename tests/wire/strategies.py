@@ -25,6 +25,8 @@ from openclawctl.wire.errors import Code, Kind
 # What UTF-8 can carry: half characters cannot be sent.
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=50)
 some_text = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=50)
+# What stands in one line: `str.isprintable()`.
+lines = st.text(st.characters(exclude_categories=["C", "Z"], include_characters=" "), max_size=50)
 ids = st.integers(0, 2**63 - 1)
 counts = st.integers(0, 2**40)
 seconds = st.floats(0, m.LONGEST_S)
@@ -57,9 +59,9 @@ tool_calls = st.builds(tools.ToolCall, id=texts, name=tool_names, arguments=some
 hellos = st.builds(
     m.Hello,
     version=st.integers(1, 2**63 - 1),
-    client=texts,
+    client=lines,
     key=maybe(texts),
-    app=maybe(texts),
+    app=maybe(lines),
 )
 requests = st.builds(m.Request, id=ids, op=texts, params=maps)
 cancels = st.builds(m.Cancel, id=ids)

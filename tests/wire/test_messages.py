@@ -106,6 +106,23 @@ def test_what_is_wrong_is_said(payload, reason):
     assert reason in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["client", "app"])
+@pytest.mark.parametrize(
+    "spoilt", ["x\nrow", "x\ty", "\x1b[31m", "\u202edlrow", "x\u2028y", "\x85"]
+)
+def test_what_would_forge_a_row_is_refused_in_a_hello(name, spoilt):
+    """Both stand in tables, in the ledger and in the log, as a request's `app` does."""
+    hello = {"type": "hello", "version": 1, "client": "c", name: spoilt}
+    with pytest.raises(RemoteProtocolError, match=f"'{name}' must be one line of printable"):
+        decode_client_message(hello)
+
+
+def test_a_hello_may_have_no_names():
+    """Clients that have no name to say send an empty one."""
+    empty = {"type": "hello", "version": 1, "client": "", "app": ""}
+    assert decode_client_message(empty) == Hello(1, "", app="")
+
+
 def test_a_problem_crosses_the_wire():
     problem = Overloaded("the queue is full", hint="try later", retry_after_s=2.5)
     received = Error.from_problem(7, problem).to_problem()

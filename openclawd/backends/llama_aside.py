@@ -122,7 +122,7 @@ class Aside:
     # ---- computing ----
 
     def _decode(self, between: Callable[[], bool]) -> int:
-        self._between, self._is_stopped = between, False
+        self._between, self._is_stopped, self._num_nodes = between, False, 0
         status: int = llama_cpp.llama_decode(self.context, self._arrays.batch)
         self._between = bool  # let go of what it refers to
         if self._raised is not None:

@@ -16,14 +16,13 @@ from __future__ import annotations
 
 from typing import Final
 
-MAX_STRETCH: Final = 3.2
+MAX_STRETCH: Final = 3.0
 """Steps that take up to 4 times as long are promised; the rest is for what estimates miss. With s
-times, a prompt beside running streams takes s / (s - 1) times as long as alone: here 1.45."""
+times, a prompt beside running streams takes s / (s - 1) times as long as alone: here 1.5."""
 
-ASIDE_STRETCH: Final = 2.4
-"""The same for what is computed aside, where the pauses cannot be chosen to the millisecond; there
-the prompt is read in large parts, which makes up for what it waits. And again for short prompts in
-the steps between: the two together stay below 4."""
+SHARED_STRETCH: Final = 2.4
+"""The same where a step has a part of a prompt, and another prompt is computed aside between two of
+them: the two together stay below 4."""
 
 MIN_CHUNK: Final = 4
 """A prefill always goes on by this many tokens, however fast the decodes are."""
@@ -39,11 +38,21 @@ class Pace:
         self._decode_step_s: dict[int, float] = {}
         self._prefill_token_s: float | None = None
 
-    def note(self, num_decode_tokens: int, num_prefill_tokens: int, duration_s: float) -> None:
-        """A step took this long. Decode tokens are those that give an output, guesses included."""
+    def note(
+        self,
+        num_decode_tokens: int,
+        num_prefill_tokens: int,
+        duration_s: float,
+        *,
+        in_pause: bool = False,
+    ) -> None:
+        """A step took this long. Decode tokens are those that give an output, guesses included. A
+        step in a pause of what is computed aside finds the caches full of that, and takes a fifth
+        longer: it does not show what pace the streams had."""
         if num_prefill_tokens == 0:
             before = self._decode_step_s.get(num_decode_tokens)
-            self._decode_step_s[num_decode_tokens] = _mean(before, duration_s)
+            if before is None or not in_pause:
+                self._decode_step_s[num_decode_tokens] = _mean(before, duration_s)
         else:
             mean_s = duration_s / (num_decode_tokens + num_prefill_tokens)
             decodes_s = self._decode_step_s.get(num_decode_tokens, num_decode_tokens * mean_s)
@@ -62,9 +71,9 @@ class Pace:
         stretch *= max(1.0, 2 * num_prompts / max(1, num_decode_tokens)) ** 2
         return max(MIN_CHUNK, int((stretch - 1) * step_s / self._prefill_token_s))
 
-    def max_aside_s(self, num_decode_tokens: int) -> float:
+    def max_aside_s(self, num_decode_tokens: int, *, stretch: float = MAX_STRETCH) -> float:
         """How long a prefill may compute before the next step of these decodes."""
-        return (ASIDE_STRETCH - 1) * (self.decode_step_s(num_decode_tokens) or 0.0)
+        return (stretch - 1) * (self.decode_step_s(num_decode_tokens) or 0.0)
 
     def decode_step_s(self, num_tokens: int) -> float | None:
         """About how long a step of just these decodes takes. Where there was none like it, from the

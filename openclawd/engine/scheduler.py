@@ -224,7 +224,8 @@ class Scheduler:
         if batch.is_aside and (cancelled := self.stop_aside()):
             return cancelled
         if duration_s is not None and batch.chunks and not batch.copies_cells:
-            self._steps.note_duration(batch, duration_s)
+            in_pause = self._aside is not None and not batch.is_aside
+            self._steps.note_duration(batch, duration_s, in_pause=in_pause)
         effects: list[Effect] = []
         for chunk in batch.chunks:
             sequence = self._running[chunk.slot]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from openclawd.engine.batch import BatchKind, Chunk
-from openclawd.engine.pace import ASIDE_STRETCH, MAX_STRETCH, Pace
+from openclawd.engine.pace import MAX_STRETCH, SHARED_STRETCH, Pace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
@@ -104,7 +104,7 @@ class Steps:
         if not (ready.decodes or ready.prompts):
             return None
         group = self._next_group(ready)
-        stretch = MAX_STRETCH if aside is None else ASIDE_STRETCH
+        stretch = MAX_STRETCH if aside is None else SHARED_STRETCH
         return Plan(group, self._chunks(group, ready, stretch))
 
     def max_aside_s(self, running: Collection[Sequence], aside: Sequence) -> float:
@@ -112,15 +112,17 @@ class Steps:
         others = self._beside(aside, _Ready.of(running))
         if any(each.priority > aside.priority for each in others.prompts):
             return 0.0
-        return self._pace.max_aside_s(len(others.decodes))
+        stretch = SHARED_STRETCH if others.prompts else MAX_STRETCH
+        return self._pace.max_aside_s(len(others.decodes), stretch=stretch)
 
-    def note_duration(self, batch: Batch, duration_s: float) -> None:
-        """A step took this long."""
+    def note_duration(self, batch: Batch, duration_s: float, *, in_pause: bool) -> None:
+        """A step took this long; `in_pause` of what is computed aside."""
         lengths = [
             len(chunk.tokens) for chunk in batch.chunks if chunk.num_outputs == len(chunk.tokens)
         ]
         num_decode_tokens = sum(lengths)
-        self._pace.note(num_decode_tokens, batch.num_tokens - num_decode_tokens, duration_s)
+        num_prefill_tokens = batch.num_tokens - num_decode_tokens
+        self._pace.note(num_decode_tokens, num_prefill_tokens, duration_s, in_pause=in_pause)
 
     # ---- aside ----
 

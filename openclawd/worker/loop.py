@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import queue
 import time
-from collections import deque
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, assert_never
 
@@ -33,6 +32,7 @@ from openclawd.worker.messages import (
     Stop,
 )
 from openclawd.worker.messages import Ended as RequestEnded
+from openclawd.worker.pauses import Pauses
 from openclawd.worker.requests import Requests, refused
 from openclawd.worker.warm_up import GARBAGE, trouble_of
 
@@ -56,10 +56,6 @@ the same."""
 _KEPT_SHARE: Final = 0.25
 _SCANNED_SHARE: Final = 0.0625
 """Where every step passes over every cell."""
-
-_NUM_PAUSES: Final = 24
-"""As many pauses of what is computed aside have one of the longest operations between them: they
-span about three layers (`llama_aside`)."""
 
 _NO_SAMPLING: Final = SamplingParams()
 """Of texts that are only read."""
@@ -98,8 +94,7 @@ class EngineLoop:
         self._is_stopped = False
         self._clock = clock
         self._step_ended_s = 0.0
-        self._pause_ended_s: float | None = None
-        self._between_pauses_s: deque[float] = deque(maxlen=_NUM_PAUSES)
+        self._pauses = Pauses()
 
     @property
     def scheduler(self) -> Scheduler:
@@ -231,7 +226,7 @@ class EngineLoop:
     def _compute(self, batch: Batch) -> list[Effect]:
         started_s = self._clock()
         if batch.is_aside:
-            self._pause_ended_s = None
+            self._pauses.begin()
         result = self._backend.forward(batch, self._between)
         if not batch.is_aside:
             self._step_ended_s = self._clock()
@@ -253,15 +248,13 @@ class EngineLoop:
         """In a pause of what is computed aside: the others' next step, if it would come too late in
         the next pause. Is what is computed aside to go on?"""
         now_s = self._clock()
-        if self._pause_ended_s is not None:  # before the first, cells may have been copied
-            self._between_pauses_s.append(now_s - self._pause_ended_s)
-        next_s = now_s + max(self._between_pauses_s, default=0.0) / 2
+        next_s = now_s + self._pauses.reached(now_s)
         if not self._drain():
             return False
         if next_s - self._step_ended_s >= self._scheduler.max_aside_s():
             self._step()
             self._step_ended_s = self._clock()
-        self._pause_ended_s = self._clock()
+        self._pauses.left(self._clock())
         return self._scheduler.is_aside_wanted and not self._failure
 
     def _take_outputs(

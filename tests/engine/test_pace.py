@@ -63,6 +63,16 @@ def test_a_slow_step_does_not_stop_a_prefill() -> None:
     assert pace.max_prefill_tokens(4) == MIN_CHUNK
 
 
+def test_a_step_in_a_pause_says_something_only_of_what_is_not_known() -> None:
+    pace = Pace()
+    pace.note(4, 0, 0.025, in_pause=True)
+    assert pace.decode_step_s(4) == 0.025
+    pace.note(4, 0, 0.020)
+    known_s = pace.decode_step_s(4)
+    pace.note(4, 0, 0.030, in_pause=True)
+    assert pace.decode_step_s(4) == known_s
+
+
 def test_steps_that_never_were_are_guessed_from_the_nearest() -> None:
     pace = Pace()
     pace.note(4, 0, 0.020)

@@ -27,7 +27,7 @@ from openclawd.engine.batch import (
     TokenOutput,
 )
 from openclawd.engine.limits import Limits
-from openclawd.engine.pace import ASIDE_STRETCH
+from openclawd.engine.pace import MAX_STRETCH, SHARED_STRETCH
 from openclawd.engine.prefixes import Owner, num_same
 from openclawd.engine.sampling import SamplingParams
 from openclawd.engine.scheduler import NeverFits, Scheduler
@@ -277,7 +277,13 @@ def test_how_long_others_wait_for_what_is_aside_follows_from_their_own_steps() -
         scheduler.update(batch, compute(batch), duration_s=0.010)
     scheduler.add(generation(3, 8))
     schedule(scheduler)
-    assert scheduler.max_aside_s() == pytest.approx(0.010 * (ASIDE_STRETCH - 1))
+    assert scheduler.max_aside_s() == pytest.approx(0.010 * (MAX_STRETCH - 1))
+    beside = schedule(scheduler)
+    scheduler.update(beside, compute(beside), duration_s=0.100)  # in a pause
+    assert scheduler.max_aside_s() == pytest.approx(0.010 * (MAX_STRETCH - 1))
+    scheduler.add(generation(4, 3))
+    schedule(scheduler)
+    assert scheduler.max_aside_s() == pytest.approx(0.010 * (SHARED_STRETCH - 1))
 
 
 def test_nothing_is_computed_beside_what_is_aside_when_there_is_nothing_else() -> None:

@@ -1,9 +1,8 @@
 """The blocks of commands in README.md and docs/guide.md, in the order in which a reader meets them.
 
 A block is fenced as ```sh. A comment before it says who types it (`<!-- as alice -->`; root if none
-does), that it is for a machine with compilers and a package index (`<!-- run by .ci/run -->`), or
-why nobody does in a test (`<!-- not run: REASON -->`). What is indented is no command, but shows
-what a session looks like.
+does), or that it is for a machine with compilers and a package index (`<!-- run by .ci/run -->`).
+What is indented is no command, but shows what a session looks like.
 
 As a program (guide.py SECTION) it prints the commands that a section leaves to `.ci/run`, and needs
 nothing but Python for that.
@@ -24,13 +23,12 @@ _HEADING: Final = re.compile(r"^##+ (.*)$", re.M)
 
 
 class Block(NamedTuple):
-    """`user` types `text`. `not_run` says why no test does; it is empty where one does."""
+    """`user` types `text`."""
 
     place: str
     section: str
     text: str
     user: str
-    not_run: str
     is_run_by_ci: bool
 
 
@@ -50,7 +48,6 @@ def _blocks_of(page: str) -> list[Block]:
                 section=_HEADING.findall(text, 0, match.start())[-1],
                 text=match["text"],
                 user=note.removeprefix("as ") if note.startswith("as ") else "root",
-                not_run=note.removeprefix("not run: ") if note.startswith("not run: ") else "",
                 is_run_by_ci=note == "run by .ci/run",
             )
         )

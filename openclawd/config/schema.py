@@ -212,10 +212,14 @@ class LlamaOptions(Section):
         meaning="Keep the model's memory from being swapped out (needs LimitMEMLOCK=infinity).",
         allowed="true or false",
     )
-    mmap: bool = key(
-        default=True,
-        meaning="Map the model file instead of reading it: starts faster, shares the page cache.",
-        allowed="true or false",
+    mmap: Annotated[bool | None, PlainValidator(values.auto_or_flag)] = key(
+        None,
+        meaning="Map the weights from the model's file, where workers with that file share them,"
+        " instead of reading them into memory of the worker's own, in huge pages, where one stream"
+        " is up to a tenth faster. `auto`: mapped if several workers or models have the file, or"
+        " if the kernel gives no transparent huge pages.",
+        allowed="auto, true or false",
+        default_text="auto",
     )
 
 

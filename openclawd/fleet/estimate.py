@@ -115,13 +115,14 @@ def _gguf_parts(facts: ModelFacts, load: Load, gpu_layers: int, gpu: str) -> lis
     rest = facts.weights_bytes - facts.repeating_bytes
     on_gpu = round(facts.repeating_bytes * share) + (rest if gpu_layers > facts.num_layers else 0)
     is_mapped = bool(load.options.get("mmap", True))
+    packed = round(facts.packed_bytes * (1 - share))
+    # What is read, not mapped, is converted on its way: there is no other copy.
+    in_memory = facts.weights_bytes - on_gpu - (0 if is_mapped else packed)
     parts = [
-        Part("weights", facts.weights_bytes - on_gpu, "all tensors of the file", HOST, is_mapped),
+        Part("weights", in_memory, "all tensors of the file", HOST, is_mapped),
         Part("weights", on_gpu, f"{gpu_layers} layers on the GPU", gpu),
         Part(
-            "copy of the weights",
-            round(facts.packed_bytes * (1 - share)),
-            "in the layout of this CPU",
+            "copy of the weights" if is_mapped else "weights", packed, "in the layout of this CPU"
         ),
     ]
     if not facts.is_encoder:

@@ -21,6 +21,7 @@ RESERVE: Final = 0.1
 programs, the daemon itself, and what workers take for a moment (cells that are set aside)."""
 
 _PROC: Final = Path("/proc")
+_HUGE_PAGES: Final = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 _CGROUPS: Final = Path("/sys/fs/cgroup")
 _PAGE_BYTES: Final = 4096
 _SHARED: Final = 2  # statm: pages of files and of shared memory
@@ -41,6 +42,14 @@ def read_footprint(pid: int, *, proc: Path = _PROC) -> Footprint | None:
     if "Pss" not in fields:
         return None
     return Footprint(fields["Pss"], fields.get("Pss_Anon", 0) + fields.get("Pss_Shmem", 0))
+
+
+def has_huge_pages(switch: Path = _HUGE_PAGES) -> bool:
+    """May a process have memory in pages of 2 MiB if it asks for them? (The kernel's
+    Documentation/admin-guide/mm/transhuge.rst.)"""
+    with contextlib.suppress(OSError):
+        return "[never]" not in switch.read_text()
+    return False
 
 
 def memory_budget(pids: Iterable[int], *, proc: Path = _PROC, cgroups: Path = _CGROUPS) -> int:

@@ -60,11 +60,18 @@ _LEVELS: Final = {
     7: logging.DEBUG,
 }
 
-_GIVING_BACK: Final = {"MALLOC_MMAP_THRESHOLD_": str(2**20)}
-"""glibc gives allocations of this size back to the system when they are freed. By itself it raises
+_GIVING_BACK: Final = {
+    "MALLOC_MMAP_THRESHOLD_": str(2**20),
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+}
+"""glibc asks for huge pages wherever 2 MiB or more are taken at once: weights, KV cells, buffers
+(glibc manual, "Memory Allocation Tunables"). With pages of 4 KiB a processor looks a page's address
+up for every 4 KiB of weights that a step reads; docs/performance.md has what that costs.
+
+glibc gives allocations of this size back to the system when they are freed. By itself it raises
 that bound to the largest that was ever freed, up to 32 MiB, and megabytes that are freed in another
 order than they were taken in leave holes: 6,000 of 0.5 to 30 MB, a few at a time, left a process
-with 199 MiB, with this 51 (measured 2026-11-23; mallopt(3), M_MMAP_THRESHOLD)."""
+with 199 MiB, with this bound 51 (measured 2026-11-23; mallopt(3), M_MMAP_THRESHOLD)."""
 
 _KEEPING: Final = {
     "MALLOC_MMAP_THRESHOLD_": str(2**25),

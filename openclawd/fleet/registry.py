@@ -31,6 +31,7 @@ from openclawd.fleet.changes import Changes
 from openclawd.fleet.footprints import Footprints
 from openclawd.fleet.gpu_watch import GpuWatch
 from openclawd.fleet.gpus import GpuWish
+from openclawd.fleet.host_memory import has_huge_pages
 from openclawd.fleet.memory import memory_bytes
 from openclawd.fleet.model import Model
 from openclawd.fleet.placement import CoreAllocator
@@ -335,6 +336,7 @@ class Fleet:
 
     def _spec(self, name: str, config: ModelConfig) -> ModelSpec:
         path = self._file(config.path)
+        backend = backend_of(Path(path)) if config.backend == "auto" else config.backend
         load = Load(
             name=name,
             backend=config.backend,
@@ -345,7 +347,7 @@ class Fleet:
             batch_tokens=config.options.batch_tokens,
             threads=config.threads,
             gpu_layers=config.gpu_layers,
-            options=config.options.for_backend(),
+            options=self._options(name, config, backend),
             adapters={
                 adapter: {"path": self._file(settings.path), "scale": settings.scale}
                 for adapter, settings in config.adapters.items()
@@ -365,7 +367,7 @@ class Fleet:
         return ModelSpec(
             load=load,
             scale=Scale(*config.scale),
-            backend=backend_of(Path(path)) if config.backend == "auto" else config.backend,
+            backend=backend,
             preload=config.preload,
             required=config.required,
             keep_alive_s=config.keep_alive_s,
@@ -382,6 +384,21 @@ class Fleet:
             step_timeout_s=self._config.resource_limits.step_timeout_s,
             cpus=config.cpus,
         )
+
+    def _options(self, name: str, config: ModelConfig, backend: str) -> dict[str, Any]:
+        """Weights that nobody shares are read into memory of huge pages, which the kernel does not
+        have for files: docs/memory.md."""
+        options = config.options.for_backend()
+        if backend == "llama" and has_huge_pages() and not self._is_shared(name, config):
+            options.setdefault("mmap", False)
+        return options
+
+    def _is_shared(self, name: str, config: ModelConfig) -> bool:
+        """Will several workers have the weights of its file?"""
+        _, most_workers = config.scale
+        others = (each for other, each in self._config.models.items() if other != name)
+        path = self._file(config.path)
+        return most_workers > 1 or any(self._file(each.path) == path for each in others)
 
     def _num_cpus(self, config: ModelConfig) -> int | None:
         """How many each worker has to itself; several divide those of their model."""

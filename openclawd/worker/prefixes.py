@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 _MAX_SAVED_BYTES: Final = 4 * 2**30
 """Most that one worker writes when it stops: some 30,000 tokens of an 8-billion model."""
 
+_OF_MEMORY_ALONE: Final = ("mmap", "mlock")
+"""Options that change where weights are, and nothing that is computed."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -137,7 +140,8 @@ def _open_folder(load: Load, backend: Backend) -> PrefixFolder | None:
 
 def _fingerprints(load: Load, backend: Backend) -> dict[str, str]:
     """What the cells depend on, by adapter. Raises `OSError`."""
-    settings = load.context, load.kv_tokens, sorted(load.options.items())
+    options = sorted(item for item in load.options.items() if item[0] not in _OF_MEMORY_ALONE)
+    settings = load.context, load.kv_tokens, options
     model = file_identity(Path(load.path)), backend.build, settings
     depends_on: dict[str, object] = {"": model}
     for name, adapter in load.adapters.items():

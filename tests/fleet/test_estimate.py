@@ -115,6 +115,13 @@ def test_smollm2_takes_what_was_computed(settings: dict[str, Any], model_path: P
     assert _named(computed, "copy of the weights") == pytest.approx(said["packed"], abs=0.1 * _MIB)
 
 
+def test_weights_that_are_read_are_counted_once(model_path: Path) -> None:
+    load = _load(model_path, {**SETTINGS[0], "options": {"mmap": False}})
+    computed, said = estimate(gguf_facts(load.path), load), _said(load)
+    assert not any(part.is_mapped for part in computed.parts)
+    assert _named(computed, "weights") == pytest.approx(said["packed"], rel=0.01)
+
+
 def test_as_many_prefixes_are_counted_as_the_engine_takes_out_of_the_cache() -> None:
     assert Limits(1, 1, 1, 1).stowed_share == STOWED_SHARE
 
@@ -140,6 +147,15 @@ FACTS: Final = ModelFacts(
     attention=(Layers(10, 1024, 1024),),
 )
 LOAD: Final = Load("m", "/m.gguf", parallel=4, context=1024, kv_tokens=4096, batch_tokens=512)
+
+
+def test_what_is_read_is_converted_on_its_way_and_what_is_mapped_is_copied() -> None:
+    facts = replace(FACTS, packed_bytes=300 * _MIB)
+    mapped = estimate(facts, LOAD)
+    read = estimate(facts, replace(LOAD, options={"mmap": False}))
+    assert mapped.total_bytes - read.total_bytes == 300 * _MIB
+    assert mapped.need("file").weights_bytes == 1000 * _MIB
+    assert read.need("file").weights_bytes == 0
 
 
 def test_what_is_on_the_gpu_is_not_on_the_host() -> None:

@@ -7,7 +7,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from openclawd.fleet.host_memory import RESERVE, memory_budget, read_footprint
+from openclawd.fleet.host_memory import (
+    RESERVE,
+    has_huge_pages,
+    memory_budget,
+    read_footprint,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -60,3 +65,21 @@ def test_the_footprint_of_a_process() -> None:
     assert own is not None
     assert 0 < own.own_bytes < own.pss_bytes
     assert read_footprint(2**22 + 1) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("always [madvise] never\n", True),
+        ("[always] madvise never\n", True),
+        ("always madvise [never]\n", False),
+        (None, False),
+    ],
+)
+def test_huge_pages_are_to_be_had_unless_the_kernel_says_never(
+    tmp_path: Path, text: str | None, expected: bool
+) -> None:
+    switch = tmp_path / "enabled"
+    if text is not None:
+        switch.write_text(text)
+    assert has_huge_pages(switch) is expected

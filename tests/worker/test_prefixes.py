@@ -81,11 +81,14 @@ def saved(folder: Path) -> list[str]:
     return sorted(name.split("-")[0] for name in os.listdir(kept)) if kept.exists() else []
 
 
-def test_a_system_prompt_is_restored(plain_model: Path, folder: Path) -> None:
+@pytest.mark.parametrize("options", [{}, {"mmap": False}], ids=["alike", "elsewhere in memory"])
+def test_a_system_prompt_is_restored(
+    plain_model: Path, folder: Path, options: dict[str, Any]
+) -> None:
     first = Run(folder, plain_model, prompts=[SYSTEM])
     assert saved(folder) == ["pinned"]
     assert "1 of 1 new prefixes saved" in first.stopping
-    second = Run(folder, plain_model, prompts=[SYSTEM])
+    second = Run(folder, plain_model, prompts=[SYSTEM], options=options)
     assert f"1 saved prefixes restored ({first.num_pinned} tokens)" in second.loading
     assert (second.cached, second.answer) == (first.cached, first.answer)
     assert first.cached["alice", PROMPT] == first.num_pinned

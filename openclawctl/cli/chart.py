@@ -5,6 +5,8 @@ from __future__ import annotations
 from html import escape
 from typing import TYPE_CHECKING, Final
 
+from openclawctl.cli.shell import one_line
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -44,5 +46,5 @@ def bar_chart(title: str, bars: Sequence[tuple[str, float, str]]) -> str:
 
 def _short(label: str) -> str:
     """XML has no place for control characters."""
-    text = "".join(char if char.isprintable() else "\ufffd" for char in label)
+    text = one_line(label)
     return text if len(text) <= _MAX_LABEL_CHARS else text[: _MAX_LABEL_CHARS - 1] + "…"

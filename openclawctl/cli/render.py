@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from openclawctl.cli.shell import printable
+from openclawctl.cli.shell import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,7 +41,7 @@ class WaitingLine:
         """`fraction` in [0, 1], or None when nobody knows."""
         self._progress.update(
             self._task,
-            description=printable(text),
+            description=one_line(text),
             total=None if fraction is None else 1.0,
             completed=fraction or 0.0,
             percent="" if fraction is None else f"{fraction:.0%}",
@@ -79,7 +79,7 @@ class Screen:
         """Lines of text, and whether each is a title. What is too long is not shown."""
         width, height = self.size
         texts = [
-            Text(printable(text)[:width], style="bold" if is_title else "")
+            Text(one_line(text)[:width], style="bold" if is_title else "")
             for text, is_title in lines[:height]
         ]
         self._live.update(Text("\n", no_wrap=True).join(texts), refresh=True)
@@ -97,6 +97,6 @@ def print_bars(title: str, bars: Sequence[tuple[str, float, str]]) -> None:
     table.add_column(justify="right", no_wrap=True)
     table.add_column(ratio=1)
     for label, value, text in bars:
-        table.add_row(Text(printable(label)), Text(text), Bar(most, 0, value))
-    console.print(Text(printable(title)))
+        table.add_row(Text(one_line(label)), Text(text), Bar(most, 0, value))
+    console.print(Text(one_line(title)))
     console.print(table)

@@ -249,6 +249,14 @@ def printable(text: str) -> str:
     return _CONTROLS.sub("\ufffd", text.replace("\r", ""))
 
 
+def one_line(text: str) -> str:
+    """The text with all that is not printable made visible as U+FFFD, line breaks, tabs and what
+    changes the direction of text too: no name in a table makes a row, or moves a column."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else "\ufffd" for char in text)
+
+
 def print_table(
     header: Sequence[str], rows: Sequence[Sequence[str]], *, right: str = "", cut: str = ""
 ) -> None:
@@ -269,9 +277,9 @@ def table_lines(
     cut: str = "",
     width: int | None = None,
 ) -> list[str]:
-    """The lines of a table, its columns two spaces apart. What does not fit into `width` is taken
-    from the columns in `cut`, the widest first, as far as that goes."""
-    lines = [list(header), *map(list, rows)]
+    """The lines of a table, its columns two spaces apart, each cell on one line. What does not fit
+    into `width` is taken from the columns in `cut`, the widest first, as far as that goes."""
+    lines = [[one_line(cell) for cell in line] for line in (header, *rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     if width is not None:
         _narrow(widths, [name in cut.split() for name in header], width - 2 * (len(header) - 1))

@@ -23,6 +23,7 @@ from openclawctl.cli.shell import (
     Shell,
     duration_s,
     json_option,
+    one_line,
     print_json,
     print_json_line,
     print_line,
@@ -218,7 +219,7 @@ class Look:
 
     def _lines(self, width: int) -> Iterator[Line]:
         yield self._headline(), True
-        yield from ((text, False) for text in self._troubles())
+        yield from ((one_line(text), False) for text in self._troubles())
         for header, rows in (
             (_MODELS, [_model_row(model) for model in self.status.get("models", [])]),
             (_PRINCIPALS, [_principal_row(who) for who in self.principals()]),

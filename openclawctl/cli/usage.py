@@ -15,6 +15,7 @@ import click
 from openclawctl.cli.shell import (
     Shell,
     json_option,
+    one_line,
     print_json,
     print_json_line,
     print_line,
@@ -228,4 +229,4 @@ def _print_request(row: dict[str, Any], style: str, *, is_first: bool) -> None:
     shown = {**row, "ended_at": time.strftime("%H:%M:%S", ended_at)}
     shown["state"] = row.get("error_code") or row.get("finish_reason") or row.get("state")
     shown["total_s"] = format_duration(row.get("total_s") or 0)
-    print_line("  ".join(str(shown.get(name, "-")) for name in _FOLLOWED))
+    print_line("  ".join(one_line(str(shown.get(name, "-"))) for name in _FOLLOWED))

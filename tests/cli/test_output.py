@@ -53,6 +53,29 @@ def test_table_columns_are_aligned(capsys):
     assert capsys.readouterr().out == "NAME    COUNT\na           1\nbcdefg    100\n"
 
 
+@given(st.text())
+def test_a_cell_is_one_line_and_as_wide_as_its_text(text):
+    header, row = shell.table_lines(["A", "B"], [[text, "x"]])
+    assert row.isprintable()
+    assert row == shell.one_line(text).ljust(max(1, len(text))) + "  x"
+    assert header.index("B") == row.rindex("x")
+
+
+@given(st.text(st.characters(exclude_categories=["C", "Z"], include_characters=" ")))
+def test_an_ordinary_cell_is_left_alone(text):
+    assert shell.one_line(text) == text
+
+
+@pytest.mark.parametrize("spoilt", ["m\nroot", "m\troot", "m\rroot", "m\u202eroot", "m\u2028root"])
+@pytest.mark.parametrize("command", ["models", "ps"])
+def test_no_file_name_forges_a_row(peer, ctl, command, spoilt):
+    """A model has the name of its file, which may have a line break in it."""
+    model = {"name": spoilt, "state": "ready"}
+    peer(handler=lambda connection, request: connection.done(request, models=[model]))
+    _, *rows = ctl(command).out.split("\n")
+    assert [row.split()[:1] for row in rows] == [["m\ufffdroot"], []]
+
+
 @pytest.mark.parametrize(
     ("number", "text"),
     [(None, "-"), (0, "-"), (12, "12"), (134_515_008, "135M"), (7_240_000_000, "7.2B")],

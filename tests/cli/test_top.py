@@ -174,6 +174,38 @@ def test_an_interval_that_is_none(ctl):
     assert ctl("top", "--interval", "often").status == 2
 
 
+SPOILT = "job\nrunning\u202e9"
+SHOWN = "job\ufffdrunning\ufffd9"
+
+
+@pytest.fixture
+def spoilt(peer):
+    """Its only request has a label, and its health a sentence, of more than one line."""
+    status = {
+        **STATUS,
+        "requests": {"open": [request_row(1, "user:eve", "running", app=SPOILT)]},
+        "health": {"reasons": [{"message": SPOILT}]},
+        "models": [],
+    }
+    peer(handler=lambda connection, request: connection.done(request, **status))
+
+
+def test_no_label_forges_a_row(spoilt, ctl):
+    lines = ctl("top", "--once").out.split("\n")
+    assert lines[1] == f"! {SHOWN}"
+    assert next(line for line in lines if "01a2-1" in line).split()[5] == SHOWN
+    assert not [line for line in lines if line.startswith("running\u202e")]
+
+
+def test_no_label_forges_a_row_on_a_terminal(spoilt):
+    with Terminal("top", env={"COLUMNS": "120"}) as terminal:
+        terminal.read_until(f"! {SHOWN}")
+        terminal.read_until(SHOWN)
+        terminal.read_until("01a2-1")
+        terminal.type("q")
+        terminal.read_to_end()
+
+
 def test_a_table_in_a_narrow_terminal():
     header, rows = ["NAME", "ID", "N"], [["a-long-name-indeed", "01a2", "7"], ["b", "01a3", "12"]]
     assert table_lines(header, rows, right="N", cut="NAME", width=20) == [

@@ -75,6 +75,35 @@ def test_several_groups_and_money(daemon, ctl):
     assert daemon.requests[0].params == {"by": ["app", "day"], "sort": "cost", "limit": 2}
 
 
+FORGED = ["ad\nuser:root 9", "ad\tuser:root 9", "ad\u202euser:root 9", "ad\u2028user:root 9"]
+
+
+@pytest.mark.parametrize("label", FORGED)
+@pytest.mark.parametrize("extra", [(), ("--plot",)])
+def test_no_label_forges_a_row(peer, ctl, label, extra):
+    """A ledger has what was written before a daemon refused such labels."""
+    usage = {"by": "app", "rows": [{"key": label, "groups": {"app": label}, **SUMS}]}
+    peer(handler=lambda connection, request: connection.done(request, **usage))
+    _, *rows = ctl("usage", "--by", "app", *extra).out.split("\n")
+    assert [row.split()[:1] for row in rows] == [["ad\ufffduser:root"], []]
+
+
+@pytest.mark.parametrize("label", FORGED)
+def test_no_model_forges_a_request_that_has_ended(peer, ctl, monkeypatch, label):
+    monkeypatch.setattr(usage_module, "FOLLOW_INTERVAL_S", 0)
+
+    def handler(connection, request):
+        if request.params.get("after_seq") == 2:
+            connection.error(request, Unavailable("that was all"))
+        else:
+            row = {**ROWS[0], "model": label}
+            connection.done(request, rows=[row], next_seq=2, has_more=False, last_seq=0)
+
+    peer(handler=handler)
+    lines = ctl("usage", "--follow").out.split("\n")
+    assert [line.split()[3:4] for line in lines] == [["ad\ufffduser:root"], []]
+
+
 def test_user_is_the_principal_and_bounds_are_times(daemon, ctl):
     ctl("usage", "--by", "user", "--since", "2026-10-25T00:00+00:00", "--until", "1h")
     assert daemon.requests[0].params == {

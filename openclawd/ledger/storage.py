@@ -383,6 +383,27 @@ def to_problem(error: sqlite3.Error | OSError, path: Path) -> Unavailable:
     return Unavailable(f"the ledger {path} cannot be used: {reason}", hint=hint)
 
 
+def identity_of(path: Path) -> tuple[int, int]:
+    """What tells the file from others of that name. Raises `OSError`."""
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
+
+
+def check_identity(path: Path, expected: tuple[int, int]) -> None:
+    """See that what was opened has its name still. SQLite goes on with a file that was deleted or
+    replaced, and all that it writes is gone with the process. Raises `Unavailable`."""
+    found = None
+    with contextlib.suppress(FileNotFoundError):
+        found = identity_of(path)
+    if found != expected:
+        what = "was deleted" if found is None else "was replaced by another file"
+        raise Unavailable(
+            f"the ledger {path} {what} while the daemon used it",
+            hint="move the file back, or restart the daemon: it starts with what is there, and what"
+            " was charged since then is lost",
+        )
+
+
 def create_private(path: Path) -> None:
     """Make the file ours alone; SQLite gives its -wal and -shm files the same mode."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)

@@ -20,7 +20,12 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 from openclawctl.wire.errors import Internal, Problem, Unavailable
 from openclawd.ledger.rows import PROGRESS_INTERVAL_S, RowError, note_progress
-from openclawd.ledger.storage import storage_errors, transaction
+from openclawd.ledger.storage import (
+    check_identity,
+    identity_of,
+    storage_errors,
+    transaction,
+)
 
 if TYPE_CHECKING:
     import asyncio
@@ -81,6 +86,7 @@ class Writer:
     ) -> None:
         self._database = database
         self._path = path
+        self._identity = identity_of(path)
         self._post = post
         self._transact = transact
         self._changed = threading.Condition()
@@ -201,9 +207,11 @@ class Writer:
     def _commit(self, batch: Sequence[Write]) -> Problem | None:
         """Write a batch in one transaction. Returns why it did not go, None when it is durable."""
         try:
-            with storage_errors(self._path), self._transact(self._database):
-                for write in batch:
-                    write.apply(self._database)
+            with storage_errors(self._path):
+                check_identity(self._path, self._identity)
+                with self._transact(self._database):
+                    for write in batch:
+                        write.apply(self._database)
         except Unavailable as problem:
             self._note_failure(problem)
             return problem

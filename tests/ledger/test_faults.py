@@ -230,6 +230,33 @@ def test_refused_rows_are_tried_again_by_themselves(
     asyncio.run(use())
 
 
+@pytest.mark.parametrize("is_replaced", [False, True])
+def test_a_ledger_that_is_not_there_any_more_takes_nothing(
+    path, reservation, settlement, query, monkeypatch, is_replaced
+):
+    monkeypatch.setattr(writer, "RETRY_INTERVAL_S", 0.02)
+    aside = path.with_name("aside")
+
+    async def use():
+        async with Ledger.open(path) as ledger:
+            await ledger.reserve(reservation("r1"))
+            path.rename(aside)
+            if is_replaced:
+                path.write_bytes(aside.read_bytes())
+            what = "was replaced by another file" if is_replaced else "was deleted"
+            with pytest.raises(Unavailable, match=what):
+                await ledger.reserve(reservation("r2"))
+            with pytest.raises(Unavailable, match=what):
+                await ledger.settle(settlement("r1"))
+            assert what in str(ledger.problem)
+            aside.rename(path)
+            while ledger.problem is not None:  # noqa: ASYNC110
+                await asyncio.sleep(0)  # the writer's clock decides; bounded by the time limit
+
+    asyncio.run(use())
+    assert query("SELECT request_id, state FROM requests") == [("r1", "done")]
+
+
 def test_rows_that_can_never_be_written_are_counted_in_the_log(
     path, reservation, settlement, monkeypatch, caplog
 ):

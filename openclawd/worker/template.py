@@ -26,7 +26,7 @@ from openclawctl.wire.errors import InvalidRequest, LimitExceeded, Problem, Unsu
 from openclawctl.wire.fields import texts_in
 from openclawd.worker.quoting import shortened
 from openclawd.worker.reasoning import history_field, marks_of
-from openclawd.worker.template_sandbox import Sandbox, variables_of
+from openclawd.worker.template_sandbox import Sandbox, check_spacing, variables_of
 from openclawd.worker.turns import FIELDS, Writing, turns_of
 
 if TYPE_CHECKING:
@@ -270,6 +270,7 @@ def _to_json(
     sort_keys: bool = False,  # noqa: FBT001, FBT002
 ) -> str:
     """Unlike jinja2's own, which escapes for HTML."""
+    check_spacing(indent, *(separators or ()))
     return json.dumps(
         value,
         ensure_ascii=ensure_ascii,

@@ -172,9 +172,23 @@ def test_a_template_that_fails_is_unsupported(text: str) -> None:
         "{% set ns = namespace(x='a') %}" + "{% set ns.x = ns.x ~ ns.x %}" * 40,
         "{% set ns = namespace(x='a') %}" + "{% set ns.x = ns.x + ns.x %}" * 40,
         "{% set ns = namespace(x=[1]) %}" + "{% set ns.x = ns.x + ns.x %}" * 40,
+        "{{ '%1000000000d' % 1 }}",
+        "{{ '%*d' % (10**9, 1) }}",
+        "{{ '%(x).1000000000f' | format(x=1) }}",
+        "{{ '{:>1000000000}'.format(1) }}",
+        "{{ '{:{w}}'.format(1, w=10**9) }}",
+        "{{ '{x:{w}}'.format_map({'x': 1, 'w': 10**9}) }}",
+        "{{ ('x' * 10**6).replace('x', 'y' * 10**6) }}",
+        "{{ ('x' * 10**6) | replace('', 'y' * 10**6) }}",
+        "{{ ('x' * 10**6).join(range(10**5) | map('string')) }}",
+        "{{ range(10**5) | join('x' * 10**6) }}",
+        "{{ ('x\n' * 10**6) | indent(10**9) }}",
+        "{{ ['x'] | map('indent', 10**9, true) | list }}",
+        "{{ messages | tojson(indent=10**9) }}",
+        "{{ messages | tojson(separators=('x' * 10**6, ':')) }}",
     ],
 )
-def test_an_operator_that_would_fill_the_memory_fails(text: str) -> None:
+def test_an_expression_that_would_fill_the_memory_fails(text: str) -> None:
     chat = template(text)
     assert chat.is_usable
     with pytest.raises(Unsupported, match="fails on these messages: OverflowError"):
@@ -185,6 +199,52 @@ def test_operators_do_what_they_do_elsewhere() -> None:
     text = "{{ 2 ** 3 * 2 + 1 }}|{{ 'a' * 2 + 'b' }}|{{ 2 * [1] + [2] }}|{{ 1 ~ none ~ 'x' }}"
     assert whole(text) == "17|aab|[1, 1, 2]|1Nonex"
     assert whole("{{ 2 ** 0.5 > 1 and 1.5 * 2 == 3 and 2 ** -1 == 0.5 }}") == "True"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{{ 'x'." + name + "(10**9) }}"
+        for name in ("center", "ljust", "rjust", "zfill", "expandtabs")
+    ]
+    + ["{{ 'x' | attr('center')(10**9) }}", "{{ 'x'['center'](10**9) }}", "{{ lipsum(10**9) }}"]
+    + ["{{ 'x'.translate({120: 'y' * 10**6}) }}", "{{ 'x'.encode().center(10**9) }}"],
+)
+def test_what_no_template_needs_is_not_there(text: str) -> None:
+    chat = template(text)
+    assert chat.is_usable
+    with pytest.raises(Unsupported, match="fails on these messages"):
+        chat.render([ChatMessage("user", "a")])
+
+
+@pytest.mark.parametrize("name", ["batch(10**9)", "center(10**9)", "wordwrap(1, 1, 'x' * 10**6)"])
+def test_a_template_with_a_filter_that_is_not_there_is_told_of(name: str) -> None:
+    chat = template("{{ 'x' | " + name + " }}")
+    assert not chat.is_usable
+    assert "No filter named" in chat.problem
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("'a-b-a'.replace('a', 'c', 1)", "c-b-a"),
+        ("'a-b' | replace('-', '+')", "a+b"),
+        ("', '.join(['a', 'b'])", "a, b"),
+        ("[1, 2] | join('/')", "1/2"),
+        ("messages | join(',', attribute='role')", "user"),
+        ("'a\n\nb' | indent(2)", "a\n\n  b"),
+        ("'a\nb' | indent('> ', true)", "> a\n> b"),
+        ("'%s %d%% * 12345' % ('a', 7)", "a 7% * 12345"),
+        ("7 % 4", "3"),
+        ("'%s: %05d' | format('x', 7)", "x: 00007"),
+        ("'{}-{:>3} * 12345'.format(1, 2)", "1-  2 * 12345"),
+        ("'{{\"a\": {x}}}'.format(x=1)", '{"a": 1}'),
+        ("'{x}'.format_map({'x': 1})", "1"),
+        ("[1] | tojson(indent=2)", "[\n  1\n]"),
+    ],
+)
+def test_filters_and_methods_do_what_they_do_elsewhere(text: str, expected: str) -> None:
+    assert whole("{{ " + text + " }}", "hi") == expected
 
 
 def test_nothing_is_computed_until_a_chat_is_rendered() -> None:

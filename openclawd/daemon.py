@@ -38,7 +38,7 @@ from openclawd.ledger.prefix_key import read_or_create_key
 from openclawd.observe import logs, message_ids
 from openclawd.observe.alerts import AlertSender
 from openclawd.observe.beats import START_PATIENCE_S, Beats
-from openclawd.observe.logs import fields
+from openclawd.observe.logs import fields, log_bug
 from openclawd.observe.systemd import take_passed_sockets
 from openclawd.server.auditing import tell_head, tell_mismatch
 from openclawd.server.dispatch import answer
@@ -397,8 +397,7 @@ class _Daemon:
             for line in problem.message.splitlines():
                 logger.error("%s", line)
         except Exception:
-            bug = fields(message_id=message_ids.BUG)
-            logger.exception("the configuration was not applied, because of a bug", extra=bug)
+            log_bug(logger, "the configuration was not applied, because of a bug")
         finally:
             if self._service.is_ready:
                 self._notifier.ready()

@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Final
 from openclawd.fleet.changes import Changes
 from openclawd.fleet.gpus import GpuReport, decode_report
 from openclawd.fleet.process import worker_environment
-from openclawd.observe import message_ids
-from openclawd.observe.logs import fields
+from openclawd.observe.logs import log_bug
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -71,8 +70,7 @@ class GpuWatch:
             except OSError as error:
                 self._take(GpuReport(problem=f"the GPUs cannot be looked at: {error.strerror}"))
             except Exception:  # models on CPUs go on, and so do workers that have their GPUs
-                extra = fields(message_id=message_ids.BUG)
-                logger.exception("looking at the GPUs failed on a bug", extra=extra)
+                log_bug(logger, "looking at the GPUs failed on a bug")
                 self._take(GpuReport(problem="the daemon failed on a bug; its log has the story"))
             await asyncio.sleep(_RESTART_S)
 

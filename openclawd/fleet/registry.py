@@ -41,8 +41,7 @@ from openclawd.fleet.rolling import change, keep_scaled
 from openclawd.fleet.spec import ModelSpec, ModelState, Scale
 from openclawd.fleet.staging import Stager
 from openclawd.fleet.topology import read_cpus
-from openclawd.observe import message_ids
-from openclawd.observe.logs import fields
+from openclawd.observe.logs import log_bug
 from openclawd.worker.messages import Load
 
 if TYPE_CHECKING:
@@ -274,8 +273,7 @@ class Fleet:
             try:
                 await work()
             except Exception:
-                extra = fields(message_id=message_ids.BUG)
-                logger.exception("the task %r failed on a bug", name, extra=extra)
+                log_bug(logger, "the task %r failed on a bug", name)
 
         return self._run(tried(), name)
 

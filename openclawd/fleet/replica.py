@@ -33,7 +33,7 @@ from openclawd.fleet.progress import kill_when_stalled
 from openclawd.fleet.restart import RestartPolicy
 from openclawd.fleet.spec import Files, ModelSpec, ModelState
 from openclawd.observe import message_ids
-from openclawd.observe.logs import fields
+from openclawd.observe.logs import fields, log_bug
 from openclawd.worker.messages import Loaded, LoadFailed, Loading
 
 if TYPE_CHECKING:
@@ -271,9 +271,11 @@ class Replica:
             try:
                 await self._after(await self._run_worker())
             except Exception:  # other models go on
-                extra = fields(message_id=message_ids.BUG, model=self.spec.name)
-                logger.exception(
-                    "%s lost its worker to a bug of the daemon", self.title, extra=extra
+                log_bug(
+                    logger,
+                    "%s lost its worker to a bug of the daemon",
+                    self.title,
+                    model=self.spec.name,
                 )
                 await self._after(self._ending_of_bug())
 

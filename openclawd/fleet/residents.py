@@ -31,8 +31,7 @@ from openclawd.fleet.residency import (
     total,
 )
 from openclawd.fleet.spec import ModelState
-from openclawd.observe import message_ids
-from openclawd.observe.logs import fields
+from openclawd.observe.logs import log_bug
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -251,9 +250,11 @@ class Residents:
         except (Problem, OSError) as problem:
             logger.info("model %s: its size is not known: %s", model.name, problem)
         except Exception:
-            extra = fields(message_id=message_ids.BUG, model=model.name)
-            logger.exception(
-                "model %s: asking for its size failed on a bug", model.name, extra=extra
+            log_bug(
+                logger,
+                "model %s: asking for its size failed on a bug",
+                model.name,
+                model=model.name,
             )
         finally:
             del self._probes[model.name]

@@ -71,6 +71,13 @@ def fields(**values: Any) -> dict[str, Any]:
     return {FIELDS_ATTRIBUTE: values}
 
 
+def log_bug(logger: logging.Logger, text: str, *args: object, **values: Any) -> None:
+    """The exception that is being handled is a mistake of ours: with where it was, what it ended,
+    and the id that administrators look for."""
+    extra = fields(message_id=message_ids.BUG, **values)
+    logger.exception(text, *args, extra=extra, stacklevel=2)
+
+
 @contextlib.contextmanager
 def bound(**values: Any) -> Iterator[None]:
     """Add fields to every record of this task (and of tasks it starts) inside the block."""

@@ -44,8 +44,7 @@ from openclawctl.wire.operations import (
 from openclawd.admission.identity import check_operation
 from openclawd.ledger.audit import AuditQuery
 from openclawd.ledger.audit_key import parse_head
-from openclawd.observe import message_ids
-from openclawd.observe.logs import fields
+from openclawd.observe.logs import log_bug
 from openclawd.server import fetching, keys, models_view, open_requests, upkeep
 from openclawd.server.inference import ask_tokenizer, infer, tell_loading
 
@@ -78,8 +77,7 @@ async def answer(service: Service, exchange: Exchange) -> None:
         )
         _fail(service, exchange, too_large)
     except Exception:
-        extra = fields(message_id=message_ids.BUG)
-        logger.exception("request %r failed on a bug", exchange.request.op, extra=extra)
+        log_bug(logger, "request %r failed on a bug", exchange.request.op)
         bug = Internal("the daemon failed on a bug", hint="see the log of the daemon")
         _fail(service, exchange, bug)
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from openclawd.observe import message_ids
 from openclawd.observe.exposition import CONTENT_TYPE
 from openclawd.observe.http import HttpServer, Response
-from openclawd.observe.logs import fields
+from openclawd.observe.logs import fields, log_bug
 from openclawd.observe.pressure import ControlGroup, Pressure
 from openclawd.server.health import Health, Status
 from openclawd.server.meters import ROTATE_EVERY_S
@@ -92,8 +92,7 @@ class Monitoring:
             try:
                 self._look(elapsed_s=now - looked_at)
             except Exception:  # whoever watches must not be what the daemon dies of
-                extra = fields(message_id=message_ids.BUG)
-                logger.exception("looking around failed on a bug", extra=extra)
+                log_bug(logger, "looking around failed on a bug")
             looked_at, num_looks = now, num_looks + 1
             if num_looks % _LOOKS_A_ROTATION == 0:
                 self._service.meters.rotate()

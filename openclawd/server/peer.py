@@ -45,7 +45,7 @@ from openclawctl.wire.messages import (
 )
 from openclawctl.wire.tokens import num_items
 from openclawd.observe import message_ids
-from openclawd.observe.logs import fields
+from openclawd.observe.logs import fields, log_bug
 from openclawd.outbox import Outbox
 from openclawd.server.credentials import credentials_of
 
@@ -84,7 +84,6 @@ COME_AGAIN_S: Final = 1.0
 LINGER_S: Final = 1.0
 """How long a refused client gets to read why, before the socket is closed under it."""
 
-_BUG: Final = fields(message_id=message_ids.BUG)
 
 _READ_BUFFER: Final = memoryview(bytearray(64 * 1024))
 """What any client has just sent; it is copied before the next one's is read. `asyncio.Protocol`
@@ -440,7 +439,7 @@ class Peer(asyncio.BufferedProtocol):
             await self._host.begin(exchange)
         except Exception:
             what = exchange.request.op
-            logger.exception("a %r failed on a bug; its client is disconnected", what, extra=_BUG)
+            log_bug(logger, "a %r failed on a bug; its client is disconnected", what)
             self.abort()
 
     def _greet(self, hello: Hello) -> None:

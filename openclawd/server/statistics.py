@@ -15,8 +15,7 @@ from openclawctl.wire.errors import Denied, Problem
 from openclawd.ledger.insights import ModelSize
 from openclawd.ledger.model_peaks import Peaks
 from openclawd.ledger.prefix_use import DAY_S, PrefixCounts
-from openclawd.observe import message_ids
-from openclawd.observe.logs import fields
+from openclawd.observe.logs import log_bug
 
 if TYPE_CHECKING:
     from openclawctl.wire.operations import InsightsParams
@@ -49,8 +48,7 @@ class Statistics:
             try:
                 await self.write()
             except Exception:  # statistics must not be what the daemon dies of
-                extra = fields(message_id=message_ids.BUG)
-                logger.exception("writing statistics failed on a bug", extra=extra)
+                log_bug(logger, "writing statistics failed on a bug")
 
     async def write(self) -> None:
         """Write what was counted since the last time; a disk that refuses it is logged."""

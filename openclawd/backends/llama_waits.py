@@ -7,7 +7,7 @@ whoever the others are waiting for (docs/performance.md, "Compute threads wait a
 computes with GCC's OpenMP, whose waits are set before it is loaded; but it waits briefly while a
 process has more of its threads than there are cores (`gomp_throttled_spin_count_var`, libgomp's
 env.c and config/linux/wait.h). So where others are busy, a few more threads are made, which sleep.
-A worker begins as if they were.
+A worker begins as if they were, until it is seen to be alone.
 """
 
 from __future__ import annotations
@@ -29,6 +29,11 @@ takes less than 0.1 (measured 2026-11-29, 16 streams)."""
 QUIET_SHARE: Final = 0.10
 """Below it, it is quiet again."""
 
+_NUM_LOOKS: Final = 5
+"""How often to look whether nobody else runs: whoever has just handed a request on may still do."""
+
+_LOAD: Final = Path("/proc/loadavg")
+
 
 class Waits:
     """Of the compute threads of this process. Belongs to one thread."""
@@ -48,8 +53,8 @@ class Waits:
         return self._crowd is not None
 
     def adapt(self) -> None:
-        """Look whether others are busy, if it is time to. After a pause nothing is known: who was
-        busy then may not be now."""
+        """Look whether others are busy, if it is time to. After a pause it is only known that they
+        are not, if nobody was all the while or nobody is now: who was busy then may not be now."""
         now_s = time.monotonic()
         if not self._is_of_use or now_s < self._next_check_s:
             return
@@ -58,6 +63,8 @@ class Waits:
         share = self._watch.share()
         if is_recent:
             self.follow(share)
+        elif self._crowd is not None and (share < QUIET_SHARE or _is_alone()):
+            self.close()
 
     def follow(self, others_share: float) -> None:
         """Others have used this share of the cores."""
@@ -109,12 +116,15 @@ class _OthersWatch:
         self._seen = self._look()
 
     def share(self) -> float:
-        """From 0 to 1. What this process uses is not in it. Where it cannot be known, 1."""
+        """From 0 to 1. What this process uses is not in it. Where it cannot be known, 1: also so
+        soon after the last look that the kernel's ticks (10 ms) say little."""
         before, self._seen = self._seen, self._look()
         if before is None or self._seen is None:
             return 1.0
         seconds, busy_s, own_s = (new - old for new, old in zip(self._seen, before, strict=True))
-        return max(0.0, busy_s - own_s) / max(seconds * self._num_cores, 1e-3)
+        if seconds < CHECK_INTERVAL_S:
+            return 1.0
+        return max(0.0, busy_s - own_s) / (seconds * self._num_cores)
 
     def _look(self) -> tuple[float, float, float] | None:
         """The monotonic clock, the cores' busy seconds, and this process's. None where /proc/stat
@@ -129,6 +139,18 @@ class _OthersWatch:
                 user, nice, system, _idle, _iowait, irq, softirq, *_ = map(int, counts)
                 busy += user + nice + system + irq + softirq
         return time.monotonic(), busy / os.sysconf("SC_CLK_TCK"), time.process_time()
+
+
+def _is_alone() -> bool:
+    """Does nobody else run on this machine at this moment? (proc(5), /proc/loadavg.)"""
+    try:
+        for _ in range(_NUM_LOOKS):
+            running, _, _ = _LOAD.read_text(encoding="ascii").split()[3].partition("/")
+            if int(running) <= 1:
+                return True
+    except (OSError, ValueError, IndexError):
+        return False  # it is hidden
+    return False
 
 
 def _openmp() -> ctypes.CDLL | None:

@@ -38,9 +38,10 @@ class Drafter(Protocol):
 class Guessing:
     """How well guesses about one sequence went, and how many to make next.
 
-    The number doubles while all of them are right. After a step in which none was, nothing is
-    guessed for a number of steps that doubles, too: text that does not repeat itself costs a few
-    wrong guesses, once.
+    The number doubles while all of them are right. After a step with the fewest guesses of which
+    not all were, nothing is guessed for a number of steps that doubles, too: text that does not
+    repeat itself costs a few wrong guesses, once. One right guess of two is no gain: on a CPU three
+    tokens are computed in the time of two or three steps (2.4 with SmolLM2, 2026-12-01).
     """
 
     length: int = FIRST_LENGTH
@@ -63,7 +64,7 @@ class Guessing:
         if num_accepted == num_proposed:
             self.length = min(2 * self.length, LONGEST)
             self._next_rest = FIRST_REST
-        elif num_accepted:
+        elif num_accepted and num_proposed > FIRST_LENGTH:
             self.length = max(FIRST_LENGTH, num_accepted)
         else:
             self.length = FIRST_LENGTH

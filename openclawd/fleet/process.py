@@ -88,6 +88,12 @@ _THREAD_COUNTS: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THR
 """How many threads the libraries of a worker make of themselves (GNU libgomp manual, OpenBLAS
 README, oneMKL guide): as many as it has CPUs, whatever the daemon was started with."""
 
+_BOUND: Final = {"OMP_PROC_BIND": "true", "OMP_PLACES": "threads"}
+"""A CPU for each compute thread, where there are as many (OpenMP 5.2, 21.1.3 and 21.1.6). Woken
+after a pause, a second thread is often put on the CPU of the first, which waits for it awake, and
+moved to the idle one when the kernel looks for such things: the first token of a small model so
+came 5 to 10 ms later (docs/performance.md)."""
+
 # What systemd or a caller gave the daemon and no worker may have.
 _PRIVATE_VARIABLES: Final = frozenset(
     {
@@ -182,10 +188,11 @@ async def spawn(
     backend: str,
     devices: Sequence[str] | None,
     cpus: Collection[int],
+    num_threads: int | None,
 ) -> WorkerProcess:
     """Start a worker for a model and connect `link` to it. `devices` are the GPUs it can see: every
     one (empty) or none (None). `cpus` empty leaves it all of the daemon's; else it binds itself to
-    them before it has a second thread.
+    them before it has a second thread. `num_threads` are to compute; None: one for each CPU.
 
     Raises `OSError`.
     """
@@ -206,7 +213,7 @@ async def spawn(
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
             limit=_MAX_STDERR_LINE,
-            env=_environment(os.environ, backend=backend, devices=devices, num_cpus=len(cpus)),
+            env=_environment(os.environ, backend, devices, cpus=cpus, num_threads=num_threads),
             start_new_session=True,  # Ctrl-C on a terminal is for the daemon, which drains
         )
         on_failure.pop_all()
@@ -233,17 +240,24 @@ def worker_environment(inherited: Mapping[str, str]) -> dict[str, str]:
 
 
 def _environment(
-    inherited: Mapping[str, str], *, backend: str, devices: Sequence[str] | None, num_cpus: int
+    inherited: Mapping[str, str],
+    backend: str,
+    devices: Sequence[str] | None,
+    *,
+    cpus: Collection[int],
+    num_threads: int | None,
 ) -> dict[str, str]:
     environment = {**_MALLOC.get(backend, _GIVING_BACK), **worker_environment(inherited)}
+    if backend == "llama" and num_threads in (None, len(cpus or os.sched_getaffinity(0))):
+        environment = _BOUND | environment
     # By itself CUDA counts the fastest first; indexes of the configuration are nvidia-smi's.
     environment["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
     if devices is None:
         environment["CUDA_VISIBLE_DEVICES"] = ""
     elif devices:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
-    if num_cpus:
-        environment.update(dict.fromkeys(_THREAD_COUNTS, str(num_cpus)))
+    if cpus:
+        environment.update(dict.fromkeys(_THREAD_COUNTS, str(len(cpus))))
     return environment
 
 

@@ -320,7 +320,12 @@ class Replica:
         spec = self.spec
         try:
             worker = await spawn(
-                spec.name, link, backend=spec.backend, devices=place.gpu.devices, cpus=place.cpus
+                spec.name,
+                link,
+                backend=spec.backend,
+                devices=place.gpu.devices,
+                cpus=place.cpus,
+                num_threads=place.load.threads,
             )
         except OSError as error:
             story = f"no worker process could be started: {error}"

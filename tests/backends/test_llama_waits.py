@@ -10,8 +10,10 @@ from pathlib import Path
 
 import llama_cpp  # noqa: F401 - loads OpenMP, as in a worker
 import psutil
+import pytest
 from harness import wait_until
 
+from openclawd.backends import llama_waits
 from openclawd.backends.llama_waits import CROWDED_SHARE, QUIET_SHARE, Waits, _OthersWatch
 
 
@@ -33,6 +35,22 @@ def test_where_others_are_busy_there_are_more_threads_than_cores_until_it_is_qui
     waits.follow(QUIET_SHARE / 2)
     assert not waits.are_short
     wait_until(lambda: num_threads() == before, what="the end of the additional threads")
+
+
+@pytest.mark.parametrize(
+    ("load", "are_short"),
+    [("0.1 0.1 0.1 1/70 99\n", False), ("0.1 0.1 0.1 2/70 99\n", True), ("", True), (None, True)],
+)
+def test_a_worker_that_is_alone_waits_long_from_its_first_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, load: str | None, are_short: bool
+) -> None:
+    monkeypatch.setattr(llama_waits, "_LOAD", tmp_path / "loadavg")
+    if load is not None:
+        (tmp_path / "loadavg").write_text(load)
+    waits = Waits(2)
+    waits.adapt()
+    assert waits.are_short is are_short
+    waits.close()
 
 
 def test_closing_leaves_no_thread_behind() -> None:

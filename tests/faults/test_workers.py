@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from harness import wait_until
@@ -22,6 +23,16 @@ def test_what_the_environment_of_a_worker_is(own_daemon: Daemon) -> None:
     environment = worker.environ()
     assert "NOTIFY_SOCKET" not in environment  # readiness is the daemon's to tell
     assert environment["MALLOC_MMAP_THRESHOLD_"] == "1048576"  # what is freed goes back
+
+
+def test_each_compute_thread_has_a_cpu_and_the_others_have_all(own_daemon: Daemon) -> None:
+    with Client(own_daemon.socket) as client:
+        client.generate("x", max_tokens=1)
+    (worker,) = own_daemon.workers()
+    cpus = os.sched_getaffinity(0)
+    bound = [os.sched_getaffinity(thread.id) for thread in worker.threads()]
+    assert sorted(min(each) for each in bound if len(each) == 1) == sorted(cpus)
+    assert sum(each == cpus for each in bound) >= 2  # what reads and what tokenises
 
 
 def test_a_stopped_daemon_leaves_no_worker(own_daemon: Daemon) -> None:

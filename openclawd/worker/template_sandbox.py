@@ -164,7 +164,8 @@ def _replace_filter(
 ) -> str:
     text = str(text)
     _check(len(text) + text.count(str(old)) * len(str(new)), MAX_ITEMS)
-    return do_replace(context, text, old, new, count)
+    made: str = do_replace(context, text, old, new, count)
+    return made
 
 
 @pass_eval_context

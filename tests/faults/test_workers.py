@@ -31,7 +31,7 @@ def test_each_compute_thread_has_a_cpu_and_the_others_have_all(own_daemon: Daemo
     (worker,) = own_daemon.workers()
     cpus = os.sched_getaffinity(0)
     bound = [os.sched_getaffinity(thread.id) for thread in worker.threads()]
-    assert sorted(min(each) for each in bound if len(each) == 1) == sorted(cpus)
+    assert set().union(*(each for each in bound if len(each) == 1)) == cpus
     assert sum(each == cpus for each in bound) >= 2  # what reads and what tokenises
 
 

@@ -21,6 +21,7 @@ from openclawd.backends.llama_aside import Aside
 from openclawd.backends.llama_libraries import load_backends
 from openclawd.backends.llama_offload import fitted_to_gpus
 from openclawd.backends.llama_options import apply_options
+from openclawd.backends.llama_waits import cpus_of_process
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -114,7 +115,7 @@ def _params(spec: LoadSpec) -> tuple[Any, Any]:
     model.n_gpu_layers = _ALL_LAYERS if spec.gpu_layers is None else spec.gpu_layers
     context = llama_cpp.llama_context_default_params()
     context.n_ctx = spec.kv_tokens
-    context.n_threads = context.n_threads_batch = spec.threads or len(os.sched_getaffinity(0))
+    context.n_threads = context.n_threads_batch = spec.threads or len(cpus_of_process())
     context.pooling_type = llama_cpp.LLAMA_POOLING_TYPE_NONE
     # Sequence ids of kept prefixes are not counted: they never stand in a batch, and a unified
     # cache takes any id below LLAMA_MAX_SEQ (llama-kv-cache.cpp, `seq_to_stream`). Each that is

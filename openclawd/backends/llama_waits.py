@@ -35,11 +35,17 @@ _NUM_LOOKS: Final = 5
 _LOAD: Final = Path("/proc/loadavg")
 
 
+def cpus_of_process() -> set[int]:
+    """Those that its main thread may use. The calling thread may have one alone: OpenMP gives each
+    compute thread its own (`OMP_PROC_BIND`)."""
+    return os.sched_getaffinity(os.getpid())
+
+
 class Waits:
     """Of the compute threads of this process. Belongs to one thread."""
 
     def __init__(self, num_threads: int) -> None:
-        cores = os.sched_getaffinity(0)
+        cores = cpus_of_process()
         self._num_cores = len(cores)
         self._is_of_use = num_threads > 1 and _openmp() is not None
         self._watch = _OthersWatch(cores)

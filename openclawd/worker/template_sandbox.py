@@ -174,7 +174,8 @@ def _join_filter(
 ) -> str:
     parts = list(value)
     _check(sum(map(_length, parts)) + len(parts) * len(str(d)), MAX_ITEMS)
-    return do_join(context, parts, d, attribute)
+    made: str = do_join(context, parts, d, attribute)
+    return made
 
 
 def _indent_filter(

@@ -86,6 +86,7 @@ class Load:
     socket: str
     random: random.Random
     outcomes: Counter[str] = field(default_factory=Counter)
+    adapters: Counter[str] = field(default_factory=Counter)
     num_tokens: int = 0
 
     async def run(self, until: float) -> None:
@@ -124,11 +125,13 @@ class Load:
 
     def _options(self) -> dict[str, Any]:
         pick = self.random.choice
+        adapter = pick([None, None, *ADAPTERS])
+        self.adapters[adapter or "none"] += 1
         return {
             "model": MODEL,
             "max_tokens": self.random.randint(4, 80),
             "temperature": pick([0, 0, 0.8, 1.2]),
-            # A
+            "adapter": adapter,
             "priority": pick(["batch", "normal", "normal", "interactive"]),
         }
 
@@ -192,7 +195,7 @@ def main() -> int:
         with serving(parallel=8, context=1024, settings=settings) as daemon:
             load = Load(str(daemon.socket), random.Random(options.seed))
             samples, before, after = asyncio.run(_soak(daemon, load, options.minutes))
-    targets = _judge(samples, before, after)
+    targets = _judge(load, samples, before, after)
     _show(load, samples, before, after, targets)
     _save(load, samples, before, after, targets)
     return 0
@@ -245,7 +248,7 @@ async def _sample(daemon: Daemon, client: AsyncClient, started: float) -> Sample
     )
 
 
-def _judge(samples: list[Sample], before: Sample, after: Sample) -> list[Target]:
+def _judge(load: Load, samples: list[Sample], before: Sample, after: Sample) -> list[Target]:
     settled = [sample for sample in samples if sample.minute >= SETTLED_MIN]
     if len(settled) < 2:
         return []
@@ -262,6 +265,10 @@ def _judge(samples: list[Sample], before: Sample, after: Sample) -> list[Target]
         Target("PSS slope, MiB per 10 minutes", 10 * _slope(settled) / MIB, at_most=1),
         Target("PSS at the end / at minute five", at_end / at_five, at_most=1.03),
         *changes,
+        *(
+            Target(f"requests with the adapter {name}", load.adapters[name], at_least=1)
+            for name in ADAPTERS
+        ),
     ]
 
 
@@ -281,7 +288,9 @@ def _progress(sample: Sample, load: Load) -> None:
 def _show(
     load: Load, samples: list[Sample], before: Sample, after: Sample, targets: list[Target]
 ) -> None:
-    console.print(f"{dict(load.outcomes)}, {load.num_tokens} tokens")
+    console.print(
+        f"{dict(load.outcomes)}, {load.num_tokens} tokens, by adapter {dict(load.adapters)}"
+    )
     table = Table("", "before", "after")
     for name, value in asdict(before).items():
         is_size = name.endswith("pss")
@@ -306,6 +315,7 @@ def _save(
             {
                 "machine": describe_machine(),
                 "outcomes": load.outcomes,
+                "adapters": load.adapters,
                 "tokens": load.num_tokens,
                 "before": asdict(before),
                 "after": asdict(after),

@@ -216,8 +216,9 @@ class LlamaOptions(Section):
         None,
         meaning="Map the weights from the model's file, where workers with that file share them,"
         " instead of reading them into memory of the worker's own, in huge pages, where one stream"
-        " is up to a tenth faster. `auto`: mapped if several workers or models have the file, or"
-        " if the kernel gives no transparent huge pages.",
+        " is up to a tenth faster. `auto`: mapped if several workers or models have the file, if"
+        " the machine has a GPU that the model may use, if memory has no room for two copies, or if"
+        " the kernel gives no transparent huge pages.",
         allowed="auto, true or false",
         default_text="auto",
     )

@@ -24,6 +24,11 @@ SHARED_STRETCH: Final = 2.4
 """The same where a step has a part of a prompt, and another prompt is computed aside between two of
 them: the two together stay below 4."""
 
+PAUSE_SLOWNESS: Final = 1.3
+"""A step in a pause of what is computed aside finds the caches full of that, and takes a fifth
+longer (25 ms, 20.9 before; SmolLM2, four streams, 2026-12-01). So much slower is no news; what is
+slower still, or faster, shows that the streams' own pace has changed."""
+
 MIN_CHUNK: Final = 4
 """A prefill always goes on by this many tokens, however fast the decodes are."""
 
@@ -46,13 +51,13 @@ class Pace:
         *,
         in_pause: bool = False,
     ) -> None:
-        """A step took this long. Decode tokens are those that give an output, guesses included. A
-        step in a pause of what is computed aside finds the caches full of that, and takes a fifth
-        longer: it does not show what pace the streams had."""
+        """A step took this long. Decode tokens are those that give an output, guesses included. One
+        that was `in_pause` of what is computed aside may have been slow for that alone."""
         if num_prefill_tokens == 0:
             before = self._decode_step_s.get(num_decode_tokens)
-            if before is None or not in_pause:
-                self._decode_step_s[num_decode_tokens] = _mean(before, duration_s)
+            if in_pause and before is not None:
+                duration_s = min(duration_s, max(before, duration_s / PAUSE_SLOWNESS))
+            self._decode_step_s[num_decode_tokens] = _mean(before, duration_s)
         else:
             mean_s = duration_s / (num_decode_tokens + num_prefill_tokens)
             decodes_s = self._decode_step_s.get(num_decode_tokens, num_decode_tokens * mean_s)

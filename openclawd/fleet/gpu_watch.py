@@ -59,6 +59,11 @@ class GpuWatch:
     def is_other_kind_likely(self) -> bool:
         return Path(_AMD).exists()
 
+    @property
+    def is_any_likely(self) -> bool:
+        """Does this machine seem to have a driver, whether or not its GPUs were seen?"""
+        return _is_driver_likely() or self.is_other_kind_likely
+
     async def run(self) -> None:
         """Read for ever; from the start where there seems to be a driver."""
         if _is_driver_likely():

@@ -52,6 +52,11 @@ def has_huge_pages(switch: Path = _HUGE_PAGES) -> bool:
     return False
 
 
+def total_memory(*, proc: Path = _PROC) -> int:
+    """What the machine has, whoever uses it now. 0 where it is hidden."""
+    return read_kib_fields(proc / "meminfo").get("MemTotal", 0)
+
+
 def memory_budget(pids: Iterable[int], *, proc: Path = _PROC, cgroups: Path = _CGROUPS) -> int:
     """What the workers with these `pids` and further ones may take together: what is to be had now,
     and what they have. Pages of mapped files count as to be had, by the kernel as here."""

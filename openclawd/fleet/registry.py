@@ -11,6 +11,7 @@ import contextlib
 import logging
 import math
 import os
+from collections import defaultdict
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -31,7 +32,7 @@ from openclawd.fleet.changes import Changes
 from openclawd.fleet.footprints import Footprints
 from openclawd.fleet.gpu_watch import GpuWatch
 from openclawd.fleet.gpus import GpuWish
-from openclawd.fleet.host_memory import has_huge_pages
+from openclawd.fleet.host_memory import has_huge_pages, total_memory
 from openclawd.fleet.memory import memory_bytes
 from openclawd.fleet.model import Model
 from openclawd.fleet.placement import CoreAllocator
@@ -108,6 +109,8 @@ class Fleet:
             footprints=Footprints(footprints_file),
             version=version,
         )
+        self._users: defaultdict[str, set[str]] = defaultdict(set)
+        self._note_users()
         self._news = Changes()
         self._models: dict[str, Model] = {}
         self._tasks: asyncio.TaskGroup | None = None
@@ -194,6 +197,7 @@ class Fleet:
         """Have the models be those of another configuration. Returns at once; workers come and go
         after that, so that no request hears of it."""
         old, self._config = self._config, config
+        self._note_users()
         limits = config.resource_limits
         self.residents.limit(limits.memory_bytes, group_wait_s=limits.group_wait_s)
         self._placer.adopt(limits.gpu_memory_per_model, _named_cpus(config))
@@ -387,16 +391,34 @@ class Fleet:
         """Weights that nobody shares are read into memory of huge pages, which the kernel does not
         have for files: docs/memory.md."""
         options = config.options.for_backend()
-        if backend == "llama" and has_huge_pages() and not self._is_shared(name, config):
+        if backend == "llama" and has_huge_pages() and self._is_to_be_read(name, config):
             options.setdefault("mmap", False)
         return options
 
-    def _is_shared(self, name: str, config: ModelConfig) -> bool:
-        """Will several workers have the weights of its file?"""
+    def _is_to_be_read(self, name: str, config: ModelConfig) -> bool:
+        """Has one worker alone the files of a model, on a CPU, with room for another copy? One that
+        is to replace it is loaded beside it."""
         _, most_workers = config.scale
-        others = (each for other, each in self._config.models.items() if other != name)
-        path = self._file(config.path)
-        return most_workers > 1 or any(self._file(each.path) == path for each in others)
+        may_use_gpu = config.gpu_layers != 0 and self.gpus.is_any_likely
+        if most_workers > 1 or may_use_gpu:
+            return False
+        files = self._files(config)
+        if any(file in self._users and self._users[file] != {name} for file in files):
+            return False
+        most = self._config.resource_limits.memory_bytes or total_memory()
+        return 2 * sum(map(_size, files)) <= most
+
+    def _files(self, config: ModelConfig) -> set[str]:
+        """Whose weights one worker has, whatever they are called."""
+        paths = (config.path, config.speculation.draft_model)
+        return {os.path.realpath(self._file(path)) for path in paths if path}
+
+    def _note_users(self) -> None:
+        """Which models of the configuration have which file."""
+        self._users = defaultdict(set)
+        for name, config in self._config.models.items():
+            for file in self._files(config):
+                self._users[file].add(name)
 
     def _num_cpus(self, config: ModelConfig) -> int | None:
         """How many each worker has to itself; several divide those of their model."""
@@ -509,6 +531,13 @@ def _progress(model: Model) -> dict[str, Any] | None:
     if model.state is not ModelState.LOADING:
         return None
     return {"phase": model.progress.phase, "fraction": model.progress.fraction}
+
+
+def _size(path: str) -> int:
+    """0 while the file is not there."""
+    with contextlib.suppress(OSError):
+        return os.path.getsize(path)
+    return 0
 
 
 def _file_row(name: str, path: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openclawd.engine.pace import MAX_STRETCH, MIN_CHUNK, Pace
+from openclawd.engine.pace import MAX_STRETCH, MIN_CHUNK, PAUSE_SLOWNESS, Pace
 
 
 def learned(*, fixed_s: float, decode_s: float, prefill_s: float, num_decodes: int) -> Pace:
@@ -63,14 +63,24 @@ def test_a_slow_step_does_not_stop_a_prefill() -> None:
     assert pace.max_prefill_tokens(4) == MIN_CHUNK
 
 
-def test_a_step_in_a_pause_says_something_only_of_what_is_not_known() -> None:
+def test_a_step_in_a_pause_that_is_somewhat_slower_is_no_news() -> None:
     pace = Pace()
-    pace.note(4, 0, 0.025, in_pause=True)
-    assert pace.decode_step_s(4) == 0.025
     pace.note(4, 0, 0.020)
+    pace.note(4, 0, 0.020 * PAUSE_SLOWNESS, in_pause=True)
+    assert pace.decode_step_s(4) == 0.020
+
+
+@pytest.mark.parametrize("first_s", [0.150, 0.002])
+def test_a_wrong_idea_of_the_pace_is_put_right_in_pauses_too(first_s: float) -> None:
+    """Prompts may be computed aside one after the other, without a step between them."""
+    pace = Pace()
+    pace.note(4, 0, first_s, in_pause=True)
+    assert pace.decode_step_s(4) == first_s
+    for _ in range(60):
+        pace.note(4, 0, 0.025, in_pause=True)
     known_s = pace.decode_step_s(4)
-    pace.note(4, 0, 0.030, in_pause=True)
-    assert pace.decode_step_s(4) == known_s
+    assert known_s is not None
+    assert 0.025 / PAUSE_SLOWNESS * 0.99 < known_s < 0.025 * 1.01
 
 
 def test_steps_that_never_were_are_guessed_from_the_nearest() -> None:

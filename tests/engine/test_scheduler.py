@@ -279,7 +279,7 @@ def test_how_long_others_wait_for_what_is_aside_follows_from_their_own_steps() -
     schedule(scheduler)
     assert scheduler.max_aside_s() == pytest.approx(0.010 * (MAX_STRETCH - 1))
     beside = schedule(scheduler)
-    scheduler.update(beside, compute(beside), duration_s=0.100)  # in a pause
+    scheduler.update(beside, compute(beside), duration_s=0.012)  # in a pause
     assert scheduler.max_aside_s() == pytest.approx(0.010 * (MAX_STRETCH - 1))
     scheduler.add(generation(4, 3))
     schedule(scheduler)

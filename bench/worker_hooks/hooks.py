@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+import traceback
 from typing import TYPE_CHECKING, Any, Final
 
 from fixed_step import FixedStep
@@ -160,7 +161,30 @@ def logged_steps(path: str, llama: ModuleType) -> None:
     llama.load = load_logged
 
 
+# ---- check ----
+
+
+def checked_when_idle(path: str, loop: ModuleType) -> None:
+    """Whenever the engine has nothing to do, write to the file `path` whether its invariants hold
+    (`Scheduler.check`): `ok`, or the assertion that does not."""
+    drain = loop.EngineLoop._drain
+
+    def checked(self: Any) -> bool:
+        if self._scheduler.is_idle:
+            try:
+                self._scheduler.check()
+                found = "ok"
+            except AssertionError:
+                found = traceback.format_exc()
+            with open(path, "a") as file:
+                file.write(f"{found}\n")
+        return bool(drain(self))
+
+    loop.EngineLoop._drain = checked
+
+
 CHANGES: Final[dict[str, dict[str, Callable[[str, ModuleType], None]]]] = {
+    "check": {"openclawd.worker.loop": checked_when_idle},
     "steps": {"openclawd.backends.llama": logged_steps},
     "fixed-step": {"openclawd.backends.llama": stamped_steps},
     "profile": {

@@ -5,6 +5,7 @@ there, it waits for modules of the worker to be imported and then changes them (
 
     OPENCLAWD_BENCH=fixed-step:0.005   each step takes 5 ms; a token's text is the times of its step
     OPENCLAWD_BENCH=profile:FILE       how long the parts of each step take, as lines in FILE
+    OPENCLAWD_BENCH=check:FILE         whether the engine's invariants hold whenever it is idle
     OPENCLAWD_BENCH=steps:FILE         what each step computed and sampled, as lines in FILE
 """
 

@@ -118,8 +118,9 @@ def _gguf_parts(facts: ModelFacts, load: Load, gpu_layers: int, gpu: str) -> lis
     packed = round(facts.packed_bytes * (1 - share))
     # What is read, not mapped, is converted on its way: there is no other copy.
     in_memory = facts.weights_bytes - on_gpu - (0 if is_mapped else packed)
+    which = "all tensors of the file" if is_mapped or not packed else "the other tensors"
     parts = [
-        Part("weights", in_memory, "all tensors of the file", HOST, is_mapped),
+        Part("weights", in_memory, which, HOST, is_mapped),
         Part("weights", on_gpu, f"{gpu_layers} layers on the GPU", gpu),
         Part(
             "copy of the weights" if is_mapped else "weights", packed, "in the layout of this CPU"

@@ -60,9 +60,11 @@ _LEVELS: Final = {
     7: logging.DEBUG,
 }
 
+_TUNABLES: Final = "GLIBC_TUNABLES"
+
 _GIVING_BACK: Final = {
     "MALLOC_MMAP_THRESHOLD_": str(2**20),
-    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+    _TUNABLES: "glibc.malloc.hugetlb=1",
 }
 """glibc asks for huge pages wherever 2 MiB or more are taken at once: weights, KV cells, buffers
 (glibc manual, "Memory Allocation Tunables"). With pages of 4 KiB a processor looks a page's address
@@ -247,7 +249,10 @@ def _environment(
     cpus: Collection[int],
     num_threads: int | None,
 ) -> dict[str, str]:
-    environment = {**_MALLOC.get(backend, _GIVING_BACK), **worker_environment(inherited)}
+    own = _MALLOC.get(backend, _GIVING_BACK)
+    environment = {**own, **worker_environment(inherited)}
+    if _TUNABLES in inherited and _TUNABLES in own:  # the last one of a name counts
+        environment[_TUNABLES] = f"{own[_TUNABLES]}:{inherited[_TUNABLES]}"
     if backend == "llama" and num_threads in (None, len(cpus or os.sched_getaffinity(0))):
         environment = _BOUND | environment
     # By itself CUDA counts the fastest first; indexes of the configuration are nvidia-smi's.

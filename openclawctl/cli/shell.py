@@ -183,9 +183,24 @@ def label_options(function: _F) -> _F:
     )(function)
 
 
-def say(text: str, *, end: str = "\n") -> None:
-    """A line of chatter, on standard error."""
-    click.echo((printable(text) if sys.stderr.isatty() else text) + end, err=True, nl=False)
+def say(text: str, *, start: str = "", end: str = "\n") -> None:
+    """A line of chatter, on standard error. `start` is our own, and may have colours."""
+    shown = printable(text) if sys.stderr.isatty() else text
+    click.echo(start + shown + end, err=True, nl=False)
+
+
+def say_error(message: str, hint: str = "", *, program: str = "openclawctl: ") -> None:
+    """What went wrong, and what to do about it."""
+    say(message, start=f"{program}{_styled('error:', fg='red', bold=True)} ")
+    if hint:
+        say(hint, start=f"{_styled('hint:', fg='cyan')} ")
+
+
+def _styled(text: str, **style: Any) -> str:
+    """In colour where standard error is a terminal that has some, and nobody said no
+    (no-color.org)."""
+    is_plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    return text if is_plain or not sys.stderr.isatty() else click.style(text, **style)
 
 
 def print_line(text: str = "") -> None:

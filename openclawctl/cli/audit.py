@@ -72,7 +72,8 @@ def audit_command(ctx: click.Context, /, *, follow: bool, **wanted: Any) -> None
 
 def _print_rows(rows: list[dict[str, Any]]) -> None:
     if rows:
-        print_table(_HEADER, [_cells(row) for row in rows], right="ROW TOKENS")
+        lines = [_cells(row) for row in rows]
+        print_table(_HEADER, lines, right="ROW TOKENS", cut="PRINCIPAL MODEL DETAIL")
     else:
         print_line("no such rows")
 

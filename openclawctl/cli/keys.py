@@ -223,7 +223,7 @@ def list_command(shell: Shell, /) -> None:
         print_line("no keys")
         return
     header = ["NAME", "KEY", "STATE", "ROLE", "TIER", "MODELS", "EXPIRES", "LAST USED"]
-    print_table(header, [_row(key) for key in keys])
+    print_table(header, [_row(key) for key in keys], cut="NAME KEY ROLE TIER MODELS")
 
 
 def _row(key: dict[str, Any]) -> list[str]:

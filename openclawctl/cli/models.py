@@ -40,7 +40,8 @@ def _list_models(shell: Shell) -> None:
         print_json({"models": models})
         return
     header = ["NAME", "STATE", "PARAMETERS", "SIZE", "CONTEXT", "ALIASES", "DESCRIPTION"]
-    print_table(header, [_model_row(model) for model in models], right="PARAMETERS SIZE CONTEXT")
+    rows = [_model_row(model) for model in models]
+    print_table(header, rows, right="PARAMETERS SIZE CONTEXT", cut="NAME ALIASES DESCRIPTION")
 
 
 def _model_row(model: dict[str, Any]) -> list[str]:

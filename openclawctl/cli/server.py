@@ -38,7 +38,7 @@ def status_command(shell: Shell, /, *, latency: bool) -> None:
     rows = [_model_row(model) for model in status.get("models", [])]
     print_line()
     if rows:
-        print_table(_HEADER, rows, right=_NUMBERS)
+        print_table(_HEADER, rows, right=_NUMBERS, cut="MODEL NOTE")
     else:
         print_line(_NO_MODEL)
     if latency:

@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 import click
 
 from openclawctl import __version__
-from openclawctl.cli.shell import OutputFailed, Shell, drop_output, print_json, probe_output, say
+from openclawctl.cli.shell import (
+    OutputFailed,
+    Shell,
+    drop_output,
+    print_json,
+    probe_output,
+    say_error,
+)
 from openclawctl.wire.errors import EXIT_INTERRUPTED, EXIT_USAGE, OpenclawError
 
 if TYPE_CHECKING:
@@ -157,8 +164,6 @@ def cli(
     shell.socket_path = socket
     shell.api_key_file = api_key_file
     shell.timeout_s = timeout_s
-    if os.environ.get("NO_COLOR"):
-        ctx.color = False
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -190,7 +195,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     except click.ClickException as error:
         return _usage_error(shell, error)
     except OutputFailed as error:
-        say(f"openclawctl: error: {error.message}")
+        say_error(error.message)
         return error.exit_status
     except OpenclawError as error:
         return _report(shell, error.as_dict(), error.exit_status)
@@ -223,9 +228,7 @@ def _usage_error(shell: Shell, error: click.ClickException) -> int:
 
 def _report(shell: Shell, problem: dict[str, Any], exit_status: int) -> int:
     if not (shell.is_json and _could_print({"error": {**problem, "exit_status": exit_status}})):
-        say(f"openclawctl: error: {problem['message']}")
-        if problem["hint"]:
-            say(f"hint: {problem['hint']}")
+        say_error(problem["message"], problem["hint"])
     return exit_status
 
 
@@ -235,6 +238,6 @@ def _could_print(value: dict[str, Any]) -> bool:
     except BrokenPipeError:
         drop_output()
     except OutputFailed as error:
-        say(f"openclawctl: error: {error.message}")
+        say_error(error.message)
         return False
     return True

@@ -72,7 +72,8 @@ def audit_command(ctx: click.Context, /, *, follow: bool, **wanted: Any) -> None
 
 def _print_rows(rows: list[dict[str, Any]]) -> None:
     if rows:
-        print_table(_HEADER, [_cells(row) for row in rows], right="ROW TOKENS")
+        lines = [_cells(row) for row in rows]
+        print_table(_HEADER, lines, right="ROW TOKENS", cut="PRINCIPAL MODEL DETAIL")
     else:
         print_line("no such rows")
 
@@ -111,9 +112,11 @@ def verify_command(shell: Shell, /, head: str | None) -> int:
     """Check that no row of the audit was changed, removed or cut off.
 
     Exit status 1, with the first row that is wrong, when it is not as it was written.
-    A database that was put back as a whole is found with --head only:
+    A database that was put back as a whole is found with --head only.
 
     \b
+    Examples:
+      openclawctl audit verify
       journalctl -u openclawd MESSAGE_ID=2e9a6c4f7b1d4830a5f2c8e0937d6b14 -o cat
       openclawctl audit verify --head 12000:6b1f…
     """

@@ -26,7 +26,7 @@ from openclawctl.cli.batch_files import (
     open_requests,
     read_jobs,
 )
-from openclawctl.cli.shell import Shell, print_json, print_line, say
+from openclawctl.cli.shell import Shell, print_json, print_line, say, say_error
 from openclawctl.wire.errors import (
     EXIT_FAILED,
     EXIT_INTERRUPTED,
@@ -271,8 +271,8 @@ def _cost(shell: Shell, label: str, start: float) -> dict[str, Any] | None:
 def _summarise(shell: Shell, tally: Tally, *, is_dry: bool) -> None:
     if tally.not_asked and tally.stopped_by is None and not tally.is_interrupted:
         text = f"{tally.not_asked} of {tally.lines} lines were changed or taken away meanwhile"
-        say(f"openclawctl: error: {text}, and not asked")
-        say("hint: ask them as they are now, with another file for --out")
+        hint = "ask them as they are now, with another file for --out"
+        say_error(f"{text}, and not asked", hint)
     if shell.is_json:
         print_json(tally.as_dict())
         return
@@ -285,9 +285,9 @@ def _summarise(shell: Shell, tally: Tally, *, is_dry: bool) -> None:
     money = f", {most}{format_money(cost['total'])} {cost['currency']}" if cost else ""
     print_line(f"{tokens}, {most}{tally.completion_tokens} completion tokens{money}")
     if tally.stopped_by is not None:
-        say(f"openclawctl: error: {tally.stopped_by.message}")
-        hint = tally.stopped_by.hint
-        say(f"hint: {hint + '; ' if hint else ''}the same command goes on where this one ended")
+        again = "the same command goes on where this one ended"
+        hints = filter(None, (tally.stopped_by.hint, again))
+        say_error(tally.stopped_by.message, "; ".join(hints))
 
 
 def _counts(tally: Tally, *, is_dry: bool) -> Iterator[str]:

@@ -44,7 +44,8 @@ def budgets_command(shell: Shell, /) -> None:
     if not lines:
         print_line("no budgets")
         return
-    print_table(["NAME", "FOR", *_NUMBERS, "RESETS", "FORECAST"], lines, right=" ".join(_NUMBERS))
+    header = ["NAME", "FOR", *_NUMBERS, "RESETS", "FORECAST"]
+    print_table(header, lines, right=" ".join(_NUMBERS), cut="NAME FOR")
 
 
 def _line(

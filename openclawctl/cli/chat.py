@@ -24,6 +24,7 @@ from openclawctl.cli.shell import (
     model_option,
     print_json,
     say,
+    say_error,
     scheduling_options,
     write,
 )
@@ -152,9 +153,7 @@ def _turn(conversation: Conversation, text: str, *, stats: bool) -> None:
     except OutputFailed:
         raise  # of every later answer nothing would be seen either
     except OpenclawError as error:
-        say(f"error: {error.message}")
-        if error.hint:
-            say(f"hint: {error.hint}")
+        say_error(error.message, error.hint, program="")
         return
     write("\n")
     assert conversation.last is not None

@@ -34,6 +34,11 @@ def check_command(shell: Shell, /, file: str | None) -> int:
     """Check FILE, or the configuration that `openclawd` would use. Exits 1 if it is wrong.
 
     A model's file that is not there is warned of only: it may come later.
+
+    \b
+    Examples:
+      openclawctl config check
+      openclawctl config check ./openclawd.yaml
     """
     answer = _ask("--check-config", file)
     is_valid = answer.returncode == 0
@@ -87,9 +92,12 @@ def show_command(shell: Shell, /, file: str | None, *, origin: bool) -> int:
 def schema_command() -> None:
     """Print JSON Schema of the configuration, for editors and programs.
 
+    Editors with a YAML language server use it if openclawd.yaml begins with the line
+    `# yaml-language-server: $schema=./openclawd.schema.json`.
+
     \b
-    Example (a first line in openclawd.yaml for editors with a YAML language server):
-      # yaml-language-server: $schema=./openclawd.schema.json
+    Example:
+      openclawctl config schema > openclawd.schema.json
     """
     answer = _ask("--config-schema", None)
     if answer.returncode != 0:

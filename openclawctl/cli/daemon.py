@@ -76,7 +76,13 @@ def _start_options(function: _F) -> _F:
 @json_option
 @click.pass_obj
 def start_command(shell: Shell, /, **options: Any) -> None:
-    """Start openclawd in the background and wait until its models are ready."""
+    """Start openclawd in the background and wait until its models are ready.
+
+    \b
+    Examples:
+      openclawctl daemon start --models smollm2=./SmolLM2-135M-Instruct.Q4_1.gguf
+      openclawctl daemon start --config ./openclawd.yaml
+    """
     shell.socket_path = options["socket"] or shell.socket_path
     path = _socket_path(shell)
     running = launch.find_running(path)
@@ -93,7 +99,13 @@ def start_command(shell: Shell, /, **options: Any) -> None:
 @json_option
 @click.pass_obj
 def stop_command(shell: Shell, /) -> None:
-    """Let openclawd finish its requests, and stop it."""
+    """Let openclawd finish its requests, and stop it.
+
+    \b
+    Examples:
+      openclawctl daemon stop
+      openclawctl --timeout 10 daemon stop
+    """
     path = _socket_path(shell)
     running = launch.find_running(path)
     if running is not None:
@@ -107,7 +119,13 @@ def stop_command(shell: Shell, /) -> None:
 @json_option
 @click.pass_obj
 def restart_command(shell: Shell, /, **options: Any) -> None:
-    """Stop openclawd and start it again, with the same options if none are given."""
+    """Stop openclawd and start it again, with the same options if none are given.
+
+    \b
+    Examples:
+      openclawctl daemon restart
+      openclawctl daemon restart --config ./openclawd.yaml --workers 2
+    """
     shell.socket_path = options["socket"] or shell.socket_path
     path = _socket_path(shell)
     arguments = _arguments(shell, options)
@@ -124,7 +142,13 @@ def restart_command(shell: Shell, /, **options: Any) -> None:
 @json_option
 @click.pass_obj
 def status_command(shell: Shell, /) -> int:
-    """Say whether openclawd runs, as which process. Exits 3 if it does not."""
+    """Say whether openclawd runs, as which process. Exits 3 if it does not.
+
+    \b
+    Examples:
+      openclawctl daemon status
+      openclawctl daemon status || openclawctl daemon start --config ./openclawd.yaml
+    """
     path = _socket_path(shell)
     running = launch.find_running(path)
     if running is None:

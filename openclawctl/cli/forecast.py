@@ -22,7 +22,7 @@ def print_forecast(shell: Shell, forecast: dict[str, Any]) -> None:
     rows = [*_rate_rows(forecast), *_budget_rows(forecast)]
     if rows:
         print_line()
-        print_table(_HEADER, rows, right="LEFT AFTER")
+        print_table(_HEADER, rows, right="LEFT AFTER", cut="LIMIT")
 
 
 def _facts(forecast: dict[str, Any]) -> list[tuple[str, str]]:

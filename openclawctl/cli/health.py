@@ -92,7 +92,8 @@ def _print(health: dict[str, Any], found: list[dict[str, Any]]) -> None:
         print_line(f"  {reason.get('message')}")
     if found:
         print_line()
-        print_table(["MODEL", "ANSWER", "AFTER"], [_row(each) for each in found], right="AFTER")
+        rows = [_row(each) for each in found]
+        print_table(["MODEL", "ANSWER", "AFTER"], rows, right="AFTER", cut="MODEL ANSWER")
 
 
 def _row(found: dict[str, Any]) -> list[str]:

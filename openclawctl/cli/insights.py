@@ -82,7 +82,8 @@ def _print_trends(trends: list[dict[str, Any]]) -> None:
         ]
         for trend in trends
     ]
-    print_table(["PRINCIPAL", "MODEL", *_NUMBERS], rows, right=" ".join(_NUMBERS))
+    header = ["PRINCIPAL", "MODEL", *_NUMBERS]
+    print_table(header, rows, right=" ".join(_NUMBERS), cut="PRINCIPAL MODEL")
 
 
 def _change(share: float | None) -> str:

@@ -29,7 +29,14 @@ if TYPE_CHECKING:
 @json_option
 @click.pass_obj
 def whoami_command(shell: Shell, /) -> None:
-    """Show who you are to the daemon, what you may do, and what you have left."""
+    """Show who you are to the daemon, what you may do, and what you have left.
+
+    \b
+    Examples:
+      openclawctl whoami
+      openclawctl --api-key-file nightly.key whoami
+      openclawctl whoami --json | jq .left
+    """
     with shell.client() as client:
         me = client.whoami()
     if shell.is_json:
@@ -69,7 +76,15 @@ def _left(left: Mapping[str, Any]) -> list[str]:
 
 @click.group("keys")
 def keys_command() -> None:
-    """Make, list, rotate and revoke API keys."""
+    """Make, list, rotate and revoke API keys.
+
+    \b
+    Examples:
+      openclawctl keys create --name nightly --role user --expires 90d --out nightly.key
+      openclawctl keys list
+      openclawctl keys rotate nightly --overlap 1h --out new.key
+      openclawctl keys revoke nightly
+    """
 
 
 def _secret_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -132,7 +147,13 @@ def create_command(
 def rotate_command(
     shell: Shell, /, name: str, overlap: str, expires: str | None, out: str | None
 ) -> None:
-    """Make a new key in place of the old one, under the same NAME."""
+    """Make a new key in place of the old one, under the same NAME.
+
+    \b
+    Examples:
+      openclawctl keys rotate nightly --out new.key
+      openclawctl keys rotate nightly --overlap 0 --expires 90d --out new.key
+    """
     with _handing_over(out) as file, shell.client() as client:
         _hand_over(shell, client.rotate_key(name, overlap=overlap, expires=expires), file)
 
@@ -142,7 +163,12 @@ def rotate_command(
 @json_option
 @click.pass_obj
 def revoke_command(shell: Shell, /, name: str) -> None:
-    """End the key NAME for good, and the requests that run by it."""
+    """End the key NAME for good, and the requests that run by it.
+
+    \b
+    Example:
+      openclawctl keys revoke nightly
+    """
     with shell.client() as client:
         key = client.revoke_key(name)
     if shell.is_json:
@@ -156,7 +182,13 @@ def revoke_command(shell: Shell, /, name: str) -> None:
 @json_option
 @click.pass_obj
 def show_command(shell: Shell, /, name: str) -> None:
-    """Show what is known of the key NAME; never the key itself."""
+    """Show what is known of the key NAME; never the key itself.
+
+    \b
+    Examples:
+      openclawctl keys show nightly
+      openclawctl keys show nightly --json | jq .last_used_at
+    """
     with shell.client() as client:
         key = client.show_key(name)
     if shell.is_json:
@@ -175,7 +207,13 @@ def show_command(shell: Shell, /, name: str) -> None:
 @json_option
 @click.pass_obj
 def list_command(shell: Shell, /) -> None:
-    """List all keys, the revoked ones too."""
+    """List all keys, the revoked ones too.
+
+    \b
+    Examples:
+      openclawctl keys list
+      openclawctl keys list --json | jq -r '.keys[] | select(.state == "valid").name'
+    """
     with shell.client() as client:
         keys = client.list_keys()
     if shell.is_json:
@@ -185,7 +223,7 @@ def list_command(shell: Shell, /) -> None:
         print_line("no keys")
         return
     header = ["NAME", "KEY", "STATE", "ROLE", "TIER", "MODELS", "EXPIRES", "LAST USED"]
-    print_table(header, [_row(key) for key in keys])
+    print_table(header, [_row(key) for key in keys], cut="NAME KEY ROLE TIER MODELS")
 
 
 def _row(key: dict[str, Any]) -> list[str]:

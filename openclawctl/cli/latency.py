@@ -26,7 +26,7 @@ def print_latency(models: list[dict[str, Any]]) -> None:
     for since, title in (("recent", f"last {window}"), ("all", "since the start")):
         rows = [row for model in used for row in _rows(model, since)]
         print_line(f"{title}:")
-        print_table(_HEADER, rows, right=" ".join(_HEADER[2:]))
+        print_table(_HEADER, rows, right=" ".join(_HEADER[2:]), cut="MODEL")
         print_line()
     error = used[0]["latency"].get("relative_error", 0)
     print_line(f"Means are exact; percentiles are within {error:.1%}.")

@@ -22,14 +22,27 @@ if TYPE_CHECKING:
 
 @click.group("ledger")
 def ledger_command() -> None:
-    """Check, export, prune and back up the daemon's ledger."""
+    """Check, export, prune and back up the daemon's ledger.
+
+    \b
+    Examples:
+      openclawctl ledger check
+      openclawctl ledger export --format csv --out usage.csv
+      openclawctl ledger backup && openclawctl ledger prune --older-than 90d
+    """
 
 
 @ledger_command.command("check")
 @json_option
 @click.pass_obj
 def check_command(shell: Shell, /) -> int:
-    """Look for damage and for rows that do not fit together. Exit status 1 if there are any."""
+    """Look for damage and for rows that do not fit together. Exit status 1 if there are any.
+
+    \b
+    Examples:
+      openclawctl ledger check
+      openclawctl ledger check --json | jq '.findings[]'
+    """
     with shell.client() as client:
         report = client.check_ledger()
     findings = report.get("findings", [])
@@ -63,7 +76,13 @@ def check_command(shell: Shell, /) -> int:
               help="Only what ended after the request with this settled_seq.")  # fmt: skip
 @click.pass_obj
 def export_command(shell: Shell, /, style: str, out: Path | None, after_seq: int) -> None:
-    """Print every request that has ended, in the order of their ends. No text is in it."""
+    """Print every request that has ended, in the order of their ends. No text is in it.
+
+    \b
+    Examples:
+      openclawctl ledger export --format csv --out usage.csv
+      openclawctl ledger export --after 12000 | jq .completion_tokens
+    """
     with shell.client() as client:
         lines = _lines(_rows(client, after_seq), style)
         if out is None:
@@ -115,7 +134,13 @@ def _new_file(path: Path) -> TextIO:
 @json_option
 @click.pass_obj
 def prune_command(shell: Shell, /, older_than: str, yes: bool) -> None:  # noqa: FBT001 - click's
-    """Delete old requests from the ledger and give their space back."""
+    """Delete old requests from the ledger and give their space back.
+
+    \b
+    Examples:
+      openclawctl ledger prune --older-than 90d
+      openclawctl ledger prune --older-than 90d --yes
+    """
     if not yes and sys.stdin.isatty():
         click.confirm(f"Delete every request older than {older_than}?", abort=True, err=True)
     with shell.client() as client:
@@ -132,7 +157,13 @@ def prune_command(shell: Shell, /, older_than: str, yes: bool) -> None:  # noqa:
 @json_option
 @click.pass_obj
 def backup_command(shell: Shell, /) -> None:
-    """Copy the ledger into the folder `backups` of the daemon's state directory."""
+    """Copy the ledger into the folder `backups` of the daemon's state directory.
+
+    \b
+    Examples:
+      openclawctl ledger backup
+      openclawctl ledger backup --json | jq -r .path
+    """
     with shell.client() as client:
         result = client.back_up_ledger()
     if shell.is_json:

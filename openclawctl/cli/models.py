@@ -40,7 +40,8 @@ def _list_models(shell: Shell) -> None:
         print_json({"models": models})
         return
     header = ["NAME", "STATE", "PARAMETERS", "SIZE", "CONTEXT", "ALIASES", "DESCRIPTION"]
-    print_table(header, [_model_row(model) for model in models], right="PARAMETERS SIZE CONTEXT")
+    rows = [_model_row(model) for model in models]
+    print_table(header, rows, right="PARAMETERS SIZE CONTEXT", cut="NAME ALIASES DESCRIPTION")
 
 
 def _model_row(model: dict[str, Any]) -> list[str]:
@@ -110,7 +111,12 @@ def _reporter(progress: Progress) -> Callable[[str, float | None], None]:
 @json_option
 @click.pass_obj
 def unload_command(shell: Shell, /, model: str | None) -> None:
-    """Give MODEL's memory back. The next request for it loads it again."""
+    """Give MODEL's memory back. The next request for it loads it again.
+
+    \b
+    Example:
+      openclawctl unload smollm2
+    """
     with shell.client() as client:
         result = client.unload(model)
     if shell.is_json:
@@ -156,7 +162,12 @@ def pull_command(shell: Shell, /, source: str, **options: Any) -> None:
 @json_option
 @click.pass_obj
 def rm_command(shell: Shell, /, model: str) -> None:
-    """Delete MODEL's file. Refused while a model of the daemon uses it."""
+    """Delete MODEL's file. Refused while a model of the daemon uses it.
+
+    \b
+    Example:
+      openclawctl models rm SmolLM2-135M-Instruct-Q4_K_M
+    """
     with shell.client() as client:
         result = client.remove_model(model)
     if shell.is_json:
@@ -174,6 +185,11 @@ def verify_command(shell: Shell, /, model: str) -> int:
 
     A file that was not fetched by the daemon, or was changed by somebody, has none to compare with;
     that of now is remembered.
+
+    \b
+    Examples:
+      openclawctl models verify SmolLM2-135M-Instruct-Q4_K_M
+      openclawctl models verify SmolLM2-135M-Instruct-Q4_K_M --json | jq '.damaged[]'
     """
     with Progress() as progress, shell.client() as client:
         result = client.verify_model(model, on_progress=_file_reporter(progress, "reading"))

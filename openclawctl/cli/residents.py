@@ -60,7 +60,8 @@ def _show(shell: Shell, models: list[dict[str, Any]]) -> None:
     if shell.is_json:
         print_json({"models": awake})
     else:
-        print_table(_HEADER, [_row(model) for model in awake], right=_NUMBERS)
+        rows = [_row(model) for model in awake]
+        print_table(_HEADER, rows, right=_NUMBERS, cut="NAME DEVICE")
 
 
 def _show_again(shell: Shell, models: list[dict[str, Any]]) -> None:
@@ -139,7 +140,7 @@ def print_memory(shell: Shell, shown: dict[str, Any]) -> None:
     print_line(f"memory of {name}, {memory.get('basis', 'estimated')}:")
     rows = [_part_row(part) for part in parts]
     rows.append(["sum", format_size(memory.get("total_bytes", 0)), "", _workers(memory)])
-    print_table(["PART", "SIZE", "DEVICE", "HOW"], rows, right="SIZE")
+    print_table(["PART", "SIZE", "DEVICE", "HOW"], rows, right="SIZE", cut="PART DEVICE HOW")
     print_line(_verdict(name, memory))
 
 

@@ -38,7 +38,7 @@ def status_command(shell: Shell, /, *, latency: bool) -> None:
     rows = [_model_row(model) for model in status.get("models", [])]
     print_line()
     if rows:
-        print_table(_HEADER, rows, right=_NUMBERS)
+        print_table(_HEADER, rows, right=_NUMBERS, cut="MODEL NOTE")
     else:
         print_line(_NO_MODEL)
     if latency:
@@ -119,7 +119,13 @@ def _wait(model: dict[str, Any]) -> str:
 @json_option
 @click.pass_obj
 def ping_command(shell: Shell, /) -> None:
-    """Ask the daemon whether it answers, and how fast."""
+    """Ask the daemon whether it answers, and how fast.
+
+    \b
+    Examples:
+      openclawctl ping
+      openclawctl --timeout 2 ping && echo "it answers"
+    """
     with shell.client() as client:
         server = client.ping().get("server", "?")  # the first one connects too
         start = time.monotonic()
@@ -135,7 +141,13 @@ def ping_command(shell: Shell, /) -> None:
 @json_option
 @click.pass_obj
 def version_command(shell: Shell, /) -> None:
-    """Show the versions of this client and, if it can be reached, of the daemon."""
+    """Show the versions of this client and, if it can be reached, of the daemon.
+
+    \b
+    Examples:
+      openclawctl version
+      openclawctl version --json | jq -r .server
+    """
     server = None
     try:
         with shell.client() as client:

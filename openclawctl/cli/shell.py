@@ -183,9 +183,24 @@ def label_options(function: _F) -> _F:
     )(function)
 
 
-def say(text: str, *, end: str = "\n") -> None:
-    """A line of chatter, on standard error."""
-    click.echo((printable(text) if sys.stderr.isatty() else text) + end, err=True, nl=False)
+def say(text: str, *, start: str = "", end: str = "\n") -> None:
+    """A line of chatter, on standard error. `start` is our own, and may have colours."""
+    shown = printable(text) if sys.stderr.isatty() else text
+    click.echo(start + shown + end, err=True, nl=False)
+
+
+def say_error(message: str, hint: str = "", *, program: str = "openclawctl: ") -> None:
+    """What went wrong, and what to do about it."""
+    say(message, start=f"{program}{_styled('error:', fg='red', bold=True)} ")
+    if hint:
+        say(hint, start=f"{_styled('hint:', fg='cyan')} ")
+
+
+def _styled(text: str, **style: Any) -> str:
+    """In colour where standard error is a terminal that has some, and nobody said no
+    (no-color.org)."""
+    is_plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    return text if is_plain or not sys.stderr.isatty() else click.style(text, **style)
 
 
 def print_line(text: str = "") -> None:
@@ -261,10 +276,8 @@ def print_table(
     header: Sequence[str], rows: Sequence[Sequence[str]], *, right: str = "", cut: str = ""
 ) -> None:
     """Aligned columns. `right` names those that hold numbers, `cut` those that are shortened where
-    a terminal is too narrow."""
-    width = None
-    if cut and sys.stdout.isatty():
-        width = shutil.get_terminal_size().columns
+    a terminal is too narrow: names and reasons, never a number."""
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     for line in table_lines(header, rows, right=right, cut=cut, width=width):
         print_line(line)
 
@@ -278,11 +291,13 @@ def table_lines(
     width: int | None = None,
 ) -> list[str]:
     """The lines of a table, its columns two spaces apart, each cell on one line. What does not fit
-    into `width` is taken from the columns in `cut`, the widest first, as far as that goes."""
+    into `width` is taken from the columns in `cut`, the widest first, as far as that goes; one
+    space is between columns if only that makes all fit."""
     lines = [[one_line(cell) for cell in line] for line in (header, *rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    gap = "  "
     if width is not None:
-        _narrow(widths, [name in cut.split() for name in header], width - 2 * (len(header) - 1))
+        gap = _narrow(widths, [name in cut.split() for name in header], width)
     numeric = [name in right.split() for name in header]
     found = []
     for line in lines:
@@ -290,21 +305,29 @@ def table_lines(
             _fitted(cell, room).rjust(room) if is_right else _fitted(cell, room).ljust(room)
             for cell, room, is_right in zip(line, widths, numeric, strict=True)
         ]
-        found.append("  ".join(cells).rstrip())
+        found.append(gap.join(cells).rstrip())
     return found
 
 
-def _narrow(widths: list[int], may_shrink: list[bool], room: int) -> None:
-    """Make the widest of some columns narrower until all fit, none below `_LEAST_WIDTH`."""
-    while sum(widths) > room:
+def _narrow(widths: list[int], may_shrink: list[bool], width: int) -> str:
+    """Make the widest of some columns narrower until all fit, none below `_LEAST_WIDTH`. Returns
+    what is between two columns."""
+    num_gaps = len(widths) - 1
+    least = sum(
+        min(each, _LEAST_WIDTH) if may else each
+        for each, may in zip(widths, may_shrink, strict=True)
+    )
+    gap = " " if least + num_gaps <= width < least + 2 * num_gaps else "  "
+    while sum(widths) > width - len(gap) * num_gaps:
         widest = max(
             (i for i, may in enumerate(may_shrink) if may and widths[i] > _LEAST_WIDTH),
             key=lambda i: widths[i],
             default=None,
         )
         if widest is None:
-            return
+            break
         widths[widest] -= 1
+    return gap
 
 
 def _fitted(cell: str, width: int) -> str:

@@ -43,6 +43,8 @@ _COLUMNS: Final = {
     "CANCELLED": "cancelled",
     "FAILED": "failed",
 }
+_TIME_GROUPS: Final = frozenset({"DAY", "HOUR"})
+"""Of the groups, those that say nothing once they are shortened."""
 _RANGE: Final = "90, 30m, 24h, 7d … ago, or 2026-10-25T14:00."
 
 
@@ -143,7 +145,9 @@ def _print_table(by: Sequence[str], usage: dict[str, Any]) -> None:
         blanks = [""] * (len(by) - 1)
         lines.append(["total", *blanks, *_numbers(usage.get("total", {}), currency)])
     titles = [*_COLUMNS, *([str(currency)] if currency else []), "TIME"]
-    print_table([*(name.upper() for name in by), *titles], lines, right=" ".join(titles))
+    groups = [name.upper() for name in by]
+    names = " ".join(name for name in groups if name not in _TIME_GROUPS)
+    print_table([*groups, *titles], lines, right=" ".join(titles), cut=names)
 
 
 def _labels(by: Sequence[str], row: dict[str, Any]) -> list[str]:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 import unicodedata
 
+import click
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -91,6 +94,38 @@ def test_every_command_of_the_table_exists_and_documents_itself():
         assert command is not None
         assert command.help, name
         assert command.name in (name, cli._ALIASES.get(name))
+
+
+def context_of(command, name="openclawctl", parent=None):
+    return click.Context(command, info_name=name, parent=parent, **command.context_settings)
+
+
+def commands(context):
+    """The contexts of a command and all its subcommands."""
+    yield context
+    if isinstance(context.command, click.Group):
+        for name in context.command.list_commands(context):
+            command = context.command.get_command(context, name)
+            yield from commands(context_of(command, name, context))
+
+
+def parse(context, words):
+    """Raises a usage error for an option or a subcommand that there is not."""
+    _, rest, _ = context.command.make_parser(context).parse_args(words)
+    if isinstance(context.command, click.Group) and rest:
+        name, command, rest = context.command.resolve_command(context, rest)
+        parse(context_of(command, name, context), rest)
+
+
+@pytest.mark.parametrize(
+    "context", list(commands(context_of(cli.cli))), ids=lambda context: context.command_path
+)
+def test_every_help_has_examples_and_they_have_options_that_exist(context):
+    _, _, after = context.command.get_help(context).partition("\n  Example")
+    examples = after.partition("\n\n")[0]
+    assert "openclawctl" in examples
+    for words in re.findall(r"openclawctl( [^|;&<>\n]*)", examples):
+        parse(context_of(cli.cli), shlex.split(words))
 
 
 def test_help_works_everywhere(capsys):

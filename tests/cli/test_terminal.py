@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import select
@@ -13,7 +14,7 @@ import time
 
 import pytest
 
-from openclawctl import PromptTooLong
+from openclawctl import NotFound, PromptTooLong
 from openclawctl.wire.messages import Cancel, Delta
 
 PROGRAM = [sys.executable, "-m", "openclawctl"]
@@ -176,6 +177,50 @@ def test_escape_sequences_of_a_model_do_not_reach_the_terminal(peer):
     assert "\x1b" not in text
 
 
+ERROR, HINT = "\x1b[31m\x1b[1merror:\x1b[0m", "\x1b[36mhint:\x1b[0m"
+
+
+def what_is_said_on_a_terminal(*args, **env):
+    with Terminal("--socket", "/none", *args, env=env) as terminal:
+        return terminal.read_to_end()
+
+
+def test_errors_are_in_colour_on_a_terminal():
+    text = what_is_said_on_a_terminal("ping", NO_COLOR="")
+    assert text.startswith(f"openclawctl: {ERROR} there is no socket at /none")
+    assert f"\r\n{HINT} start it with" in text
+
+
+@pytest.mark.parametrize("env", [{"NO_COLOR": "1"}, {"TERM": "dumb"}])
+def test_errors_have_no_colour_where_none_is_wanted(env):
+    text = what_is_said_on_a_terminal("ping", **env)
+    assert text.startswith("openclawctl: error: there is no socket at /none")
+    assert "\r\nhint: start it with" in text
+    assert "\x1b" not in text
+
+
+def test_errors_in_json_have_no_colour():
+    text = what_is_said_on_a_terminal("ping", "--json")
+    assert json.loads(text)["error"]["code"] == "unreachable"
+    assert "\x1b" not in text
+
+
+def test_errors_have_no_colour_in_a_pipe():
+    _, said = start("--socket", "/none", "ping", env=os.environ | {"TERM": "xterm"}).communicate()
+    assert said.startswith(b"openclawctl: error: there is no socket at /none")
+    assert b"\x1b" not in said
+
+
+def test_escape_sequences_in_a_problem_do_not_reach_the_terminal(peer):
+    problem = NotFound("no \x1b]0;owned\x07 model", hint="try \x1b[2J\rthis")
+    peer(handler=lambda connection, request: connection.error(request, problem))
+    with Terminal("unload", "m") as terminal:
+        text = terminal.read_to_end()
+    assert text == (
+        f"openclawctl: {ERROR} no \ufffd]0;owned\ufffd model\r\n{HINT} try \ufffd[2Jthis\r\n"
+    )
+
+
 def test_pipes_get_the_text_as_it_is(peer):
     attack = "a\x1b[2Jb\r\n"
     peer(handler=lambda connection, request: connection.complete(request, attack))
@@ -272,7 +317,7 @@ def test_error_in_a_chat_leaves_the_conversation_usable(peer):
 
     peer(handler=handler)
     with Terminal("chat") as terminal:
-        terminal.answer("huge\n", "error: too long: 9 > 8")
+        terminal.answer("huge\n", f"{ERROR} too long: 9 > 8")
         terminal.answer("small\n", "[default] small")
         terminal.read_until("> ")
         terminal.type("\x04")

@@ -27,6 +27,8 @@ CACHE_BITS: Final = {
 }  # fmt: skip
 """Bits of one number in the KV cache, with its block's scale (ggml-common.h, `block_*`)."""
 
+WEIGHTS: Final = "weights"
+
 _CELL_PAD: Final = 256
 """llama.cpp rounds a cache up to it (`llama_context`, `n_ctx`)."""
 
@@ -64,13 +66,15 @@ class Estimate:
     def corrected(self, measured: Measured) -> Estimate:
         """The same with what a worker really had to itself, in place of what was computed of it.
         Once it was used; before, its buffers are there and most of their pages are not."""
-        mapped = tuple(part for part in self.parts if part.is_mapped or part.device != HOST)
-        computed = self.on(HOST) - sum(part.num_bytes for part in mapped if part.is_mapped)
+        on_host = [part for part in self.parts if part.device == HOST and not part.is_mapped]
         own = measured.own_bytes + self.library_bytes
         if not measured.is_used:
-            own = max(own, computed)
-        worker = Part("worker", own, "the most that one was seen to have")
-        return Estimate((*mapped, worker), "measured", self.library_bytes)
+            own = max(own, sum(part.num_bytes for part in on_host))
+        known = [part for part in on_host if part.name == WEIGHTS]
+        rest = max(0, own - sum(part.num_bytes for part in known))
+        worker = Part("worker", rest, "the most that one was seen to have beside its weights")
+        others = (part for part in self.parts if part not in on_host)
+        return Estimate((*others, *known, worker), "measured", self.library_bytes)
 
     def need(self, weights: str, *, num_workers: int = 1) -> Need:
         """What `num_workers` of it take. `weights` tells its files from others'."""
@@ -120,11 +124,9 @@ def _gguf_parts(facts: ModelFacts, load: Load, gpu_layers: int, gpu: str) -> lis
     in_memory = facts.weights_bytes - on_gpu - (0 if is_mapped else packed)
     which = "all tensors of the file" if is_mapped or not packed else "the other tensors"
     parts = [
-        Part("weights", in_memory, which, HOST, is_mapped),
-        Part("weights", on_gpu, f"{gpu_layers} layers on the GPU", gpu),
-        Part(
-            "copy of the weights" if is_mapped else "weights", packed, "in the layout of this CPU"
-        ),
+        Part(WEIGHTS, in_memory, which, HOST, is_mapped),
+        Part(WEIGHTS, on_gpu, f"{gpu_layers} layers on the GPU", gpu),
+        Part("copy of the weights" if is_mapped else WEIGHTS, packed, "in the layout of this CPU"),
     ]
     if not facts.is_encoder:
         parts += _cache_parts(facts, load, share, gpu)

@@ -71,9 +71,24 @@ def backend(folders: dict[str, Path]) -> Iterator[Backend]:
 class TestConformance(BackendConformance, GrammarConformance):
     """torch keeps the contract."""
 
-    # These need a model that has learned something; the sampler has tests of its own.
+    # These need a model that has learned something, as below.
     test_dry_breaks_a_run_that_came_before = None
     test_mirostat_steers_towards_its_surprise = None
+
+
+class TestConformanceOfSmolLM2:
+    """What the tiny model cannot show, with the model that is behind the llama backend, too."""
+
+    @pytest.fixture(scope="class", params=["float32", "bfloat16"])
+    @classmethod
+    def backend(cls, request: pytest.FixtureRequest) -> Iterator[Backend]:
+        options = {"dtype": request.param, "device": "cpu"}
+        loaded = pytorch.load(spec(torch_smollm2_path(), options=options), go_on)
+        yield loaded
+        loaded.close()
+
+    test_dry = BackendConformance.test_dry_breaks_a_run_that_came_before
+    test_mirostat = BackendConformance.test_mirostat_steers_towards_its_surprise
 
 
 @pytest.mark.parametrize("kind", SERVED)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -218,6 +220,41 @@ def test_code_that_comes_with_a_model_is_not_run(folders: dict[str, Path], tmp_p
         pytorch.load(spec(tmp_path), go_on)
     assert "trust_remote_code" in failure.value.hint
     assert not (tmp_path / "ran").exists()
+
+
+OWN_CODE = """
+from transformers import LlamaConfig, LlamaForCausalLM
+
+class OwnConfig(LlamaConfig):
+    model_type = "own"
+
+class OwnForCausalLM(LlamaForCausalLM):
+    config_class = OwnConfig
+"""
+
+
+def test_code_that_comes_with_a_model_is_run_where_that_is_allowed(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights of a Llama with code that computes one: the same answers."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "c"))
+    monkeypatch.setattr("sys.path", [*sys.path])  # where that folder is put
+    folder = tmp_path / "own"
+    shutil.copytree(folders["llama"], folder)
+    classes = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnForCausalLM"}
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "own", "architectures": ["OwnForCausalLM"], "auto_map": classes}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "own.py").write_text(OWN_CODE)
+    with pytest.raises(CannotLoad, match="Python code"):
+        pytorch.load(spec(folder), go_on)
+    answers = []
+    for path, options in ((folders["llama"], EXACT), (folder, EXACT | {"trust_remote_code": True})):
+        with contextlib.closing(pytorch.load(spec(path, options=options), go_on)) as loaded:
+            answers.append(generate(loaded, prompt_tokens(loaded, PROMPTS[0])))
+            architecture = loaded.info.architecture
+    assert architecture == "own"
+    assert answers[0] == answers[1]
 
 
 @pytest.mark.parametrize("num_bytes", [5, 2_000, -5_000])

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -71,9 +73,24 @@ def backend(folders: dict[str, Path]) -> Iterator[Backend]:
 class TestConformance(BackendConformance, GrammarConformance):
     """torch keeps the contract."""
 
-    # These need a model that has learned something; the sampler has tests of its own.
+    # These need a model that has learned something, as below.
     test_dry_breaks_a_run_that_came_before = None
     test_mirostat_steers_towards_its_surprise = None
+
+
+class TestConformanceOfSmolLM2:
+    """What the tiny model cannot show, with the model that is behind the llama backend, too."""
+
+    @pytest.fixture(scope="class", params=["float32", "bfloat16"])
+    @classmethod
+    def backend(cls, request: pytest.FixtureRequest) -> Iterator[Backend]:
+        options = {"dtype": request.param, "device": "cpu"}
+        loaded = pytorch.load(spec(torch_smollm2_path(), options=options), go_on)
+        yield loaded
+        loaded.close()
+
+    test_dry = BackendConformance.test_dry_breaks_a_run_that_came_before
+    test_mirostat = BackendConformance.test_mirostat_steers_towards_its_surprise
 
 
 @pytest.mark.parametrize("kind", SERVED)
@@ -203,6 +220,41 @@ def test_code_that_comes_with_a_model_is_not_run(folders: dict[str, Path], tmp_p
         pytorch.load(spec(tmp_path), go_on)
     assert "trust_remote_code" in failure.value.hint
     assert not (tmp_path / "ran").exists()
+
+
+OWN_CODE = """
+from transformers import LlamaConfig, LlamaForCausalLM
+
+class OwnConfig(LlamaConfig):
+    model_type = "own"
+
+class OwnForCausalLM(LlamaForCausalLM):
+    config_class = OwnConfig
+"""
+
+
+def test_code_that_comes_with_a_model_is_run_where_that_is_allowed(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights of a Llama with code that computes one: the same answers."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "c"))
+    monkeypatch.setattr("sys.path", [*sys.path])  # where that folder is put
+    folder = tmp_path / "own"
+    shutil.copytree(folders["llama"], folder)
+    classes = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnForCausalLM"}
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "own", "architectures": ["OwnForCausalLM"], "auto_map": classes}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "own.py").write_text(OWN_CODE)
+    with pytest.raises(CannotLoad, match="Python code"):
+        pytorch.load(spec(folder), go_on)
+    answers = []
+    for path, options in ((folders["llama"], EXACT), (folder, EXACT | {"trust_remote_code": True})):
+        with contextlib.closing(pytorch.load(spec(path, options=options), go_on)) as loaded:
+            answers.append(generate(loaded, prompt_tokens(loaded, PROMPTS[0])))
+            architecture = loaded.info.architecture
+    assert architecture == "own"
+    assert answers[0] == answers[1]
 
 
 @pytest.mark.parametrize("num_bytes", [5, 2_000, -5_000])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -9,10 +10,13 @@ import threading
 
 import pytest
 from cli.conftest import PROGRAM
+from client import peer as peer_module
 
+from openclawctl import calls
 from openclawctl.cli import names
 from openclawctl.cli.completion import SHELLS, script
 from openclawctl.wire.errors import Denied
+from openclawctl.wire.messages import Welcome
 
 TIMEOUT_S = 30
 MODELS = [
@@ -100,14 +104,26 @@ def test_a_daemon_that_refuses_or_is_gone_is_not_spoken_of(peer, complete, monke
     assert complete("load", "") == []
 
 
-def test_a_daemon_that_says_nothing_is_not_waited_for(peer, complete):
-    """It would be, for a minute, by any other command."""
-    is_over = threading.Event()
-    peer(lambda connection: is_over.wait(TIMEOUT_S))
-    try:
-        assert complete("load", "sm") == []
-    finally:
-        is_over.set()
+@pytest.mark.parametrize("greets", [False, True])
+def test_a_daemon_that_says_nothing_is_not_waited_for(peer, complete, greets):
+    """Any other command waits for a minute for a greeting and half of one for an answer: whoever
+    hangs up before the peer loses patience does so because of the limit, which may be over before
+    there is a connection."""
+    assert names.LIMIT_S <= 0.2
+    assert min(calls.GREETING_TIMEOUT_S, calls.QUICK_TIMEOUT_S) > peer_module.TIMEOUT_S
+    has_hung_up = threading.Event()
+
+    def say_nothing(connection):
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            if greets and connection.next() is not None:
+                connection.send(Welcome(1, "openclawd 9.9", "user:test"))
+            while connection.sock.recv(65536):
+                pass
+        has_hung_up.set()
+
+    running = peer(say_nothing)
+    assert complete("load", "sm") == []
+    assert running.num_connections == 0 or has_hung_up.wait(TIMEOUT_S)
 
 
 def test_instances_have_sockets(monkeypatch, tmp_path):

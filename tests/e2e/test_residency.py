@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 BUDGET = "120MiB"
 """One of the tiny models takes 48 MiB, most of it the process."""
+
+TIMEOUT_S = 60
 
 SMALL = {"parallel": 2, "context": 256, "keep_alive": "forever"}
 
@@ -132,14 +135,33 @@ def test_a_request_may_say_how_long_the_model_stays(client: Client) -> None:
         client.watch(lambda rows: None, num_updates=2)
 
 
-def test_watching_tells_of_changes(client: Client) -> None:
+def test_watching_tells_of_changes(client: Client, crowded: Daemon) -> None:
+    """First what is the case, then what changes."""
     states: list[str] = []
+    has_begun = threading.Event()
 
     def on_models(rows: list[dict[str, Any]]) -> None:
-        states.append(next(row["state"] for row in rows if row["name"] == "b"))
+        state = next(row["state"] for row in rows if row["name"] == "b")
+        if state not in states[-1:]:
+            states.append(state)
+        has_begun.set()
+        if state == "ready":
+            raise _SeenEnoughError
 
-    client.watch(on_models, num_updates=1)
-    assert states == ["unloaded"]
+    def watch() -> None:
+        with Client(crowded.socket) as other, pytest.raises(_SeenEnoughError):
+            other.watch(on_models)
+
+    with ThreadPoolExecutor(1) as pool:
+        watching = pool.submit(watch)
+        assert has_begun.wait(TIMEOUT_S)
+        client.load("b")
+        watching.result(TIMEOUT_S)
+    assert states == ["unloaded", "loading", "ready"]
+
+
+class _SeenEnoughError(Exception):
+    """Ends a watch."""
 
 
 def test_the_sum_is_measured_once_it_was_loaded(client: Client) -> None:

@@ -59,6 +59,28 @@ print("\\n".join(failures))
 print(f"{len(failures)} of 300 failed")
 """
 
+PROBER: Final = """
+import contextlib, os, socket, sys
+
+path, over = sys.argv[1:]
+num_connections = 0
+while not os.path.exists(over):
+    with socket.socket(socket.AF_UNIX) as sock:
+        try:
+            sock.connect(path)
+        except OSError as error:
+            sys.exit(f"not connected after {num_connections} times: {type(error).__name__}")
+        num_connections += 1
+        sock.settimeout(0.05)
+        with contextlib.suppress(OSError):
+            sock.shutdown(socket.SHUT_WR)
+            sock.recv(1)
+print("never refused" if num_connections else "never tried")
+"""
+"""Connects to a socket, with no second try, until a file comes into being: `Client` tries again, so
+that `LOAD` does not see whether it was refused. Each waits for its end a moment, so as not to fill
+up the queue of connections that nobody takes meanwhile."""
+
 
 SECOND: Final = """\
 model_paths: [/var/lib/openclawd/models]
@@ -346,12 +368,19 @@ def test_who_asks_a_stopped_service_starts_it(machine: Machine) -> None:
 
 def test_restarts_under_load_refuse_and_lose_nothing(machine: Machine) -> None:
     machine.write("/home/alice/load.py", LOAD)
+    machine.write("/home/alice/prober.py", PROBER)
     machine.run("systemctl reset-failed")
+    prober = machine.start(
+        "python3 /home/alice/prober.py /run/openclawd/openclawd.sock /home/alice/over",
+        user="alice",
+    )
     load = machine.start("python3 /home/alice/load.py", user="alice")
     for number in (20, 70, 120, 170, 220):
         machine.wait(f"test $(cat /home/alice/started) -ge {number}")
         machine.run("systemctl restart openclawd")
     output, _ = load.communicate(timeout=400)
+    machine.run("touch /home/alice/over")
+    assert prober.communicate(timeout=60)[0].strip() == "never refused"
     assert output.strip() == "0 of 300 failed"
 
 

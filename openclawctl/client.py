@@ -166,7 +166,7 @@ class Client:
     `timeout_s`: the longest time without any news of a request, after which it is cancelled and
     `DeadlineExceeded` is raised. By default there is none (a model may take minutes to load), but
     30 s for what no model takes part in, such as `status`; a daemon that does not even greet
-    within 10 s is always given up. `api_key_file` holds a key that stands in for the caller's
+    within a minute is always given up. `api_key_file` holds a key that stands in for the caller's
     identity; `app` is a name that usage can be grouped by. `retries`: how often a request is sent
     again when it failed, before its first delta, for a reason that may pass; 0 turns that off.
 

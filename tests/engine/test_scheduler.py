@@ -1257,7 +1257,8 @@ def test_guesses_are_checked_in_one_step_and_wrong_ones_are_dropped() -> None:
     batch = step(scheduler)[0]
     assert batch.cache_ops == [DropCells(0, 5, 6)]
     assert batch.chunks[0].position == 5
-    assert (sequence.guessing.num_proposed, sequence.guessing.num_accepted) == (4, 1)
+    # One right guess of two is no gain: the next step has none.
+    assert (sequence.guessing.num_proposed, sequence.guessing.num_accepted) == (2, 1)
 
 
 def test_what_was_guessed_beyond_an_end_is_not_delivered() -> None:

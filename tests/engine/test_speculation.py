@@ -60,6 +60,15 @@ def test_right_guesses_make_for_more() -> None:
     assert guessing.next_length() == FIRST_LENGTH
 
 
+def test_one_right_guess_of_two_is_as_good_as_none() -> None:
+    guessing = Guessing()
+    guessing.note(2, 1)
+    assert [guessing.next_length() > 0 for _ in range(FIRST_REST + 1)] == [False] * 8 + [True]
+    guessing.note(2, 2)
+    guessing.note(4, 1)
+    assert guessing.next_length() == FIRST_LENGTH  # of more, some are
+
+
 def test_wrong_guesses_become_rare() -> None:
     guessing, num_guessed = Guessing(), 0
     for _ in range(1000):

@@ -19,7 +19,14 @@ ROOT: Final = BENCH.parent
 
 sys.path.append(str(ROOT / "tests"))  # the one place that knows how to start a daemon and wait
 
-from harness import Daemon, minilm_path, running_daemon, short_folder, smollm2_path  # noqa: E402
+from harness import (  # noqa: E402
+    Daemon,
+    hooked,
+    minilm_path,
+    running_daemon,
+    short_folder,
+    smollm2_path,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -74,15 +81,9 @@ def serving(
         place = folder or stack.enter_context(short_folder())
         config = place / "openclawd.json"
         config.write_text(json.dumps({"models": {MODEL: model}, **(sections or {})}))
-        environ = _hooked(worker_hook) if worker_hook else {}
+        environ = hooked(worker_hook) if worker_hook else {}
         daemon = running_daemon("--config", str(config), folder=place, environ=environ)
         yield stack.enter_context(daemon).wait_ready()
-
-
-def _hooked(worker_hook: str) -> dict[str, str]:
-    """The environment in which workers find their hook, what it imports, and ours as it is."""
-    paths = [str(BENCH / "worker_hooks"), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
-    return {"OPENCLAWD_BENCH": worker_hook, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
 def stop_on_sigterm() -> None:

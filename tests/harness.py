@@ -169,6 +169,15 @@ def running_daemon(
         yield daemon
 
 
+def hooked(hook: str) -> dict[str, str]:
+    """The environment in which workers find what `bench/worker_hooks` is to change in them, what
+    that imports, and ours as it is."""
+    root = Path(__file__).parents[1]
+    paths = [root / "bench" / "worker_hooks", root / "tests", os.environ.get("PYTHONPATH", "")]
+    path = os.pathsep.join(str(each) for each in paths if each)
+    return {"OPENCLAWD_BENCH": hook, "PYTHONPATH": path}
+
+
 def smollm2_argument(name: str = "smollm2") -> list[str]:
     """`--models` for the test model."""
     return ["--models", f"{name}={smollm2_path()}"]

@@ -403,7 +403,7 @@ class Fleet:
         if most_workers > 1 or may_use_gpu:
             return False
         files = self._files(config)
-        if any(file in self._users and self._users[file] != {name} for file in files):
+        if any(self._users.get(file, {name}) != {name} for file in files):
             return False
         most = self._config.resource_limits.memory_bytes or total_memory()
         return 2 * sum(map(_size, files)) <= most

@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from jinja2 import nodes, pass_eval_context
 from jinja2.compiler import CodeGenerator
-from jinja2.filters import do_format, do_indent, do_join, do_replace
+from jinja2.filters import do_format, do_indent, do_join, do_replace, make_attrgetter
 from jinja2.meta import TrackingCodeGenerator
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from jinja2.compiler import Frame
     from jinja2.nodes import EvalContext
@@ -152,10 +152,18 @@ def _replace(text: str, old: str, new: str, count: int = -1) -> str:
     return text.replace(old, new, count)
 
 
-def _join(separator: str, parts: Any) -> str:
-    parts = list(parts)
-    _check(sum(map(_length, parts)) + len(parts) * len(separator), MAX_ITEMS)
-    return separator.join(parts)
+def _join(separator: str, parts: Iterable[Any]) -> str:
+    return separator.join(_bounded(separator, parts))
+
+
+def _bounded(separator: str, parts: Iterable[Any]) -> list[Any]:
+    """The parts, if they are not too much when they are joined."""
+    found, size = [], 0
+    for part in parts:
+        size += _length(part) + len(separator)
+        _check(size, MAX_ITEMS)
+        found.append(part)
+    return found
 
 
 @pass_eval_context
@@ -172,9 +180,9 @@ def _replace_filter(
 def _join_filter(
     context: EvalContext, value: Any, d: str = "", attribute: str | int | None = None
 ) -> str:
-    parts = list(value)
-    _check(sum(map(_length, parts)) + len(parts) * len(str(d)), MAX_ITEMS)
-    made: str = do_join(context, parts, d, attribute)
+    if attribute is not None:
+        value = map(make_attrgetter(context.environment, attribute), value)
+    made: str = do_join(context, _bounded(str(d), map(str, value)), d)
     return made
 
 

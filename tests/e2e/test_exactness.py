@@ -9,30 +9,28 @@ below everything that counts (`bench/worker_hooks`), and from the deltas that th
 from __future__ import annotations
 
 import json
-import os
 import random
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import llama_cpp
 import pytest
-from harness import RawClient, running_daemon, short_folder, smollm2_path, wait_until
+from harness import RawClient, hooked, running_daemon, short_folder, smollm2_path, wait_until
 
 from openclawctl import Client, DeadlineExceeded
 from openclawctl.wire.messages import Delta
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
 
     from harness import Daemon
 
     from openclawctl.wire.results import Usage
 
-ROOT = Path(__file__).resolve().parents[2]
 MOST_PROMPT = 60
 CONFIG = f"""
 models: {{m: {{path: {smollm2_path()}, preload: true, parallel: 8}}}}
@@ -129,8 +127,7 @@ def steps() -> Iterator[Path]:
 def logged(folder: Path, steps: Path) -> Iterator[Daemon]:
     """A daemon whose worker logs its steps."""
     (folder / "c.yaml").write_text(CONFIG)
-    paths = [str(ROOT / "bench" / "worker_hooks"), str(ROOT / "tests"), str(ROOT)]
-    environ = {"OPENCLAWD_BENCH": f"steps:{steps}", "PYTHONPATH": os.pathsep.join(paths)}
+    environ = hooked(f"steps:{steps}")
     arguments = ("--config", str(folder / "c.yaml"))
     with running_daemon(*arguments, folder=folder, environ=environ) as daemon:
         yield daemon.wait_ready()

@@ -5,19 +5,17 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import random
 import signal
 import sqlite3
 import threading
 from collections import Counter
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from harness import RawClient, running_daemon, smollm2_argument, wait_until
+from harness import RawClient, hooked, running_daemon, smollm2_argument, wait_until
 from models.tiny import EXACT
 from near_ties import SMOLLM2_NEAR_TIE, NearTies
 
@@ -26,13 +24,12 @@ from openclawctl.wire.messages import Cancel, Delta, Done, Error, Event
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from harness import Daemon
     from models.library import ModelLibrary
 
     from openclawctl.results import Completion
-
-ROOT = Path(__file__).parents[2]
 
 NEVER_END = {0: -1000.0, 2: -1000.0}
 """SmolLM2's tokens that end a text."""
@@ -170,8 +167,7 @@ def test_ten_kills_under_eight_streams_lose_nothing(
     folder: Path, model_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     checks = folder / "checks"
-    paths = [str(ROOT / "bench" / "worker_hooks"), str(ROOT / "tests"), str(ROOT)]
-    environ = {"OPENCLAWD_BENCH": f"check:{checks}", "PYTHONPATH": os.pathsep.join(paths)}
+    environ = hooked(f"check:{checks}")
     with running_daemon(*smollm2_argument(), folder=folder, environ=environ) as daemon:
         lose_nothing(daemon.wait_ready(), model_path, record_property)
     found = checks.read_text().splitlines()

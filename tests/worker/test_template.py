@@ -182,6 +182,8 @@ def test_a_template_that_fails_is_unsupported(text: str) -> None:
         "{{ ('x' * 10**6) | replace('', 'y' * 10**6) }}",
         "{{ ('x' * 10**6).join(range(10**5) | map('string')) }}",
         "{{ range(10**5) | join('x' * 10**6) }}",
+        "{{ ([{'a': 'x' * 10**6}] * 10**5) | join(attribute='a') }}",
+        "{{ ([['x' * 10**6]] * 10**5) | join }}",
         "{{ ('x\n' * 10**6) | indent(10**9) }}",
         "{{ ['x'] | map('indent', 10**9, true) | list }}",
         "{{ messages | tojson(indent=10**9) }}",
